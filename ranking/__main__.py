@@ -1,0 +1,82 @@
+"""python -m ranking: score the real images, select those that start the synthesis."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from ranking import score, select
+from utils import cli
+from utils.files import claim, sha256, write_json
+from utils.images import ImageFolder
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser("ranking", "Score every image by the teacher's probability of its class; select --ipc a class.")
+    parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
+    parser.add_argument("--ranking-file", metavar="FILE.csv", help="scores: reused if the file is there, else written")
+    parser.add_argument("--output-dir", metavar="DIR", help="ImageFolder of the selection (none if left out)")
+    parser.add_argument("--criterion", choices=select.CRITERIA, default="medium")
+    parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
+    cli.add_teacher(parser)
+    cli.add_common(parser)
+    parser.set_defaults(batch_size=256)
+    args = parser.parse_args()
+    if not args.ranking_file and not args.output_dir:
+        parser.error("nothing to do: give --ranking-file, --output-dir or both")
+    return args
+
+
+def main() -> None:
+    args = parse()
+    started = time.monotonic()
+    folder = ImageFolder(args.train_dir, "--train-dir")
+    # Random selection looks at no scores, so it needs neither a teacher nor a ranking file.
+    table = unscored(folder) if args.criterion == "random" else ranked(args, folder)
+    if not args.output_dir:
+        return
+    chosen = select.select_all(table, folder.classes, args.ipc, args.criterion, args.seed)
+    settings = {"criterion": args.criterion, "ipc": args.ipc, "images": chosen}
+    if args.criterion == "random":
+        settings["seed"] = args.seed
+    record = claim(args.output_dir, "manifest.json", settings, args.overwrite)
+    if record and record["finished"]:
+        print(f"ranking: {args.output_dir} holds this selection already")
+        return
+    select.copy(chosen, Path(args.train_dir), Path(args.output_dir))
+    seconds = round(time.monotonic() - started, 1)
+    ranking_sha256 = sha256(args.ranking_file) if args.ranking_file and Path(args.ranking_file).exists() else None
+    write_json(Path(args.output_dir) / "manifest.json", {
+        "settings": settings, "train_dir": args.train_dir, "ranking_sha256": ranking_sha256, "seconds": seconds,
+        "finished": True})
+    print(f"ranking: {args.ipc} {args.criterion} images of each of {len(folder.classes)} classes in "
+          f"{args.output_dir}; {seconds:.0f} s")
+
+
+def ranked(args: argparse.Namespace, folder: ImageFolder) -> pd.DataFrame:
+    """The scores: read from --ranking-file if it is there, else computed and written to it."""
+    if args.ranking_file and Path(args.ranking_file).exists():
+        table = score.read(args.ranking_file, folder)
+        print(f"ranking: {len(table):,} scores from {args.ranking_file}")
+        return table
+    runtime = cli.runtime(args)
+    teacher = cli.teacher(args, args.train_dir, "--train-dir")
+    folder = cli.folder_for(teacher, args.train_dir, "--train-dir")
+    folder.load(args.workers)
+    print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.input_size} px), {runtime}")
+    table = score.score(teacher, folder, runtime, args.batch_size, args.workers)
+    if args.ranking_file:
+        score.write(table, args.ranking_file)
+        print(f"ranking: mean score {table['score'].mean():.3f}; scores: {args.ranking_file}")
+    return table
+
+
+def unscored(folder: ImageFolder) -> pd.DataFrame:
+    return pd.DataFrame({"img_path": folder.paths, "class": [folder.classes[i] for i in folder.labels], "score": 0.0})
+
+
+if __name__ == "__main__":
+    cli.run(main)

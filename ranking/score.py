@@ -1,0 +1,74 @@
+"""Scores: how sure the teacher is of each real image."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from utils.checkpoints import Teacher
+from utils.files import UserError, replacing
+from utils.images import ImageFolder, progress
+from utils.loader import TestImages
+from utils.runtime import Runtime
+
+COLUMNS = ["img_path", "class", "score"]
+
+
+@torch.inference_mode()
+def score(teacher: Teacher, folder: ImageFolder, runtime: Runtime, batch_size: int, workers: int | None) -> pd.DataFrame:
+    """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
+
+    Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path.
+    """
+    model = runtime.place(teacher.model)
+    batches = TestImages(folder, teacher.input_size, batch_size, workers)
+    scores = []
+    with progress(total=len(folder), desc="ranking", unit="img") as bar:
+        for images, labels in batches:
+            with runtime.autocast():
+                logits = model(runtime.normalised(images, teacher.mean, teacher.std))
+            probabilities = logits.float().softmax(1)
+            scores.append(probabilities.gather(1, labels.to(runtime.device)[:, None])[:, 0].cpu())
+            bar.update(len(images))
+    table = pd.DataFrame({"img_path": folder.paths, "class": [folder.classes[label] for label in folder.labels],
+                          "score": torch.cat(scores).double().numpy()})
+    return table.sort_values(["class", "score", "img_path"], ascending=[True, False, True], ignore_index=True)
+
+
+def write(table: pd.DataFrame, path: str | Path) -> None:
+    with replacing(path) as temporary:
+        # Nine digits give a float32 back exactly.
+        table.to_csv(temporary, index=False, float_format="%.9g", quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
+
+
+def read(path: str | Path, folder: ImageFolder) -> pd.DataFrame:
+    """A ranking file of the images in `folder`.
+
+    Raises UserError if it is no CSV, lacks a column, has a score that is no number, or names an image or a class
+    that the folder does not hold.
+    """
+    try:
+        table = pd.read_csv(path, dtype={"img_path": str, "class": str}, keep_default_na=False, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(f"--ranking-file {path}: not a readable CSV ({str(error).splitlines()[0]})") from None
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        raise UserError(f"--ranking-file {path}: lacks the column {', '.join(missing)} (it has "
+                        f"{', '.join(map(str, table.columns))}); needed: {', '.join(COLUMNS)}")
+    numbers = pd.to_numeric(table["score"], errors="coerce")
+    if numbers.isna().any():
+        row = int(numbers.isna().to_numpy().argmax())
+        raise UserError(f"--ranking-file {path}: line {row + 2}: score '{table['score'][row]}' is not a number")
+    owner = {image: folder.classes[label] for image, label in zip(folder.paths, folder.labels)}
+    for line, (image, name) in enumerate(zip(table["img_path"], table["class"]), start=2):
+        if image not in owner:
+            raise UserError(f"--ranking-file {path}: line {line} names {image}, which is not in {folder.role} "
+                            f"{folder.root}; give the folder it was made from, or remove the file to score anew")
+        if owner[image] != name:
+            raise UserError(f"--ranking-file {path}: line {line} gives {image} the class '{name}', but it lies in "
+                            f"the folder of '{owner[image]}'")
+    if table["img_path"].duplicated().any():
+        raise UserError(f"--ranking-file {path}: names {table['img_path'][table['img_path'].duplicated()].iloc[0]} twice")
+    return table.assign(score=numbers)[COLUMNS]

@@ -1,0 +1,1 @@
+"""Optimise images against the frozen teacher, early ones long, late ones short."""

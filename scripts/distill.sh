@@ -1,0 +1,244 @@
+#!/usr/bin/env bash
+# Distils an ImageFolder: trains a teacher, ranks and selects images, optimises them, trains students on the result.
+#
+#   TRAIN_DIR=my/train VAL_DIR=my/val IPC=10 bash scripts/distill.sh
+#
+# Each variable below can be set in the environment, and relative paths count from the repository's root. An empty
+# one leaves the stage its own default (python -m recover --help). What is finished is skipped, so the same command
+# goes on where it was stopped. The scripts named for a data set only set these variables and source this file.
+set -euo pipefail
+set -f    # STAGES, STUDENT, LABELS, BASELINES and the *_ARGS are split into words, and nothing more
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$ROOT"
+
+# Not read from the environment: some systems (WSL) set NAME to the machine's name. RUN_DIR is there to choose.
+NAME=$(basename "$0" .sh)
+
+# What is distilled, and where the run's files go
+STAGES=${STAGES:-squeeze ranking recover validate}    # any of them, in this order
+RUN_DIR=${RUN_DIR:-runs/$NAME}             # everything that the run writes, unless a path below says otherwise
+DATASET=${DATASET:-}                       # a known data set's name for its defaults; empty: read from the folder
+TRAIN_DIR=${TRAIN_DIR:-}                   # real training images, one folder per class
+VAL_DIR=${VAL_DIR:-}                       # real test images, one folder per class
+
+# squeeze: the teacher
+ARCH=${ARCH:-resnet18}                     # the teacher's architecture
+RANKER_PATH=${RANKER_PATH:-}               # a teacher's checkpoint to use; empty: train one (imagenet1k: torchvision's)
+SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-}
+
+# ranking: which real images start the synthesis
+IPC=${IPC:-10}                             # images per class
+CRITERION=${CRITERION:-medium}             # medium, top, min or random
+RANKING_FILE=${RANKING_FILE:-$RUN_DIR/ranking.csv}    # the scores
+OUTPUT_DIR=${OUTPUT_DIR:-$RUN_DIR/init}    # the selected images
+
+# recover: the synthesis
+INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}        # the images it starts from
+SYN_PATH=${SYN_PATH:-$RUN_DIR/syn}         # the synthetic images
+ITR=${ITR:-4000}                           # iterations of the images that start first
+ROUND_ITR=${ROUND_ITR:-500}                # iterations of a round; ROUND_ITR=$ITR: one round, all images start at once
+LR=${LR:-}                                 # learning rate of the pixels
+R_BN=${R_BN:-}                             # weight of the BatchNorm statistics
+FIRST_BN_MULTIPLIER=${FIRST_BN_MULTIPLIER:-}    # extra weight of the first BatchNorm layer
+JITTER=${JITTER:-}                         # random roll, in pixels
+CURRICULUM=${CURRICULUM:-}                 # how the crop's lower bound falls: cosine, linear or step
+MILESTONE=${MILESTONE:-}                   # the share of ITR over which it falls
+MIN_CROP=${MIN_CROP:-}                     # where it ends
+INIT=${INIT:-}                             # images or noise
+BATCH_BY=${BATCH_BY:-}                     # class or index
+IMAGE_FORMAT=${IMAGE_FORMAT:-}
+RECOVER_BATCH=${RECOVER_BATCH:-}           # images of a batch
+NPROC=${NPROC:-1}                          # processes (GPUs) that share the synthesis
+
+# validate: students trained on the synthetic images
+STUDENT=${STUDENT:-$ARCH}                  # one architecture or several
+LABELS=${LABELS:-soft}                     # soft, hard or both words: what the students learn from
+VAL_EPOCHS=${VAL_EPOCHS:-}
+SEEDS=${SEEDS:-3}                          # students of each kind, from SEED on
+METHOD=${METHOD:-delt}                     # the result's name in the table
+BASELINES=${BASELINES-random}              # beside it: random (random real images), selection (the images it started from)
+
+# every stage
+SEED=${SEED:-0}
+DEVICE=${DEVICE:-auto}
+PRECISION=${PRECISION:-auto}               # auto, fp32, bf16 or fp16
+COMPILE=${COMPILE:-auto}                   # auto, on or off
+WORKERS=${WORKERS:-}                       # processes that load images
+
+# further arguments of a stage, as they stand
+SQUEEZE_ARGS=${SQUEEZE_ARGS:-}
+RANKING_ARGS=${RANKING_ARGS:-}
+RECOVER_ARGS=${RECOVER_ARGS:-}
+VALIDATE_ARGS=${VALIDATE_ARGS:-}
+
+# begin, option and run make a stage's command line, piece by piece, and start it.
+begin() {
+    line=("$PYTHON_BIN")
+    if [ "$1" = recover ] && [ "$NPROC" -gt 1 ]; then    # what the command torchrun is, found without a PATH
+        line+=(-m torch.distributed.run --standalone --nproc-per-node "$NPROC")
+    fi
+    line+=(-m "$1")
+    option --dataset "$DATASET"
+    option --seed "$SEED"
+    option --device "$DEVICE"
+    option --precision "$PRECISION"
+    option --compile "$COMPILE"
+    option --workers "$WORKERS"
+}
+
+option() {
+    if [ -n "$2" ]; then line+=("$1" "$2"); fi
+}
+
+run() {
+    echo
+    printf '$'
+    printf ' %q' "${line[@]}"
+    echo
+    "${line[@]}"
+}
+
+stage_squeeze() {
+    begin squeeze
+    option --train-dir "$TRAIN_DIR"
+    option --val-dir "$VAL_DIR"
+    option --arch "$ARCH"
+    option --output "$teacher"
+    option --epochs "$SQUEEZE_EPOCHS"
+    line+=($SQUEEZE_ARGS)
+    run
+}
+
+select_images() {    # CRITERION OUTPUT_DIR
+    begin ranking
+    option --train-dir "$TRAIN_DIR"
+    option --teacher-arch "$ARCH"
+    option --teacher-path "$teacher"
+    option --ranking-file "$RANKING_FILE"
+    option --criterion "$1"
+    option --output-dir "$2"
+    option --ipc "$IPC"
+    line+=($RANKING_ARGS)
+    run
+}
+
+stage_ranking() {
+    select_images "$CRITERION" "$OUTPUT_DIR"
+}
+
+stage_recover() {
+    begin recover
+    option --init-dir "$INIT_PATH"
+    option --syn-dir "$SYN_PATH"
+    option --teacher-arch "$ARCH"
+    option --teacher-path "$teacher"
+    option --ipc "$IPC"
+    option --iterations "$ITR"
+    option --round-iterations "$ROUND_ITR"
+    option --lr "$LR"
+    option --r-bn "$R_BN"
+    option --first-bn-multiplier "$FIRST_BN_MULTIPLIER"
+    option --jitter "$JITTER"
+    option --curriculum "$CURRICULUM"
+    option --milestone "$MILESTONE"
+    option --min-crop "$MIN_CROP"
+    option --init "$INIT"
+    option --batch-by "$BATCH_BY"
+    option --image-format "$IMAGE_FORMAT"
+    option --batch-size "$RECOVER_BATCH"
+    option --contact-sheet "$RUN_DIR/contact_sheet.png"
+    line+=($RECOVER_ARGS)
+    run
+}
+
+train_students() {    # METHOD IMAGES
+    local labels
+    for labels in $LABELS; do
+        begin validate
+        option --syn-dir "$2"
+        option --val-dir "$VAL_DIR"
+        option --teacher-arch "$ARCH"
+        option --teacher-path "$teacher"
+        line+=(--student-arch $STUDENT)
+        option --labels "$labels"
+        option --method "$1"
+        option --output-dir "$RUN_DIR"
+        option --epochs "$VAL_EPOCHS"
+        option --seeds "$SEEDS"
+            line+=($VALIDATE_ARGS)
+        run
+    done
+}
+
+baseline_random() {
+    select_images random "$RUN_DIR/random"
+    train_students random "$RUN_DIR/random"
+}
+
+baseline_selection() {
+    train_students "$CRITERION" "$OUTPUT_DIR"
+}
+
+stage_validate() {
+    local baseline
+    train_students "$METHOD" "$SYN_PATH"
+    for baseline in $BASELINES; do
+        "baseline_$baseline"
+    done
+    line=("$PYTHON_BIN" -m validate.summary "$RUN_DIR")
+    run
+}
+
+# What can be known to be wrong is said now, not in the middle of hours of work.
+only() {    # VARIABLE WORD...: the words of the variable are among these
+    local word variable=$1
+    shift
+    for word in ${!variable}; do
+        case " $* " in *" $word "*) ;; *) fail "$variable: '$word' is none of: $*" ;; esac
+    done
+}
+
+folder() {    # VARIABLE WHAT
+    local hint="set $1 to $2"
+    [ -z "$DATASET" ] || hint="run 'bash scripts/prepare_data.sh $DATASET', or $hint"
+    [ -n "${!1}" ] || fail "$1 is empty: $hint"
+    [ -d "${!1}" ] || fail "$1: no folder ${!1} (relative paths count from the repository's root): $hint"
+}
+
+wants() {
+    case " $STAGES " in *" $1 "*) return 0 ;; *) return 1 ;; esac
+}
+
+only STAGES squeeze ranking recover validate
+only LABELS soft hard
+only BASELINES random selection
+need_packages
+
+if [ -n "$RANKER_PATH" ]; then
+    [ -f "$RANKER_PATH" ] || fail "RANKER_PATH: no file $RANKER_PATH: set it to a teacher's checkpoint (the stage squeeze trains one)"
+    teacher=$RANKER_PATH
+    ready="RANKER_PATH gives the teacher"
+elif [ "$DATASET" = imagenet1k ]; then
+    teacher=
+    ready="torchvision's weights of $ARCH are the teacher"
+else
+    teacher=$RUN_DIR/teacher.pth
+    ready=
+    wants squeeze || [ -f "$teacher" ] ||
+        fail "no teacher at $teacher: set RANKER_PATH to a checkpoint, or put squeeze into STAGES"
+fi
+if [ -n "$ready" ] && wants squeeze; then
+    echo "squeeze is skipped: $ready"
+    STAGES=" $STAGES "
+    STAGES=${STAGES// squeeze / }
+fi
+
+if wants squeeze || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
+if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi
+if wants validate; then
+    case " $BASELINES " in *" random "*) folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing" ;; esac
+fi
+
+for stage in $STAGES; do
+    "stage_$stage"
+done

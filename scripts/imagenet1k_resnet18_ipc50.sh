@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# ImageNet-1K, ResNet-18, 50 images per class.
+# Each variable can be set in the environment; scripts/distill.sh lists them all.
+DATASET=${DATASET:-imagenet1k}
+TRAIN_DIR=${TRAIN_DIR:-data/imagenet1k/train}
+VAL_DIR=${VAL_DIR:-data/imagenet1k/val}
+ARCH=${ARCH:-resnet18}
+IPC=${IPC:-50}
+ITR=${ITR:-4000}
+ROUND_ITR=${ROUND_ITR:-500}
+source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# ImageNette, ResNet-18, 50 images per class.
+# Each variable can be set in the environment; scripts/distill.sh lists them all.
+DATASET=${DATASET:-imagenette}
+TRAIN_DIR=${TRAIN_DIR:-data/imagenette/train}
+VAL_DIR=${VAL_DIR:-data/imagenette/val}
+ARCH=${ARCH:-resnet18}
+IPC=${IPC:-50}
+ITR=${ITR:-4000}
+ROUND_ITR=${ROUND_ITR:-500}
+source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

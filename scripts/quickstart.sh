@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The whole method in one command, on a plain CPU and with no download of data: the environment, then a cut of
+# Fashion-MNIST that lies in this repository, or an ImageFolder of your own:
+#
+#   bash scripts/quickstart.sh
+#   TRAIN_DIR=my/train VAL_DIR=my/val bash scripts/quickstart.sh
+#
+# Each variable can be set in the environment; scripts/distill.sh lists them all.
+set -euo pipefail
+own_python=${PYTHON_BIN:-}
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$ROOT"
+
+if [ -n "${TRAIN_DIR:-}" ] && [ -z "${VAL_DIR:-}" ]; then fail "TRAIN_DIR is set and VAL_DIR is not: set both, or none"; fi
+if [ -n "${VAL_DIR:-}" ] && [ -z "${TRAIN_DIR:-}" ]; then fail "VAL_DIR is set and TRAIN_DIR is not: set both, or none"; fi
+
+RUN_DIR=${RUN_DIR:-runs/quickstart}
+ARCH=${ARCH:-conv3}
+IPC=${IPC:-10}
+ITR=${ITR:-400}
+ROUND_ITR=${ROUND_ITR:-50}
+SEEDS=${SEEDS:-1}
+LABELS=${LABELS:-soft hard}
+BASELINES=${BASELINES-random}
+SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-5}        # PLACEHOLDER: to be tuned
+VAL_EPOCHS=${VAL_EPOCHS:-100}              # PLACEHOLDER: to be tuned
+
+if [ -z "$own_python" ]; then
+    bash scripts/setup.sh requirements.txt
+    PYTHON_BIN=$ROOT/.venv/bin/python
+fi
+if [ -z "${TRAIN_DIR:-}" ]; then
+    "$PYTHON_BIN" scripts/prepare_data.py fashion_mnist_cut --output "$RUN_DIR/data"
+    TRAIN_DIR=$RUN_DIR/data/train
+    VAL_DIR=$RUN_DIR/data/val
+fi
+
+source scripts/distill.sh

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Trains ResNet-18 students on the images of resnet18_imagenet1k_synthesis.sh (SYN_PATH) and tests them on VAL_DIR.
+STAGES=${STAGES:-validate}
+DATASET=${DATASET:-imagenet1k}
+VAL_DIR=${VAL_DIR:-data/imagenet1k/val}
+ARCH=${ARCH:-resnet18}
+STUDENT=${STUDENT:-resnet18}
+SYN_PATH=${SYN_PATH:-runs/resnet18_imagenet1k_synthesis/syn}
+BASELINES=${BASELINES-}
+source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

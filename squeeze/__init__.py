@@ -1,0 +1,1 @@
+"""Train a teacher on the real data."""

@@ -1,0 +1,94 @@
+"""python -m squeeze: train a teacher on an ImageFolder."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from squeeze.train import Recipe, augmentation, train
+from utils import checkpoints, cli, models
+from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, known
+from utils.evaluate import accuracy
+from utils.files import UserError, differences
+from utils.images import ImageFolder, common_size
+from utils.loader import Batches, TestImages
+from utils.runtime import seeded, versions
+
+
+def parse() -> argparse.Namespace:
+    parser = cli.Parser("squeeze", "Train a teacher on the real data; write its checkpoint.")
+    parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder to train on")
+    parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure top-1 on")
+    parser.add_argument("--arch", default="resnet18", help="conv3 to conv6, or a torchvision model")
+    parser.add_argument("--output", required=True, metavar="FILE.pth", help="checkpoint to write")
+    parser.add_argument("--epochs", type=cli.positive, help="the data set's, or 50, if left out")
+    parser.add_argument("--lr", type=cli.amount, default=0.1)
+    parser.add_argument("--lr-schedule", choices=("cosine", "onecycle"), default="onecycle")
+    parser.add_argument("--momentum", type=cli.amount, default=0.9)
+    parser.add_argument("--weight-decay", type=cli.amount, default=5e-4)
+    parser.add_argument("--label-smoothing", type=cli.fraction, default=0.0)
+    cli.add_common(parser)
+    parser.set_defaults(batch_size=128)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    started = time.monotonic()
+    runtime = cli.runtime(args)
+    facts = known(args.dataset)
+    epochs = args.epochs or (facts.squeeze_epochs if facts else 50)
+    folder = ImageFolder(args.train_dir, "--train-dir")
+    test_folder = ImageFolder(args.val_dir, "--val-dir", folder.classes)
+
+    recipe = Recipe(epochs, args.batch_size, args.lr, args.lr_schedule, args.momentum, args.weight_decay,
+                    args.label_smoothing, args.seed)
+    settings = {**vars(recipe), "train_images": len(folder), "arch": args.arch, "precision": runtime.precision}
+    if finished(args, settings):
+        return
+
+    sizes = folder.load(args.workers)
+    test_folder.load(args.workers)
+    size = args.input_size or (facts.input_size if facts else common_size(sizes))
+    stem = args.stem or models.default_stem(size)
+    mean = tuple(args.mean or (facts.mean if facts else IMAGENET_MEAN))
+    std = tuple(args.std or (facts.std if facts else IMAGENET_STD))
+    if facts and facts.classes != len(folder.classes):
+        raise UserError(f"--train-dir {args.train_dir}: has {len(folder.classes)} classes, {args.dataset} has "
+                        f"{facts.classes}; leave out --dataset for a data set of your own")
+    with seeded(args.seed, "initial weights"):
+        model = runtime.place(models.build(args.arch, len(folder.classes), size, stem))
+    print(f"squeeze: {args.arch} ({stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} classes, "
+          f"{epochs} epochs, {runtime}")
+
+    train(model, Batches(folder, augmentation(size), args.workers), recipe, runtime, mean, std)
+    top1, top5 = accuracy(model, TestImages(test_folder, size, workers=args.workers), runtime, mean, std)
+    seconds = round(time.monotonic() - started, 1)
+    checkpoints.save(args.output, model, arch=args.arch, stem=stem, num_classes=len(folder.classes),
+                     classes=folder.classes, input_size=size, mean=list(mean), std=list(std), top1=round(top1, 2),
+                     top5=round(top5, 2), epochs=epochs, seconds=seconds, settings=settings, versions=versions())
+    print(f"squeeze: top-1 {top1:.2f} % (top-5 {top5:.2f} %) on {len(test_folder):,} test images; {seconds:.0f} s, "
+          f"peak memory {runtime.peak_memory_mb():.0f} MB; teacher: {args.output}")
+
+
+def finished(args: argparse.Namespace, settings: dict) -> bool:
+    """Whether --output is this very run's result. Raises UserError if it is another's."""
+    path = Path(args.output)
+    if path.is_dir():
+        raise UserError(f"--output {path}: is a folder; name a file, e.g. {path / 'teacher.pth'}")
+    if not path.exists() or args.overwrite:
+        return False
+    content = checkpoints.read(path)
+    if content.get("settings") != settings:
+        found = content.get("settings") or {"arch": content.get("arch")}
+        raise UserError(f"--output {path} holds another run ({differences(found, settings)}); choose another file, "
+                        "or give --overwrite")
+    print(f"squeeze: {path} is there already (top-1 {content['top1']:.2f} %)")
+    return True
+
+
+if __name__ == "__main__":
+    cli.run(main)

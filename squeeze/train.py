@@ -1,0 +1,77 @@
+"""The training of a teacher: torchvision's classification recipe on images held in memory or read in batches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torchvision.transforms import v2
+
+from utils.files import UserError
+from utils.images import SMALL, progress
+from utils.loader import Batches
+from utils.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class Recipe:
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_schedule: str  # cosine or onecycle
+    momentum: float
+    weight_decay: float
+    label_smoothing: float
+    seed: int
+
+
+def augmentation(size: int) -> v2.Transform:
+    """RGB image -> RGB image of `size` pixels: padded crop for small ones, RandomResizedCrop above; then flip."""
+    crop = [v2.Resize(size), v2.CenterCrop(size), v2.RandomCrop(size, padding=4)] if size <= SMALL else \
+        [v2.RandomResizedCrop(size)]
+    return v2.Compose([*crop, v2.RandomHorizontalFlip()])
+
+
+def train(model: nn.Module, batches: Batches, recipe: Recipe, runtime: Runtime, mean: tuple, std: tuple) -> float:
+    """Train `model` in place; return the mean loss of the last epoch. Raises UserError if the loss is not finite."""
+    steps = batches.steps(recipe.batch_size)
+    optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
+                                nesterov=recipe.momentum > 0)
+    schedule = _schedule(optimizer, recipe, steps)
+    criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    scaler = runtime.grad_scaler()
+    forward = runtime.compiled(model, recipe.epochs * steps)
+    model.train()
+    with progress(total=recipe.epochs * len(batches.folder), desc="squeeze", unit="img") as bar:
+        for epoch in range(recipe.epochs):
+            total = torch.zeros((), device=runtime.device)
+            for step, (images, labels) in enumerate(batches.epoch(recipe.batch_size, recipe.seed, "squeeze", epoch)):
+                labels = labels.to(runtime.device, non_blocking=True)
+                with runtime.autocast():
+                    loss = criterion(forward(runtime.normalised(images, mean, std)), labels)
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                schedule.step()
+                total += loss.detach()
+                # Seldom, because reading the loss makes the host wait for the GPU.
+                if step % 25 == 0 or step == steps - 1:
+                    mean_loss = total.item() / (step + 1)
+                    if not math.isfinite(mean_loss):
+                        raise UserError(f"loss is {mean_loss} in epoch {epoch + 1}, step {step + 1}; try a smaller "
+                                        f"--lr than {recipe.lr}")
+                    bar.set_postfix_str(f"epoch {epoch + 1}/{recipe.epochs}, step {step + 1}/{steps}, "
+                                        f"loss {mean_loss:.3f}, lr {schedule.get_last_lr()[0]:.4f}", refresh=False)
+                bar.update(len(images))
+    return mean_loss
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
+    total = recipe.epochs * steps
+    if recipe.lr_schedule == "onecycle":
+        return OneCycleLR(optimizer, recipe.lr, total_steps=total + 1, pct_start=0.3)
+    return CosineAnnealingLR(optimizer, total)

@@ -1,0 +1,1 @@
+"""What two or more stages share: data, models, checkpoints, images, runtime."""

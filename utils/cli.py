@@ -1,0 +1,111 @@
+"""Arguments that have one name in every stage, and the boundary where errors become one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Callable
+
+from utils.checkpoints import Teacher, load_teacher
+from utils.datasets import KNOWN
+from utils.files import UserError
+from utils.images import ImageFolder, common_size
+from utils.models import STEMS
+from utils.runtime import Runtime
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose error is one line, and whose defaults show in --help."""
+
+    def __init__(self, prog: str, description: str):
+        super().__init__(prog=f"python -m {prog}", description=description, allow_abbrev=False,
+                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
+    return int(text)
+
+
+def count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 0 or more")
+    return int(text)
+
+
+def amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 0 or more")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = amount(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
+    return value
+
+
+def add_common(parser: Parser, batch_size: str = "images per batch") -> None:
+    group = parser.add_argument_group("data and machine")
+    group.add_argument("--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(KNOWN)}")
+    group.add_argument("--input-size", type=positive, metavar="PIXELS", help="read from the teacher or the images if left out")
+    group.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
+    group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
+    group.add_argument("--stem", choices=STEMS, help="cifar for inputs of 64 pixels and less if left out")
+    group.add_argument("--batch-size", type=positive, help=batch_size)
+    group.add_argument("--workers", type=count, help="processes (threads when checking) that read images; chosen if left out")
+    group.add_argument("--seed", type=count, default=0)
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 where a unit for it is")
+    group.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="auto: if the steps ahead repay it")
+    group.add_argument("--overwrite", action="store_true", help="replace an output of another run")
+
+
+def add_teacher(parser: Parser) -> None:
+    group = parser.add_argument_group("teacher")
+    group.add_argument("--teacher-arch", metavar="ARCH", help="read from the checkpoint if it says")
+    group.add_argument("--teacher-path", metavar="FILE", help="checkpoint; for imagenet1k torchvision's weights if left out")
+
+
+def runtime(args: argparse.Namespace) -> Runtime:
+    return Runtime.create(args.device, args.precision, args.compile)
+
+
+def teacher(args: argparse.Namespace, images_dir: str, role: str) -> Teacher:
+    """The teacher that the arguments name; the images in `images_dir` tell the input size if nothing else does."""
+    found = load_teacher(args.teacher_arch, args.teacher_path, dataset=args.dataset, input_size=args.input_size,
+                         stem=args.stem, mean=args.mean, std=args.std,
+                         size_of_images=lambda: common_size(ImageFolder(images_dir, role).load(args.workers)))
+    if found.assumed:
+        print(f"{args.teacher_path}: does not say everything; assumed {', '.join(found.assumed)}")
+    return found
+
+
+def folder_for(found: Teacher, path: str, role: str) -> ImageFolder:
+    """The ImageFolder at `path` with labels in the teacher's order. Raises UserError where its classes differ."""
+    folder = ImageFolder(path, role, found.classes)
+    if len(folder.classes) != found.num_classes:
+        raise UserError(f"{role} {path}: has {len(folder.classes)} classes, the teacher knows {found.num_classes}; "
+                        "give the images that it was trained on, or another --teacher-path")
+    return folder
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage's main; show a UserError as one line and end with exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with what is finished", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,208 @@
+"""ImageFolder as it passes between stages: listing, reading, checking and writing images."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from utils.files import UserError, replacing
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
+MAX_PIXELS = 100_000_000  # an image that claims more is refused before it is decoded
+SMALL = 64  # pixels; up to this size images get the small-image stem, the padded crop, and a place in memory
+
+
+class ImageFolder:
+    """The images below `root`, one folder a class, in sorted order.
+
+    Attributes: `classes`, the names in label order; `paths`, relative to the root and with `/`; `labels`, one
+    integer for each path. `role` names the folder in messages ("--train-dir").
+    """
+
+    def __init__(self, root: str | Path, role: str, classes: Sequence[str] | None = None):
+        """List the folder without opening an image.
+
+        `classes`: the names in the label order that holds elsewhere (the teacher's); sorted names if None.
+        Raises UserError if the folder is missing, empty or flat, if a class is empty, or if the class folders are
+        not exactly `classes`.
+        """
+        self.root, self.role = Path(root), role
+        self._kept: list[Image.Image] = []
+        found = self._class_folders()
+        if classes is not None and set(classes) != set(found):
+            raise UserError(f"{role} {root}: class folders differ from the teacher's classes"
+                            f"{_names('; missing: ', set(classes) - set(found))}"
+                            f"{_names('; unknown: ', set(found) - set(classes))}")
+        self.classes = list(classes) if classes is not None else found
+        self.paths: list[str] = []
+        self.labels: list[int] = []
+        for label, name in enumerate(self.classes):
+            files = _image_files(self.root, name)
+            if not files:
+                raise UserError(f"{role} {root}: class folder '{name}' has no images ({', '.join(EXTENSIONS)})")
+            self.paths += files
+            self.labels += [label] * len(files)
+
+    def _class_folders(self) -> list[str]:
+        if not self.root.is_dir():
+            raise UserError(f"{self.role} {self.root}: no such folder; give the root of an ImageFolder "
+                            "(one sub-folder of images for each class)")
+        entries = sorted(os.scandir(self.root), key=lambda entry: entry.name)
+        folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        if not folders:
+            flat = any(entry.name.lower().endswith(EXTENSIONS) for entry in entries)
+            raise UserError(f"{self.role} {self.root}: " + (
+                "images lie in the folder itself; put each class's images in a sub-folder of its name" if flat
+                else "the folder is empty; one sub-folder of images for each class is needed"))
+        return folders
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def of_class(self, label: int) -> list[str]:
+        return [path for path, own in zip(self.paths, self.labels) if own == label]
+
+    def first(self, ipc: int) -> "ImageFolder":
+        """The first `ipc` images of each class by name. Raises UserError where a class has fewer."""
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        for label, count in enumerate(counts):
+            if count < ipc:
+                raise UserError(f"{self.role} {self.root}: class '{self.classes[label]}' has {count} images, "
+                                f"{ipc} are needed (--ipc {ipc})")
+        chosen = copy.copy(self)
+        chosen.paths = [path for label in range(len(counts)) for path in self.of_class(label)[:ipc]]
+        chosen.labels = [label for label in range(len(counts)) for _ in range(ipc)]
+        chosen._kept = []
+        return chosen
+
+    def load(self, workers: int | None = None) -> list[tuple[int, int]]:
+        """Decode every image once, before any long work; return the (width, height) of each.
+
+        The decoded images are kept for `read` while they fit into IN_MEMORY_BYTES together; a larger folder is
+        only checked. Raises UserError for the first image that is damaged.
+        """
+        kept: list[Image.Image] = []
+        sizes: list[tuple[int, int]] = []
+        # Threads are enough: PIL decodes outside of the interpreter's lock.
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, \
+                progress(total=len(self), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar:
+            # In slices, so that an early error ends the work instead of waiting for all that is queued.
+            for start in range(0, len(self), 512):
+                files = [self.root / path for path in self.paths[start:start + 512]]
+                if len(kept) == start:
+                    kept.extend(pool.map(read_rgb, files))
+                    sizes.extend(image.size for image in kept[start:])
+                else:
+                    sizes.extend(pool.map(_probe, files))
+                # PIL keeps four bytes for an RGB pixel.
+                if len(kept) == len(sizes) and sum(4 * width * height for width, height in sizes) > IN_MEMORY_BYTES:
+                    kept.clear()
+                bar.update(len(files))
+        self._kept = kept
+        return sizes
+
+    @property
+    def in_memory(self) -> bool:
+        return bool(self._kept)
+
+    def read(self, index: int) -> Image.Image:
+        """Image `index` as RGB. Raises UserError if it is not an image or is damaged."""
+        return self._kept[index] if self._kept else read_rgb(self.root / self.paths[index])
+
+
+def progress(**options) -> tqdm:
+    """A tqdm bar that writes seldom where nobody watches, as into a log file."""
+    return tqdm(mininterval=0.5 if sys.stderr.isatty() else 20, maxinterval=60, **options)
+
+
+def _names(prefix: str, names: set[str]) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+    return f"{prefix}{', '.join(listed[:8])}{more}" if listed else ""
+
+
+def _image_files(root: Path, name: str) -> list[str]:
+    found = []
+    for folder, subfolders, files in os.walk(root / name):
+        subfolders.sort()
+        relative = Path(folder).relative_to(root).as_posix()
+        found += [f"{relative}/{file}" for file in files if file.lower().endswith(EXTENSIONS) and file[0] != "."]
+    return sorted(found)
+
+
+def read_rgb(path: Path) -> Image.Image:
+    """The image at `path` as RGB; palette, grayscale (8 and 16 bit), CMYK and RGBA are converted.
+
+    Raises UserError if the file is missing, not an image, cut off, or claims more than MAX_PIXELS.
+    """
+    image = _open(path)
+    try:
+        if image.mode.startswith("I;16") or image.mode == "I":
+            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+        elif image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+    except Exception as error:
+        raise _unreadable(path, error) from None
+
+
+def _probe(path: Path) -> tuple[int, int]:
+    image = _open(path)
+    size = image.size
+    # A JPEG decoded at an eighth of its size still reads every byte, at a third of the time.
+    image.draft("RGB", (1, 1))
+    try:
+        image.load()
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    return size
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(f"{path}: claims {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; remove it")
+    return image
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    reason = "no such file" if isinstance(error, FileNotFoundError) else \
+        "not an image" if type(error).__name__ == "UnidentifiedImageError" else str(error) or type(error).__name__
+    return UserError(f"{path}: cannot be read ({reason}); replace it or remove it")
+
+
+def common_size(sizes: Sequence[tuple[int, int]]) -> int:
+    """The input size in pixels that suits images of these (width, height): their own if small, 224 otherwise."""
+    largest = max(min(size) for size in sizes)
+    return max(largest, 8) if largest <= SMALL else 224
+
+
+def resize_for_test(size: int) -> v2.Transform:
+    """The field's test geometry: the shorter side to size // 7 * 8 (32 for 32, 256 for 224), then the centre."""
+    return v2.Compose([v2.Resize(size // 7 * 8), v2.CenterCrop(size)])
+
+
+def to_batch(images: Sequence[Image.Image]) -> torch.Tensor:
+    """RGB images of one size -> uint8 (N, 3, H, W)."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+
+
+def save_image(path: str | Path, pixels: torch.Tensor) -> None:
+    """Write uint8 (3, H, W) by the format of the path's ending: lossless PNG, or JPEG of quality 95."""
+    with replacing(path) as temporary:
+        image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+        image.save(temporary, **({} if temporary.suffix == ".png" else {"quality": 95, "subsampling": 0}))

@@ -1,0 +1,87 @@
+"""Batches of images, read and augmented in the order and by the random stream that the caller names."""
+
+from __future__ import annotations
+
+import os
+from typing import Callable, Iterator, Sequence
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from utils.images import IN_MEMORY_BYTES, ImageFolder, resize_for_test, to_batch
+from utils.runtime import generator, seeded
+
+
+class Batches(Dataset):
+    """Augmented batches of an ImageFolder.
+
+    The key of this map-style data set is (stream name, indices): a batch depends on nothing else, so it is the
+    same whichever worker makes it.
+    """
+
+    def __init__(self, folder: ImageFolder, transform: Callable[[Image.Image], Image.Image], workers: int | None = None):
+        """`transform` maps one RGB image to one of the input size."""
+        self.folder, self.transform = folder, transform
+        self.labels = torch.tensor(folder.labels)
+        self.workers = _workers(folder, workers)
+
+    def __getitem__(self, key: tuple[tuple, Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        stream, indices = key
+        with seeded(*stream):
+            batch = to_batch([self.transform(self.folder.read(index)) for index in indices])
+        return batch, self.labels[torch.as_tensor(indices)]
+
+    def epoch(self, batch_size: int, *stream: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """One pass in random order: uint8 (B, 3, S, S) and labels (B,), B images at most.
+
+        A last batch of a single image is left out: BatchNorm has no variance for it.
+        """
+        order = torch.randperm(len(self.folder), generator=generator(*stream)).split(batch_size)
+        keys = [((*stream, step), indices.tolist()) for step, indices in enumerate(order)
+                if len(indices) > 1 or len(order) == 1]
+        return iter(_load(self, keys, self.workers))
+
+    def steps(self, batch_size: int) -> int:
+        whole, rest = divmod(len(self.folder), batch_size)
+        return whole + (rest > 1 or whole == 0)
+
+
+class TestImages(Dataset):
+    """An ImageFolder in the test geometry and in order; made once where memory allows."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    def __init__(self, folder: ImageFolder, size: int, batch_size: int = 256, workers: int | None = None):
+        self.folder, self.geometry = folder, resize_for_test(size)
+        self.labels = torch.tensor(folder.labels)
+        starts = range(0, len(folder), batch_size)
+        self._keys = [range(start, min(start + batch_size, len(folder))) for start in starts]
+        self._workers = _workers(folder, workers)
+        self._fits = len(folder) * 3 * size * size <= IN_MEMORY_BYTES
+        self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __getitem__(self, indices: range) -> tuple[torch.Tensor, torch.Tensor]:
+        images = to_batch([self.geometry(self.folder.read(index)) for index in indices])
+        return images, self.labels[indices.start:indices.stop]
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """uint8 (B, 3, S, S) and labels (B,)."""
+        if len(self._kept) == len(self._keys):
+            yield from self._kept
+            return
+        self._kept = []
+        for batch in _load(self, self._keys, self._workers):
+            if self._fits:
+                self._kept.append(batch)
+            yield batch
+
+
+def _workers(folder: ImageFolder, asked: int | None) -> int:
+    """Worker processes: what was asked, else none for images in memory, which are at hand faster than a process."""
+    return asked if asked is not None else 0 if folder.in_memory else min(8, os.cpu_count() or 1)
+
+
+def _load(source: Dataset, keys: list, workers: int) -> DataLoader:
+    return DataLoader(source, sampler=keys, batch_size=None, num_workers=workers,
+                      pin_memory=torch.cuda.is_available())

@@ -1,0 +1,166 @@
+"""Where and how the numbers are computed: device, precision, compilation, random streams, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import random
+import resource
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Callable, Iterator
+
+import numpy as np
+import torch
+
+from utils.files import UserError
+
+# torch.compile on a CPU costs about half a minute once; below this many steps it does not come back.
+COMPILE_FROM_STEPS = 300
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device, the precision of its matrix products, and whether steps are compiled.
+
+    Statistics, losses and optimiser states stay in fp32 whatever the precision is.
+    """
+
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16
+    compile: str  # auto, on or off
+
+    @classmethod
+    def create(cls, device: str = "auto", precision: str = "auto", compile: str = "auto") -> "Runtime":
+        """Resolve `auto`. Raises UserError for a device that is not there."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            resolved = torch.device(device)
+            torch.empty(0, device=resolved)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            known = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--device {device}: not there ({reason}); available: {', '.join(known)}") from None
+        if precision == "auto":
+            precision = "bf16" if _has_bf16(resolved) else "fp32"
+        if compile == "on" and not _has_compiler(resolved):
+            raise UserError("--compile on: no C++ compiler found on PATH; install g++ or give --compile off")
+        _settle_backends(resolved)
+        return cls(resolved, precision, compile)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss for fp16, whose small gradients would vanish; does nothing otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module.to(self.device, memory_format=torch.channels_last)
+
+    def normalised(self, images: torch.Tensor, mean: tuple, std: tuple) -> torch.Tensor:
+        """uint8 images (N, 3, H, W), 0 to 255 -> normalised fp32 on the device, channels_last."""
+        images = images.to(self.device, non_blocking=True)
+        scale = torch.tensor(std, device=self.device).view(3, 1, 1)
+        shift = torch.tensor(mean, device=self.device).view(3, 1, 1)
+        return ((images / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
+
+    def compiled(self, function: Callable, steps: int) -> Callable:
+        """`function`, compiled if the `steps` ahead repay it. The first dimension of its inputs may vary."""
+        if self.compile == "off" or (self.compile == "auto" and steps < COMPILE_FROM_STEPS):
+            return function
+        if not _has_compiler(self.device):
+            return function
+        return torch.compile(function, dynamic=None)
+
+    def peak_memory_mb(self) -> float:
+        """Peak memory of this process in MiB: resident on a CPU, allocated on a GPU."""
+        if self.device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+    def __str__(self) -> str:
+        return f"{self.device} {self.precision}"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed by a unit of its own; emulated bf16 is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(check() for check in checks if check)
+
+
+def _has_compiler(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return True
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
+
+
+def _settle_backends(device: torch.device) -> None:
+    if device.type == "cuda":
+        # Same command, same bytes: cuBLAS needs this set before its first call.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    elif sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        # glibc returns every large tensor to the kernel and pays page faults for the next one: keeping the
+        # memory makes a step about 1.5 times as fast. -4: M_MMAP_MAX, -1: M_TRIM_THRESHOLD, -2: M_TOP_PAD.
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-2, 64 << 20)
+
+
+def stream_seed(*names: object) -> int:
+    """A seed for the random stream with these names, e.g. stream_seed(seed, "recover", unit)."""
+    text = "\x1f".join(str(name) for name in names)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(*names: object) -> torch.Generator:
+    """A CPU generator for the random stream with these names."""
+    return torch.Generator().manual_seed(stream_seed(*names))
+
+
+@contextlib.contextmanager
+def seeded(*names: object) -> Iterator[None]:
+    """Run a block of library code that draws from the global generators on a named stream, then restore them.
+
+    torchvision draws from torch's, timm's RandAugment from Python's and NumPy's.
+    """
+    seed = stream_seed(*names)
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+
+
+def versions() -> dict[str, str]:
+    found = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+    return {"python": platform.python_version(), **found}
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's place under torchrun; (0, 1) without it. Raises UserError for impossible values."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not 0 <= rank < world:
+        raise UserError(f"RANK={rank} with WORLD_SIZE={world}: the rank must be from 0 to {world - 1}")
+    return rank, world

@@ -1,0 +1,1 @@
+"""Train students from scratch on a set of images, and report their accuracy."""

@@ -1,0 +1,65 @@
+"""Results: one JSON a run, one row a seed in results.csv."""
+
+from __future__ import annotations
+
+import csv
+import re
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+
+from utils.files import UserError, digest, read_json, replacing, write_json
+from validate.train import Result
+
+COLUMNS = ["dataset", "method", "ipc", "teacher", "student", "protocol", "seed", "top1", "best_top1", "top5", "epochs",
+           "seconds", "syn_dir"]
+
+
+class Run:
+    """One student architecture on one set under one protocol, over seeds; found again on disk by its `settings`."""
+
+    def __init__(self, folder: str | Path, settings: dict, facts: dict):
+        """`facts` are the columns that are the same for all seeds. Raises UserError for an unreadable older file."""
+        self.folder, self.settings, self.facts = Path(folder), settings, facts
+        name = re.sub(r"[^\w.-]+", "_", f"{facts['method']}_{facts['student']}_{facts['protocol']}")
+        self.path = self.folder / "results" / f"{name}_{digest(settings)[:8]}.json"
+        stored = read_json(self.path)["seeds"] if self.path.exists() else []
+        self.results = {entry["seed"]: Result(**entry) for entry in stored}
+
+    def add(self, result: Result, **more: object) -> None:
+        """Store a finished seed: the JSON first, then its row."""
+        self.results[result.seed] = result
+        ordered = [self.results[seed] for seed in sorted(self.results)]
+        write_json(self.path, {**self.facts, **more, **summary(ordered), "settings": self.settings,
+                               "seeds": [asdict(entry) for entry in ordered]})
+        append_row(self.folder / "results.csv", {
+            **self.facts, "seed": result.seed, "top1": f"{result.top1:.2f}", "best_top1": f"{result.best_top1:.2f}",
+            "top5": f"{result.top5:.2f}", "seconds": f"{result.seconds:.1f}"})
+
+
+def summary(results: list[Result]) -> dict[str, float]:
+    """Mean and standard deviation (of the sample; 0 for one seed) of the last epoch's top-1, and the best's mean."""
+    top1 = [result.top1 for result in results]
+    return {"top1_mean": round(statistics.fmean(top1), 4),
+            "top1_std": round(statistics.stdev(top1), 4) if len(top1) > 1 else 0.0,
+            "best_top1_mean": round(statistics.fmean(result.best_top1 for result in results), 4)}
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a results.csv. Raises UserError if it has other columns."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            if rows.fieldnames != COLUMNS:
+                raise UserError(f"{path}: its columns are not {','.join(COLUMNS)}; give another --output-dir")
+            return list(rows)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); run `python -m validate` first") from None
+
+
+def append_row(path: Path, row: dict) -> None:
+    rows = read_rows(path) if path.exists() else []
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
