@@ -165,7 +165,7 @@ train_students() {    # METHOD IMAGES
         option --output-dir "$RUN_DIR"
         option --epochs "$VAL_EPOCHS"
         option --seeds "$SEEDS"
-            line+=($VALIDATE_ARGS)
+        line+=($VALIDATE_ARGS)
         run
     done
 }

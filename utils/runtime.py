@@ -20,8 +20,8 @@ import torch
 
 from utils.files import UserError
 
-# torch.compile on a CPU costs about half a minute once; below this many steps it does not come back.
-COMPILE_FROM_STEPS = 300
+# torch.compile costs up to a minute once; below this many steps it does not come back.
+COMPILE_FROM_STEPS = 2000
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,20 @@ class Runtime:
         return ((images / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
 
     def compiled(self, function: Callable, steps: int) -> Callable:
-        """`function`, compiled if the `steps` ahead repay it. The first dimension of its inputs may vary."""
+        """`function` of tensors, compiled if the `steps` ahead repay it. Their first dimension may vary."""
         if self.compile == "off" or (self.compile == "auto" and steps < COMPILE_FROM_STEPS):
             return function
         if not _has_compiler(self.device):
             return function
-        return torch.compile(function, dynamic=None)
+        faster = torch.compile(function)
+
+        def call(*tensors: torch.Tensor) -> torch.Tensor:
+            for tensor in tensors:
+                # One compilation serves every number of images: rounds add some, last batches lack some.
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+            return faster(*tensors)
+
+        return call
 
     def peak_memory_mb(self) -> float:
         """Peak memory of this process in MiB: resident on a CPU, allocated on a GPU."""
