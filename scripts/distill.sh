@@ -151,40 +151,28 @@ stage_recover() {
     run
 }
 
-train_students() {    # METHOD IMAGES
-    local labels
-    for labels in $LABELS; do
-        begin validate
-        option --syn-dir "$2"
-        option --val-dir "$VAL_DIR"
-        option --teacher-arch "$ARCH"
-        option --teacher-path "$teacher"
-        line+=(--student-arch $STUDENT)
-        option --labels "$labels"
-        option --method "$1"
-        option --output-dir "$RUN_DIR"
-        option --epochs "$VAL_EPOCHS"
-        option --seeds "$SEEDS"
-        line+=($VALIDATE_ARGS)
-        run
-    done
-}
-
-baseline_random() {
-    select_images random "$RUN_DIR/random"
-    train_students random "$RUN_DIR/random"
-}
-
-baseline_selection() {
-    train_students "$CRITERION" "$OUTPUT_DIR"
-}
-
 stage_validate() {
-    local baseline
-    train_students "$METHOD" "$SYN_PATH"
+    local baseline methods=("$METHOD") sets=("$SYN_PATH")
     for baseline in $BASELINES; do
-        "baseline_$baseline"
+        case $baseline in
+            random)
+                select_images random "$RUN_DIR/random"
+                methods+=(random) sets+=("$RUN_DIR/random") ;;
+            selection)
+                methods+=("$CRITERION") sets+=("$OUTPUT_DIR") ;;
+        esac
     done
+    begin validate
+    line+=(--syn-dir "${sets[@]}" --method "${methods[@]}")
+    option --val-dir "$VAL_DIR"
+    option --teacher-arch "$ARCH"
+    option --teacher-path "$teacher"
+    line+=(--student-arch $STUDENT --labels $LABELS)
+    option --output-dir "$RUN_DIR"
+    option --epochs "$VAL_EPOCHS"
+    option --seeds "$SEEDS"
+    line+=($VALIDATE_ARGS)
+    run
     line=("$PYTHON_BIN" -m validate.summary "$RUN_DIR")
     run
 }

@@ -12,7 +12,7 @@ from squeeze.train import Recipe, augmentation, train
 from utils import checkpoints, cli, models
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, known
 from utils.evaluate import accuracy
-from utils.files import UserError, differences
+from utils.files import UserError, differences, digest
 from utils.images import ImageFolder, common_size
 from utils.loader import Batches, TestImages
 from utils.runtime import seeded, versions
@@ -30,6 +30,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--momentum", type=cli.amount, default=0.9)
     parser.add_argument("--weight-decay", type=cli.amount, default=5e-4)
     parser.add_argument("--label-smoothing", type=cli.fraction, default=0.0)
+    parser.add_argument("--crop-padding", type=cli.count, default=4, metavar="PIXELS", help="of the random crop of images up "
+                        "to 64 pixels; larger ones get RandomResizedCrop")
     cli.add_common(parser)
     parser.set_defaults(batch_size=128)
     return parser.parse_args()
@@ -42,11 +44,13 @@ def main() -> None:
     facts = known(args.dataset)
     epochs = args.epochs or (facts.squeeze_epochs if facts else 50)
     folder = ImageFolder(args.train_dir, "--train-dir")
-    test_folder = ImageFolder(args.val_dir, "--val-dir", folder.classes)
+    test_folder = ImageFolder(args.val_dir, "--val-dir", folder.classes, "--train-dir")
 
     recipe = Recipe(epochs, args.batch_size, args.lr, args.lr_schedule, args.momentum, args.weight_decay,
-                    args.label_smoothing, args.seed)
-    settings = {**vars(recipe), "train_images": len(folder), "arch": args.arch, "precision": runtime.precision}
+                    args.label_smoothing, args.crop_padding, args.seed)
+    settings = {**vars(recipe), "arch": args.arch, "images": digest(folder.paths), "dataset": args.dataset,
+                "input_size": args.input_size, "stem": args.stem, "mean": args.mean, "std": args.std,
+                "precision": runtime.precision, "compile": args.compile}
     if finished(args, settings):
         return
 
@@ -64,7 +68,7 @@ def main() -> None:
     print(f"squeeze: {args.arch} ({stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} classes, "
           f"{epochs} epochs, {runtime}")
 
-    train(model, Batches(folder, augmentation(size), args.workers), recipe, runtime, mean, std)
+    train(model, Batches(folder, augmentation(size, args.crop_padding), args.workers), recipe, runtime, mean, std)
     top1, top5 = accuracy(model, TestImages(test_folder, size, workers=args.workers), runtime, mean, std)
     seconds = round(time.monotonic() - started, 1)
     checkpoints.save(args.output, model, arch=args.arch, stem=stem, num_classes=len(folder.classes),
@@ -83,9 +87,9 @@ def finished(args: argparse.Namespace, settings: dict) -> bool:
         return False
     content = checkpoints.read(path)
     if content.get("settings") != settings:
-        found = content.get("settings") or {"arch": content.get("arch")}
-        raise UserError(f"--output {path} holds another run ({differences(found, settings)}); choose another file, "
-                        "or give --overwrite")
+        found = content.get("settings")
+        which = f"another run ({differences(found, settings)})" if found else "a checkpoint of other make"
+        raise UserError(f"--output {path} holds {which}; choose another file, or give --overwrite")
     print(f"squeeze: {path} is there already (top-1 {content['top1']:.2f} %)")
     return True
 

@@ -25,12 +25,13 @@ class Recipe:
     momentum: float
     weight_decay: float
     label_smoothing: float
+    crop_padding: int
     seed: int
 
 
-def augmentation(size: int) -> v2.Transform:
+def augmentation(size: int, crop_padding: int) -> v2.Transform:
     """RGB image -> RGB image of `size` pixels: padded crop for small ones, RandomResizedCrop above; then flip."""
-    crop = [v2.Resize(size), v2.CenterCrop(size), v2.RandomCrop(size, padding=4)] if size <= SMALL else \
+    crop = [v2.Resize(size), v2.CenterCrop(size), v2.RandomCrop(size, padding=crop_padding)] if size <= SMALL else \
         [v2.RandomResizedCrop(size)]
     return v2.Compose([*crop, v2.RandomHorizontalFlip()])
 

@@ -85,9 +85,9 @@ def load_teacher(arch: str | None, path: str | None, *, dataset: str | None = No
     checkpoint says of itself. Without a path, torchvision's pretrained weights serve for imagenet1k. Raises
     UserError where the checkpoint does not fit, naming what does not and what would.
     """
-    if path is None:
-        return _pretrained(arch, dataset)
-    content = read(path)
+    content = read(path) if path else _pretrained(arch, dataset)
+    identity = sha256(path) if path else _sha256(content["model"])
+    path = path or f"torchvision's {arch}"
     weights = content["model"]
     assumed = []
 
@@ -129,8 +129,8 @@ def load_teacher(arch: str | None, path: str | None, *, dataset: str | None = No
 
     model = models.build(arch, num_classes, size, stem)
     _fit(model, weights, f"{path}: does not fit {arch} with the {stem} stem, {num_classes} classes, {size} pixels")
-    return Teacher(_frozen(model), arch, stem, num_classes, list(classes) if classes else None, size,
-                   mean, std, sha256(path), assumed, content.get("top1"))
+    return Teacher(model.eval().requires_grad_(False), arch, stem, num_classes, list(classes) if classes else None,
+                   size, mean, std, identity, assumed, content.get("top1"))
 
 
 def _fit(model: nn.Module, weights: dict[str, torch.Tensor], what: str) -> None:
@@ -150,23 +150,25 @@ def _fit(model: nn.Module, weights: dict[str, torch.Tensor], what: str) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _pretrained(arch: str | None, dataset: str | None) -> Teacher:
+def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
+    """torchvision's first ImageNet-1K weights in the form of `read`."""
     if dataset != "imagenet1k" or arch is None:
         raise UserError("no teacher: give --teacher-path (train one with `python -m squeeze`); only --dataset "
                         "imagenet1k with --teacher-arch goes without, by torchvision's pretrained weights")
     try:
         model = models.build(arch, 1000, 224, "imagenet", weights="IMAGENET1K_V1")
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise UserError(f"torchvision's weights for {arch} cannot be fetched ({str(error).splitlines()[0]}); download "
                         "them elsewhere and give the file as --teacher-path") from None
     except (ValueError, KeyError):
         raise UserError(f"torchvision has no IMAGENET1K_V1 weights for {arch}; give --teacher-path") from None
+    return {"model": model.state_dict(), "arch": arch, "stem": "imagenet", "num_classes": 1000,
+            "mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)}
+
+
+def _sha256(weights: dict[str, torch.Tensor]) -> str:
     state = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        state.update(tensor.numpy().tobytes())
-    return Teacher(_frozen(model), arch, "imagenet", 1000, None, 224, IMAGENET_MEAN, IMAGENET_STD,
-                   state.hexdigest(), [])
-
-
-def _frozen(model: nn.Module) -> nn.Module:
-    return model.eval().requires_grad_(False)
+    for name, tensor in sorted(weights.items()):
+        state.update(name.encode())
+        state.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()

@@ -61,33 +61,39 @@ def digest(value: Any) -> str:
 
 def differences(old: dict, new: dict) -> str:
     """`name: old -> new` for every entry that differs, for messages."""
-    names = sorted(set(old) | set(new))
-    return ", ".join(f"{name}: {old.get(name)} -> {new.get(name)}" for name in names if old.get(name) != new.get(name))
+    def short(value: Any) -> str:
+        text = str(value)
+        return text if len(text) <= 40 else f"{text[:12]}..."
+
+    return ", ".join(f"{name}: {short(old.get(name))} -> {short(new.get(name))}"
+                     for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))
 
 
-def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool) -> dict | None:
-    """Make `folder` this run's, and say how far the same run came before.
+def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool) -> dict:
+    """Make `folder` this run's, and return the record of how far the same run came before.
 
-    The record is a JSON file `record_name` in the folder whose `settings` entry names the run. Returns that
-    record if it is this run's, None if the folder is new (or was emptied, with `overwrite`). Raises UserError if
-    the folder holds files of another run or files that nobody claimed.
+    The record is a JSON file `record_name` in the folder, whose `settings` entry names the run. With `overwrite`
+    another run's folder is emptied. Raises UserError if the folder holds another run, or files that are no run's:
+    those are never removed.
     """
     folder = Path(folder)
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; an output folder is needed")
     record_path = folder / record_name
     if record_path.exists():
         record = read_json(record_path)
-        found = record.get("settings", {}) if isinstance(record, dict) else {}
+        found = record.get("settings") if isinstance(record, dict) else None
+        if not isinstance(found, dict):
+            raise UserError(f"{record_path}: is no record of a run; choose another folder")
         if found == settings:
             return record
         if not overwrite:
-            raise UserError(f"{folder} holds another run ({differences(found, settings)}); "
-                            "choose another folder, or give --overwrite")
-    elif folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise UserError(f"{folder} is not empty and not a run of this stage; choose another folder, or give --overwrite")
-    if folder.is_dir():
+            raise UserError(f"{folder} holds another run ({differences(found, settings)}); choose another folder, "
+                            "or give --overwrite")
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    write_json(record_path, {"settings": settings, "finished": False})
-    return None
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run of this stage; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"settings": settings, "finished": False}
+    write_json(record_path, record)
+    return record

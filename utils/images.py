@@ -30,10 +30,10 @@ class ImageFolder:
     integer for each path. `role` names the folder in messages ("--train-dir").
     """
 
-    def __init__(self, root: str | Path, role: str, classes: Sequence[str] | None = None):
+    def __init__(self, root: str | Path, role: str, classes: Sequence[str] | None = None, whose: str = "the teacher"):
         """List the folder without opening an image.
 
-        `classes`: the names in the label order that holds elsewhere (the teacher's); sorted names if None.
+        `classes`: the names in the label order that holds elsewhere (`whose`, for messages); sorted names if None.
         Raises UserError if the folder is missing, empty or flat, if a class is empty, or if the class folders are
         not exactly `classes`.
         """
@@ -41,7 +41,7 @@ class ImageFolder:
         self._kept: list[Image.Image] = []
         found = self._class_folders()
         if classes is not None and set(classes) != set(found):
-            raise UserError(f"{role} {root}: class folders differ from the teacher's classes"
+            raise UserError(f"{role} {root}: class folders differ from the classes of {whose}"
                             f"{_names('; missing: ', set(classes) - set(found))}"
                             f"{_names('; unknown: ', set(found) - set(classes))}")
         self.classes = list(classes) if classes is not None else found

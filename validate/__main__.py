@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from utils import cli, models
 from utils.checkpoints import Teacher
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, known
-from utils.files import digest
+from utils.files import digest, sha256
 from utils.images import ImageFolder, common_size
 from utils.loader import Batches, TestImages
 from utils.runtime import Runtime, seeded, versions
@@ -23,12 +23,15 @@ from validate.train import Protocol, default_batch_size, default_lr, train
 
 def parse() -> argparse.Namespace:
     parser = cli.Parser("validate", "Train students from scratch on a set of images; report their top-1.")
-    parser.add_argument("--syn-dir", required=True, metavar="DIR", help="any ImageFolder: distilled, selected, or whole")
+    parser.add_argument("--syn-dir", required=True, nargs="+", metavar="DIR",
+                        help="one or several, any ImageFolder: distilled, selected, or whole")
     parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure on")
     parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets results.csv and results/*.json")
-    parser.add_argument("--method", default="delt", help="free text for the results, e.g. delt, random, medium")
+    parser.add_argument("--method", nargs="+", default=["delt"], metavar="NAME", help="free text for the results, e.g. delt, "
+                        "random, medium; one for each --syn-dir")
     parser.add_argument("--student-arch", nargs="+", metavar="ARCH", help="one or several; the teacher's if left out")
-    parser.add_argument("--labels", choices=("soft", "hard"), default="soft", help="soft: the teacher labels each batch")
+    parser.add_argument("--labels", choices=("soft", "hard"), nargs="+", default=["soft"],
+                        help="one or both; soft: the teacher labels each batch")
     parser.add_argument("--seeds", type=cli.positive, default=3, help="how many, counted from --seed")
     parser.add_argument("--ipc", type=cli.positive, help="take the first so many images of each class; all if left out")
     parser.add_argument("--epochs", type=cli.positive, default=300)
@@ -47,7 +50,9 @@ def parse() -> argparse.Namespace:
         parser.error(f"--min-scale {args.min_scale} must be above 0 and at most --max-scale {args.max_scale}")
     if args.temperature == 0:
         parser.error("--temperature must be above 0")
-    if args.labels == "hard" and not (args.teacher_path or args.student_arch):
+    if len(args.method) != len(args.syn_dir):
+        parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")
+    if "soft" not in args.labels and not (args.teacher_path or args.student_arch):
         parser.error("--student-arch is needed where there is no teacher to take it from")
     return args
 
@@ -56,53 +61,55 @@ def main() -> None:
     args = parse()
     runtime = cli.runtime(args)
     facts = teacher_or_facts(args)
-    folder = cli.folder_for(facts, args.syn_dir, "--syn-dir")
-    counts = np.bincount(folder.labels)
+    sets = [cli.folder_for(facts, path, "--syn-dir") for path in args.syn_dir]
     if args.ipc:
-        folder = folder.first(args.ipc)
+        sets = [folder.first(args.ipc) for folder in sets]
     test_folder = cli.folder_for(facts, args.val_dir, "--val-dir")
-    ipc = args.ipc or int(counts.min())
-    mix = augment.mixer(args.mix, len(folder.classes))
     transform = augment.augmentation(facts.input_size, args.rand_augment, args.min_scale, args.max_scale, facts.mean)
-
-    folder.load(args.workers)
-    images = digest([[path, label] for path, label in zip(folder.paths, folder.labels)])
-    runs = [make_run(args, arch, folder, ipc, facts, runtime, images) for arch in args.student_arch or [facts.arch]]
-    if any(seed not in run.results for run, _ in runs for seed in seeds(args)):
-        test_folder.load(args.workers)
-    batches = Batches(folder, transform, args.workers)
+    for folder in [*sets, test_folder]:
+        folder.load(args.workers)
     test = TestImages(test_folder, facts.input_size, workers=args.workers)
-    teacher = runtime.place(facts.model) if args.labels == "soft" else None
+    teacher = runtime.place(facts.model) if facts.model else None
 
-    for run, protocol in runs:
-        arch = run.facts["student"]
-        print(f"validate: {arch} on {len(folder)} images ({args.method}, {ipc} a class), {args.labels} labels, "
-              f"{protocol.epochs} epochs of batch {protocol.batch_size}, {runtime}")
-        for seed in seeds(args):
-            if seed in run.results:
-                print(f"validate: seed {seed} is there already: top-1 {run.results[seed].top1:.2f} %")
-                continue
-            with seeded(seed, "student weights"):
-                student = models.build(arch, len(folder.classes), facts.input_size,
-                                       args.stem or models.default_stem(facts.input_size))
-            run.add(train(runtime.place(student), teacher, batches, test, mix, protocol, seed, runtime, facts.mean,
-                          facts.std, f"{arch} seed {seed}"),
-                    arguments=vars(args), versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
-        results = [run.results[seed] for seed in seeds(args)]
-        found = summary(results)
-        print(f"validate: {args.method}, {arch}, {args.labels} labels: top-1 {found['top1_mean']:.2f} ± "
-              f"{found['top1_std']:.2f} % over {len(results)} seed{'s' * (len(results) > 1)} (best epoch "
-              f"{found['best_top1_mean']:.2f} %), {sum(r.seconds for r in results):.0f} s; {run.path}")
+    for labels in args.labels:
+        for folder, method in zip(sets, args.method):
+            for arch in args.student_arch or [facts.arch]:
+                protocol = make_protocol(args, arch, labels, folder)
+                run = make_run(args, protocol, arch, method, folder, facts, runtime)
+                measure(args, run, protocol, Batches(folder, transform, args.workers), test,
+                        teacher if labels == "soft" else None, facts, runtime)
 
 
-def seeds(args: argparse.Namespace) -> range:
-    return range(args.seed, args.seed + args.seeds)
+def measure(args: argparse.Namespace, run: Run, protocol: Protocol, batches: Batches, test: TestImages,
+            teacher: nn.Module | None, facts: Teacher, runtime: Runtime) -> None:
+    """Train and store one student for each seed that is not stored yet; print the mean."""
+    arch, num_classes = run.facts["student"], len(batches.folder.classes)
+    what = f"{run.facts['method']}, {arch}, {protocol.labels} labels"
+    print(f"validate: {what}: {len(batches.folder)} images, {run.facts['ipc']} a class, {protocol.epochs} epochs of batch "
+          f"{protocol.batch_size}, {runtime}")
+    mix = augment.mixer(protocol.mix, num_classes)
+    seeds = range(args.seed, args.seed + args.seeds)
+    for seed in seeds:
+        if seed in run.results:
+            print(f"validate: seed {seed} is there already: top-1 {run.results[seed].top1:.2f} %")
+            continue
+        with seeded(seed, "student weights"):
+            student = models.build(arch, num_classes, facts.input_size,
+                                   args.stem or models.default_stem(facts.input_size))
+        result = train(runtime.place(student), teacher, batches, test, mix, protocol, seed, runtime, facts.mean,
+                       facts.std, f"{arch} seed {seed}")
+        run.add(result, arguments=vars(args), versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
+    results = [run.results[seed] for seed in seeds]
+    found = summary(results)
+    print(f"validate: {what}: top-1 {found['top1_mean']:.2f} ± {found['top1_std']:.2f} % over {len(results)} "
+          f"seed{'s' * (len(results) > 1)} (best epoch {found['best_top1_mean']:.2f} %), "
+          f"{sum(result.seconds for result in results):.0f} s; {run.path}")
 
 
 def teacher_or_facts(args: argparse.Namespace) -> Teacher:
-    """The teacher; with hard labels and no checkpoint, its facts alone (no network), from the flags and the images."""
-    if args.labels == "soft" or args.teacher_path:
-        return cli.teacher(args, args.syn_dir, "--syn-dir")
+    """The teacher; for hard labels without a checkpoint its facts alone, from the flags and the images."""
+    if "soft" in args.labels or args.teacher_path:
+        return cli.teacher(args, args.syn_dir[0], "--syn-dir")
     data = known(args.dataset)
     folder = ImageFolder(args.val_dir, "--val-dir")
     size = args.input_size or (data.input_size if data else common_size(folder.load(args.workers)))
@@ -111,19 +118,31 @@ def teacher_or_facts(args: argparse.Namespace) -> Teacher:
                    classes=folder.classes, input_size=size, mean=tuple(mean), std=tuple(std), sha256="", assumed=[])
 
 
-def make_run(args: argparse.Namespace, arch: str, folder: ImageFolder, ipc: int, facts: Teacher, runtime: Runtime,
-             images: str) -> tuple[Run, Protocol]:
-    protocol = Protocol(
-        epochs=args.epochs, batch_size=args.batch_size or default_batch_size(len(folder.classes), ipc, len(folder)),
-        lr=args.lr if args.lr is not None else default_lr(arch), weight_decay=args.weight_decay, labels=args.labels,
-        temperature=args.temperature or (4.0 if args.mix == "mixup" else 20.0), mix=args.mix,
-        rand_augment=args.rand_augment, min_scale=args.min_scale, max_scale=args.max_scale, evaluations=args.evaluations)
-    settings = {**asdict(protocol), "method": args.method, "student": arch, "images": images, "syn_dir": args.syn_dir,
-                "teacher": facts.sha256, "input_size": facts.input_size, "precision": runtime.precision}
-    columns = {"dataset": args.dataset or Path(args.val_dir).resolve().parent.name, "method": args.method, "ipc": ipc,
-               "teacher": facts.arch, "student": arch, "protocol": "delt" if args.labels == "soft" else "hard",
-               "epochs": args.epochs, "syn_dir": args.syn_dir}
-    return Run(args.output_dir, settings, columns), protocol
+def make_protocol(args: argparse.Namespace, arch: str, labels: str, folder: ImageFolder) -> Protocol:
+    """The flags, with the published defaults for this student and this set where they were left out."""
+    batch_size = args.batch_size or default_batch_size(len(folder.classes), images_per_class(folder), len(folder))
+    return Protocol(
+        epochs=args.epochs, batch_size=batch_size, lr=default_lr(arch) if args.lr is None else args.lr,
+        weight_decay=args.weight_decay, labels=labels, temperature=args.temperature or (4.0 if args.mix == "mixup" else 20.0),
+        mix=args.mix, rand_augment=args.rand_augment, min_scale=args.min_scale, max_scale=args.max_scale,
+        evaluations=args.evaluations)
+
+
+def make_run(args: argparse.Namespace, protocol: Protocol, arch: str, method: str, folder: ImageFolder, facts: Teacher,
+             runtime: Runtime) -> Run:
+    images = digest([[path, sha256(folder.root / path)] for path in folder.paths])
+    settings = {**asdict(protocol), "method": method, "student": arch, "images": images, "teacher": facts.sha256,
+                "input_size": facts.input_size, "mean": list(facts.mean), "std": list(facts.std),
+                "precision": runtime.precision}
+    columns = {"dataset": args.dataset or Path(args.val_dir).resolve().parent.name, "method": method,
+               "ipc": images_per_class(folder), "teacher": facts.arch, "student": arch,
+               "protocol": "delt" if protocol.labels == "soft" else "hard", "epochs": protocol.epochs,
+               "syn_dir": str(folder.root)}
+    return Run(args.output_dir, settings, columns)
+
+
+def images_per_class(folder: ImageFolder) -> int:
+    return int(np.bincount(folder.labels).min())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ class Run:
         name = re.sub(r"[^\w.-]+", "_", f"{facts['method']}_{facts['student']}_{facts['protocol']}")
         self.path = self.folder / "results" / f"{name}_{digest(settings)[:8]}.json"
         stored = read_json(self.path)["seeds"] if self.path.exists() else []
+        if (rows := self.folder / "results.csv").exists():
+            read_rows(rows)  # for its errors: before hours of training, not after them
         self.results = {entry["seed"]: Result(**entry) for entry in stored}
 
     def add(self, result: Result, **more: object) -> None:

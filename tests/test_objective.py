@@ -1,0 +1,149 @@
+"""The synthesis loss, its gradient and its statistics, against plain float64 autograd."""
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import scrambled, small_net
+from recover.objective import Objective, _ChannelMoments
+from utils import models
+
+R_BN, FIRST = 0.05, 10.0
+
+
+def resnet():
+    torch.manual_seed(3)
+    return scrambled(models.build("resnet18", 5, 32, "imagenet"))
+
+
+NETS = {"conv": (small_net, 8, 4), "resnet18": (resnet, 32, 5)}
+
+
+def case(name):
+    build, size, classes = NETS[name]
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(3, 3, size, size, generator=generator, dtype=torch.float64)
+    return build(), images, torch.randint(classes, (3,), generator=generator)
+
+
+def reference(model, images, labels, r_bn=R_BN, first=FIRST):
+    """(loss, gradient with respect to the images), all in float64, statistics by hooks on the BatchNorms' inputs."""
+    model, images = copy.deepcopy(model).double().eval(), images.double().clone().requires_grad_()
+    distances = []
+
+    def hook(norm, inputs):
+        x = inputs[0].transpose(0, 1).flatten(1)
+        mean, var = torch.mean(x, 1), torch.var(x, 1, unbiased=False)
+        distances.append((mean - norm.running_mean).pow(2).sum().sqrt() + (var - norm.running_var).pow(2).sum().sqrt())
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(hook)
+    probabilities = model(images).log_softmax(1)
+    loss = -probabilities[range(len(labels)), labels].mean()
+    loss = loss + r_bn * (first * distances[0] + sum(distances[1:]))
+    return loss.detach(), torch.autograd.grad(loss, images)[0]
+
+
+def measured(model, images, labels, **options):
+    images = images.clone().requires_grad_()
+    loss = Objective(model, options.get("r_bn", R_BN), options.get("first", FIRST))(images, labels)
+    return loss.detach(), torch.autograd.grad(loss, images)[0]
+
+
+def relative(found, expected):
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.float32, 2e-5)])
+def test_loss_and_gradient(name, dtype, tolerance):
+    model, images, labels = case(name)
+    images = images.to(dtype)
+    loss, gradient = reference(model, images, labels)
+    found, found_gradient = measured(model.to(dtype), images, labels)
+    assert found.shape == () and found_gradient.dtype == dtype
+    assert found.item() == pytest.approx(loss.item(), rel=tolerance)
+    assert relative(found_gradient, gradient) < tolerance
+
+
+def test_without_statistics_the_loss_is_cross_entropy():
+    model, images, labels = case("conv")
+    expected = nn.functional.cross_entropy(copy.deepcopy(model).double()(images), labels)
+    assert measured(model.double(), images, labels, r_bn=0.0)[0].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_only_the_first_layer_is_multiplied():
+    losses = {}
+    for first in 0.0, 1.0, 10.0:
+        model, images, labels = case("conv")
+        losses[first] = measured(model.double(), images, labels, first=first)[0].item()
+    x = case("conv")[0][0].double()(images).transpose(0, 1).flatten(1)  # what the first BatchNorm gets
+    norm = case("conv")[0][1].double()
+    distance = (x.mean(1) - norm.running_mean).norm() + (x.var(1, correction=0) - norm.running_var).norm()
+    assert losses[10.0] - losses[1.0] == pytest.approx(9 * R_BN * distance.item(), rel=1e-5)
+    assert losses[1.0] - losses[0.0] == pytest.approx(R_BN * distance.item(), rel=1e-5)
+
+
+def test_a_network_without_batchnorm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
+    _, images, labels = case("conv")
+    expected = nn.functional.cross_entropy(copy.deepcopy(model).double()(images), labels)
+    assert measured(model.double(), images, labels)[0].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_teacher_stays_as_it_is():
+    model, images, labels = case("conv")
+    model.train().requires_grad_(True)
+    before = sorted(t.clone().flatten().tolist() for t in model.state_dict().values())
+    objective = Objective(model, R_BN, FIRST)
+    images = images.float().requires_grad_()
+    first = objective(images, labels)
+    first.backward()
+    assert images.grad.abs().sum() > 0
+    assert not any(p.requires_grad for p in objective.parameters())
+    assert all(p.grad is None for p in objective.parameters())
+    assert sorted(t.flatten().tolist() for t in objective.model.state_dict().values()) == before
+    assert objective(images, labels).item() == first.item()
+
+
+def moments64(x):
+    x = x.double().transpose(0, 1).flatten(1)
+    return x.mean(1), x.var(1, correction=0)
+
+
+def test_gradient_of_the_channel_moments():
+    # Mean and variance are polynomials of degree 2, so central differences are exact for any step: a large one
+    # keeps the fp32 rounding of the reduction (2**-24 / 0.25) out of the way.
+    x = torch.randn(2, 3, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for output in range(2):
+        assert torch.autograd.gradcheck(lambda t: _ChannelMoments.apply(t)[output].double(), (x,), eps=0.25, atol=2e-6,
+                                        rtol=1e-5, nondet_tol=0)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_statistics_are_reduced_in_fp32(dtype, layout):
+    # In bf16 a sum of 16384 values near 1 would be off by percents, and in fp16 it would overflow with the squares.
+    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * torch.tensor([0.5, 3.0, 20.0]).view(3, 1, 1) + 1
+    x = x.to(dtype).contiguous(memory_format=layout)
+    mean, var = _ChannelMoments.apply(x)
+    expected_mean, expected_var = moments64(x)
+    assert mean.dtype == var.dtype == torch.float32
+    torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(var.double(), expected_var, rtol=1e-5, atol=1e-5)
+
+
+def test_bf16_does_not_change_the_result():
+    model, images, labels = case("resnet18")
+    loss, gradient = reference(model, images, labels)
+    images = images.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Objective(model, R_BN, FIRST)(images, labels)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(loss.item(), rel=5e-3)
+    found_gradient = torch.autograd.grad(found, images)[0].double()
+    assert nn.functional.cosine_similarity(found_gradient.flatten(), gradient.flatten(), dim=0) > 0.97
+    assert found_gradient.norm() == pytest.approx(gradient.norm(), rel=0.05)
