@@ -17,13 +17,16 @@ if [ -n "${VAL_DIR:-}" ] && [ -z "${TRAIN_DIR:-}" ]; then fail "VAL_DIR is set a
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 ARCH=${ARCH:-conv3}
 IPC=${IPC:-10}
-ITR=${ITR:-400}
-ROUND_ITR=${ROUND_ITR:-50}
+ITR=${ITR:-200}
+ROUND_ITR=${ROUND_ITR:-25}
 SEEDS=${SEEDS:-1}
 LABELS=${LABELS:-soft hard}
 BASELINES=${BASELINES-random}
-SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-5}        # PLACEHOLDER: to be tuned
-VAL_EPOCHS=${VAL_EPOCHS:-100}              # PLACEHOLDER: to be tuned
+SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-4}
+# Few epochs on centred images learn more from small batches, and from the images as they stand.
+SQUEEZE_ARGS=${SQUEEZE_ARGS---batch-size 64 --crop-padding 0}
+VAL_EPOCHS=${VAL_EPOCHS:-60}               # published: 300
+VALIDATE_ARGS=${VALIDATE_ARGS---evaluations 2}
 
 if [ -z "$own_python" ]; then
     bash scripts/setup.sh requirements.txt

@@ -148,7 +148,7 @@ def test_the_real_objective_falls():
     loop = Recovery(start(4, size=8), torch.tensor([0, 1, 2, 3]), [0] * 4, settings(min_crop=1.0), objective, BOUNDS, CPU, 0)
     for _ in range(12):
         losses.append(loop.step().item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
 
 
 def test_images_come_back_in_the_order_given():

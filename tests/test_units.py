@@ -2,6 +2,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -103,8 +104,7 @@ def test_a_set_from_start_to_end(tmp_path):
     for unit in UNITS:
         for member, image in zip(unit.members, pixels(unit)):
             with Image.open(tmp_path / "syn" / NAMES[member]) as found:
-                assert torch.equal(torch.tensor(list(found.get_flattened_data() if hasattr(found, "get_flattened_data")
-                                                     else found.getdata())).view(4, 4, 3).permute(2, 0, 1), image.long())
+                assert np.array_equal(np.asarray(found), image.permute(1, 2, 0).numpy())
 
 
 @pytest.mark.parametrize("harm", ["deleted", "cut", "other bytes", "record lost"])
@@ -167,10 +167,11 @@ def test_overwrite_goes_on_with_the_same_run(tmp_path):
     assert all(store(tmp_path / "syn", overwrite=True).finished(unit) for unit in UNITS)
 
 
-def test_a_folder_that_nobody_claimed_is_refused(tmp_path):
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_nobody_claimed_is_never_emptied(tmp_path, overwrite):
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(UserError, match="not empty"):
-        store(tmp_path)
+        store(tmp_path, overwrite=overwrite)
     assert tree(tmp_path) == ["mine.txt"]
 
 

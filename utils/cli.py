@@ -9,7 +9,7 @@ from typing import Callable
 from utils.checkpoints import Teacher, load_teacher
 from utils.datasets import KNOWN
 from utils.files import UserError
-from utils.images import ImageFolder, common_size
+from utils.images import SMALLEST, ImageFolder, common_size
 from utils.models import STEMS
 from utils.runtime import Runtime
 
@@ -37,6 +37,12 @@ def count(text: str) -> int:
     return int(text)
 
 
+def pixels(text: str) -> int:
+    if not text.isdigit() or int(text) < SMALLEST:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of {SMALLEST} or more")
+    return int(text)
+
+
 def amount(text: str) -> float:
     try:
         value = float(text)
@@ -57,7 +63,7 @@ def fraction(text: str) -> float:
 def add_common(parser: Parser, batch_size: str = "images per batch") -> None:
     group = parser.add_argument_group("data and machine")
     group.add_argument("--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(KNOWN)}")
-    group.add_argument("--input-size", type=positive, metavar="PIXELS", help="read from the teacher or the images if left out")
+    group.add_argument("--input-size", type=pixels, metavar="PIXELS", help="read from the teacher or the images if left out")
     group.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
     group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
     group.add_argument("--stem", choices=STEMS, help="cifar for inputs of 64 pixels and less if left out")

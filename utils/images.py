@@ -20,6 +20,7 @@ from utils.files import UserError, replacing
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
 MAX_PIXELS = 100_000_000  # an image that claims more is refused before it is decoded
+SMALLEST = 8  # pixels of an input
 SMALL = 64  # pixels; up to this size images get the small-image stem, the padded crop, and a place in memory
 
 
@@ -188,12 +189,15 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 def common_size(sizes: Sequence[tuple[int, int]]) -> int:
     """The input size in pixels that suits images of these (width, height): their own if small, 224 otherwise."""
     largest = max(min(size) for size in sizes)
-    return max(largest, 8) if largest <= SMALL else 224
+    return max(largest, SMALLEST) if largest <= SMALL else 224
 
 
 def resize_for_test(size: int) -> v2.Transform:
-    """The field's test geometry: the shorter side to size // 7 * 8 (32 for 32, 256 for 224), then the centre."""
-    return v2.Compose([v2.Resize(size // 7 * 8), v2.CenterCrop(size)])
+    """The field's test geometry: the shorter side to size // 7 * 8 (32 for 32, 72 for 64, 256 for 224), then the centre.
+
+    Sizes just below a multiple of 7 would become smaller than the crop: they are left as they are.
+    """
+    return v2.Compose([v2.Resize(max(size, size // 7 * 8)), v2.CenterCrop(size)])
 
 
 def to_batch(images: Sequence[Image.Image]) -> torch.Tensor:

@@ -40,13 +40,13 @@ class Runtime:
         """Resolve `auto`. Raises UserError for a device that is not there."""
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            resolved = torch.device(device)
-            torch.empty(0, device=resolved)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            known = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-            reason = str(error).splitlines()[0]
-            raise UserError(f"--device {device}: not there ({reason}); available: {', '.join(known)}") from None
+        available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if device == "cuda" and torch.cuda.is_available():
+            # Under torchrun every process of a machine takes a GPU of its own.
+            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+        if device not in available:
+            raise UserError(f"--device {device}: not there; available: {', '.join(available)}")
+        resolved = torch.device(device)
         if precision == "auto":
             precision = "bf16" if _has_bf16(resolved) else "fp32"
         if compile == "on" and not _has_compiler(resolved):
@@ -118,6 +118,7 @@ def _has_compiler(device: torch.device) -> bool:
 
 def _settle_backends(device: torch.device) -> None:
     if device.type == "cuda":
+        torch.cuda.set_device(device)
         # Same command, same bytes: cuBLAS needs this set before its first call.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
