@@ -43,7 +43,7 @@ def main() -> None:
     if args.criterion == "random":
         settings["seed"] = args.seed
     record = claim(args.output_dir, "manifest.json", settings, args.overwrite)
-    if record["finished"]:
+    if record.get("finished"):
         print(f"ranking: {args.output_dir} holds this selection already")
         return
     select.copy(chosen, Path(args.train_dir), Path(args.output_dir))

@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import torch
@@ -64,45 +65,58 @@ def main() -> None:
     ipc = args.ipc or (len(folder) // len(classes) if folder else 10)
     units = split(len(classes), ipc, args.batch_size, args.batch_by)
     round_of = schedule.round_of_ranks(ipc, rounds)
-    starts = [number * args.round_iterations for number in round_of]
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
 
     members = [(label, index) for label in range(len(classes)) for index in range(ipc)]
-    sources = {member: Path(path) for member, path in zip(members, folder.paths)} if folder else {}
-    store = Store(args.syn_dir, identity(args, settings, teacher, ipc, folder, runtime),
-                  {m: file_name(classes[m[0]], m[1], ipc, sources.get(m), args.image_format) for m in members},
+    sources = {member: folder.root / path for member, path in zip(members, folder.paths)} if folder else {}
+    names = {m: file_name(classes[m[0]], m[1], ipc, sources.get(m), args.image_format) for m in members}
+    store = Store(args.syn_dir, identity(args, settings, teacher, ipc, folder, runtime), names,
                   {m: round_of[m[1]] for m in members}, rank, args.overwrite)
-    mine = [unit for unit in units[rank::world] if not store.finished(unit)]
-    if mine:
-        updates = sum(args.iterations - starts[index] for unit in mine for _, index in unit.members)
+
+    todo = [unit for unit in units[rank::world] if not store.finished(unit)]
+    sheet_path = Path(args.contact_sheet or Path(args.syn_dir) / "contact_sheet.png")
+    if not todo and store.manifest.get("finished") and sheet_path.exists():
+        print(f"recover: {args.syn_dir} is complete already")
+        return
+    if todo:
         print(f"recover: {len(classes)} classes x {ipc} images, {rounds} round{'s' * (rounds > 1)}, {args.iterations} "
-              f"iterations, {len(mine)} of {len(units)} units to do, {teacher.arch} {teacher.input_size} px, {runtime}")
+              f"iterations, {len(todo)} of {len(units)} units to do, {teacher.arch} {teacher.input_size} px, {runtime}")
         # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
         objective = make_objective(teacher.model, settings, runtime, args.iterations * len(units))
-        with progress(total=updates, desc="recover", unit="img") as bar:
-            for done, unit in enumerate(mine):
-                begun = time.monotonic()
-
-                def report(step_updates: int, iteration: int, loss: float) -> None:
-                    bar.set_postfix_str(f"unit {done + 1}/{len(mine)}, step {iteration}, loss {loss:.3f}", refresh=False)
-                    bar.update(step_updates)
-
-                recovery = Recovery(images_of(unit, folder, teacher, args), torch.tensor([m[0] for m in unit.members]),
-                                    [starts[m[1]] for m in unit.members], settings, objective,
-                                    bounds(teacher), runtime, args.seed, "recover", unit.number)
-                store.save(unit, to_pixels(recovery.run(report), teacher), seconds=round(time.monotonic() - begun, 2))
+        synthesise(todo, store, objective, settings, folder, teacher, args.seed, runtime)
 
     seconds = round(time.monotonic() - started, 1)
-    sheet_path = Path(args.contact_sheet or Path(args.syn_dir) / "contact_sheet.png")
-    if not mine and store.manifest.get("finished") and sheet_path.exists():
-        print(f"recover: {args.syn_dir} is complete already")
-    elif store.complete(units, arguments=vars(args), versions=versions(), teacher_sha256=teacher.sha256,
-                        rounds=rounds, seconds=seconds, peak_memory_mb=runtime.peak_memory_mb()):
-        draw_sheet(sheet_path, classes, sources, store, args, ipc, starts)
-        print(f"recover: {len(classes) * ipc} images in {args.syn_dir}; {seconds:.0f} s, peak memory "
+    if store.complete(units, arguments=vars(args), versions=versions(), teacher_sha256=teacher.sha256,
+                      rounds=rounds, seconds=seconds, peak_memory_mb=runtime.peak_memory_mb()):
+        before = [[sources.get((label, index)) for index in range(ipc)] for label in range(len(classes))]
+        after = [[store.folder / names[label, index] for index in range(ipc)] for label in range(len(classes))]
+        sheet.draw(sheet_path, classes, before, after,
+                   [args.iterations - number * args.round_iterations for number in round_of])
+        print(f"recover: {len(members)} images in {args.syn_dir}; {seconds:.0f} s, peak memory "
               f"{runtime.peak_memory_mb():.0f} MB; contact sheet: {sheet_path}")
     else:
         print(f"recover: rank {rank} of {world} has done its units; the manifest follows when all ranks have")
+
+
+def synthesise(todo: list[Unit], store: Store, objective: Callable, settings: Settings, folder: ImageFolder | None,
+               teacher: Teacher, seed: int, runtime: Runtime) -> None:
+    """Recover and save one unit after the other."""
+    def start_of(member: tuple[int, int]) -> int:
+        return store.rounds[member] * settings.round_iterations
+
+    updates = sum(settings.iterations - start_of(member) for unit in todo for member in unit.members)
+    with progress(total=updates, desc="recover", unit="img") as bar:
+        for done, unit in enumerate(todo, start=1):
+            begun = time.monotonic()
+
+            def report(step_updates: int, iteration: int, loss: float) -> None:
+                bar.set_postfix_str(f"unit {done}/{len(todo)}, step {iteration}, loss {loss:.3f}", refresh=False)
+                bar.update(step_updates)
+
+            recovery = Recovery(images_of(unit, folder, teacher, seed), torch.tensor([m[0] for m in unit.members]),
+                                [start_of(m) for m in unit.members], settings, objective, bounds(teacher), runtime,
+                                seed, "recover", unit.number)
+            store.save(unit, to_pixels(recovery.run(report), teacher), seconds=round(time.monotonic() - begun, 2))
 
 
 def starting_images(args: argparse.Namespace, teacher: Teacher) -> tuple[list[str], ImageFolder | None]:
@@ -136,11 +150,11 @@ def file_name(name: str, index: int, ipc: int, source: Path | None, image_format
     return f"{name}/{index:0{max(3, len(str(ipc - 1)))}d}_{stem}.{image_format}"
 
 
-def images_of(unit: Unit, folder: ImageFolder | None, teacher: Teacher, args: argparse.Namespace) -> torch.Tensor:
+def images_of(unit: Unit, folder: ImageFolder | None, teacher: Teacher, seed: int) -> torch.Tensor:
     """Where the unit's images start: normalised fp32 (N, 3, S, S)."""
     size = teacher.input_size
     if folder is None:
-        return torch.stack([torch.randn(3, size, size, generator=generator(args.seed, "noise", *member))
+        return torch.stack([torch.randn(3, size, size, generator=generator(seed, "noise", *member))
                             for member in unit.members])
     geometry = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
     ipc = len(folder) // len(folder.classes)
@@ -158,14 +172,6 @@ def to_pixels(images: torch.Tensor, teacher: Teacher) -> torch.Tensor:
     """Normalised (N, 3, S, S) -> uint8."""
     pixels = images * torch.tensor(teacher.std).view(3, 1, 1) + torch.tensor(teacher.mean).view(3, 1, 1)
     return (pixels * 255).round().clamp(0, 255).byte()
-
-
-def draw_sheet(path: Path, classes: list[str], sources: dict, store: Store, args: argparse.Namespace, ipc: int,
-               starts: list[int]) -> None:
-    before = [[Path(args.init_dir) / sources[label, index] if sources else None for index in range(ipc)]
-              for label in range(len(classes))]
-    after = [[store.folder / store.names[label, index] for index in range(ipc)] for label in range(len(classes))]
-    sheet.draw(path, classes, before, after, [args.iterations - start for start in starts])
 
 
 if __name__ == "__main__":
