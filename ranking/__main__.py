@@ -10,7 +10,7 @@ import pandas as pd
 
 from ranking import score, select
 from utils import cli
-from utils.files import claim, sha256, write_json
+from utils.files import check_output, claim, sha256, write_json
 from utils.images import ImageFolder
 
 
@@ -34,6 +34,11 @@ def main() -> None:
     args = parse()
     started = time.monotonic()
     folder = ImageFolder(args.train_dir, "--train-dir")
+    if args.output_dir:
+        folder.require(args.ipc)
+        check_output(args.output_dir, args.train_dir)
+    if args.ranking_file:
+        check_output(args.ranking_file)
     # Random selection looks at no scores, so it needs neither a teacher nor a ranking file.
     table = unscored(folder) if args.criterion == "random" else ranked(args, folder)
     if not args.output_dir:
@@ -42,7 +47,7 @@ def main() -> None:
     settings = {"criterion": args.criterion, "ipc": args.ipc, "images": chosen}
     if args.criterion == "random":
         settings["seed"] = args.seed
-    record = claim(args.output_dir, "manifest.json", settings, args.overwrite)
+    record = claim(args.output_dir, "manifest.json", settings, args.overwrite, args.train_dir)
     if record.get("finished"):
         print(f"ranking: {args.output_dir} holds this selection already")
         return

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Callable
 
-import numpy as np
 import torch
 from torchvision.transforms import v2
 
@@ -18,7 +17,7 @@ from recover.engine import Recovery, Settings, make_objective
 from recover.units import Store, Unit, split
 from utils import cli
 from utils.checkpoints import Teacher
-from utils.files import UserError, digest, sha256
+from utils.files import UserError, check_output
 from utils.images import ImageFolder, progress, to_batch
 from utils.runtime import Runtime, generator, rank_and_world, versions
 
@@ -49,6 +48,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.init == "images" and not args.init_dir:
         parser.error("--init-dir is needed unless --init noise is given")
+    if args.contact_sheet and (not args.contact_sheet.endswith(".png") or Path(args.contact_sheet).is_dir()):
+        parser.error(f"--contact-sheet {args.contact_sheet}: name a .png file")
     if args.min_crop == 0:
         parser.error("--min-crop must be above 0")
     return args
@@ -69,12 +70,14 @@ def main() -> None:
 
     members = [(label, index) for label in range(len(classes)) for index in range(ipc)]
     sources = {member: folder.root / path for member, path in zip(members, folder.paths)} if folder else {}
+    sheet_path = Path(args.contact_sheet or Path(args.syn_dir) / "contact_sheet.png")
+    check_output(sheet_path)
     names = {m: file_name(classes[m[0]], m[1], ipc, sources.get(m), args.image_format) for m in members}
     store = Store(args.syn_dir, identity(args, settings, teacher, ipc, folder, runtime), names,
-                  {m: round_of[m[1]] for m in members}, rank, args.overwrite)
+                  {m: round_of[m[1]] for m in members}, rank, args.overwrite,
+                  *([args.init_dir] if args.init_dir else []))
 
     todo = [unit for unit in units[rank::world] if not store.finished(unit)]
-    sheet_path = Path(args.contact_sheet or Path(args.syn_dir) / "contact_sheet.png")
     if not todo and store.manifest.get("finished") and sheet_path.exists():
         print(f"recover: {args.syn_dir} is complete already")
         return
@@ -129,7 +132,7 @@ def starting_images(args: argparse.Namespace, teacher: Teacher) -> tuple[list[st
                             "with the class folders as --init-dir")
         return cli.folder_for(teacher, args.init_dir, "--init-dir").classes, None
     folder = cli.folder_for(teacher, args.init_dir, "--init-dir")
-    folder = folder.first(args.ipc or int(np.bincount(folder.labels).min()))
+    folder = folder.first(args.ipc or folder.fewest())
     folder.load(args.workers)
     return folder.classes, folder
 
@@ -137,9 +140,8 @@ def starting_images(args: argparse.Namespace, teacher: Teacher) -> tuple[list[st
 def identity(args: argparse.Namespace, settings: Settings, teacher: Teacher, ipc: int, folder: ImageFolder | None,
              runtime: Runtime) -> dict:
     """Everything that decides the bytes of the result: a folder with another identity holds another run."""
-    images = digest([[path, sha256(folder.root / path)] for path in folder.paths]) if folder else "noise"
     return {**asdict(settings), "ipc": ipc, "seed": args.seed, "batch_size": args.batch_size, "batch_by": args.batch_by,
-            "image_format": args.image_format, "init": images, "teacher": teacher.sha256, "arch": teacher.arch,
+            "image_format": args.image_format, "init": folder.fingerprint() if folder else "noise", "teacher": teacher.sha256, "arch": teacher.arch,
             "input_size": teacher.input_size, "mean": list(teacher.mean), "std": list(teacher.std),
             "device": runtime.device.type, "precision": runtime.precision, "compile": args.compile}
 

@@ -45,15 +45,14 @@ class Store:
     """The synthetic set on disk. `names` maps (label, rank) to a path relative to `folder`, `rounds` to a round."""
 
     def __init__(self, folder: str | Path, settings: dict, names: dict[tuple[int, int], str],
-                 rounds: dict[tuple[int, int], int], rank: int, overwrite: bool):
-        """Claim the folder. Raises UserError if it holds another run."""
+                 rounds: dict[tuple[int, int], int], rank: int, overwrite: bool, *inputs: str):
+        """Claim the folder. Raises UserError if it holds another run, or touches the folders `inputs`."""
         self.folder, self.settings, self.names, self.rounds = Path(folder), settings, names, rounds
         if rank == 0:
-            claim(self.folder, "manifest.json", settings, overwrite)
+            claim(self.folder, "manifest.json", settings, overwrite, *inputs)
         else:
             self._await_claim()
         self.manifest = read_json(self.folder / "manifest.json")
-        (self.folder / RECORDS).mkdir(exist_ok=True)
 
     def _await_claim(self, seconds: float = 120) -> None:
         until = time.monotonic() + seconds

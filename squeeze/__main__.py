@@ -10,10 +10,10 @@ import torch
 
 from squeeze.train import Recipe, augmentation, train
 from utils import checkpoints, cli, models
-from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, known
+from utils.datasets import known
 from utils.evaluate import accuracy
-from utils.files import UserError, differences, digest
-from utils.images import ImageFolder, common_size
+from utils.files import UserError, check_output, differences, digest
+from utils.images import ImageFolder
 from utils.loader import Batches, TestImages
 from utils.runtime import seeded, versions
 
@@ -43,6 +43,7 @@ def main() -> None:
     runtime = cli.runtime(args)
     facts = known(args.dataset)
     epochs = args.epochs or (facts.squeeze_epochs if facts else 50)
+    check_output(args.output)
     folder = ImageFolder(args.train_dir, "--train-dir")
     test_folder = ImageFolder(args.val_dir, "--val-dir", folder.classes, "--train-dir")
 
@@ -54,15 +55,9 @@ def main() -> None:
     if finished(args, settings):
         return
 
-    sizes = folder.load(args.workers)
+    size, stem, mean, std = cli.geometry(args, folder)
+    folder.load(args.workers)
     test_folder.load(args.workers)
-    size = args.input_size or (facts.input_size if facts else common_size(sizes))
-    stem = args.stem or models.default_stem(size)
-    mean = tuple(args.mean or (facts.mean if facts else IMAGENET_MEAN))
-    std = tuple(args.std or (facts.std if facts else IMAGENET_STD))
-    if facts and facts.classes != len(folder.classes):
-        raise UserError(f"--train-dir {args.train_dir}: has {len(folder.classes)} classes, {args.dataset} has "
-                        f"{facts.classes}; leave out --dataset for a data set of your own")
     with seeded(args.seed, "initial weights"):
         model = runtime.place(models.build(args.arch, len(folder.classes), size, stem))
     print(f"squeeze: {args.arch} ({stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} classes, "

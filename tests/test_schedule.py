@@ -45,7 +45,8 @@ def test_share_of_image_iterations_in_8_rounds(ipc, share):
     assert sum(8 - group for group in round_of_ranks(ipc, 8)) / (8 * ipc) == share
 
 
-@pytest.mark.parametrize("iterations, length, rounds", [(4000, 500, 8), (1000, 1000, 1), (4000, 0, 1), (7, 0, 1), (7, 1, 7)])
+@pytest.mark.parametrize("iterations, length, rounds", [
+    (4000, 500, 8), (1000, 1000, 1), (4000, 0, 1), (7, 0, 1), (7, 1, 7)])
 def test_number_of_rounds(iterations, length, rounds):
     assert count_rounds(iterations, length) == rounds
 

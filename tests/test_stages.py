@@ -16,17 +16,20 @@ from torch.nn import functional as F
 
 IPC = 4
 RESULT_COLUMNS = "dataset,method,ipc,teacher,student,protocol,seed,top1,best_top1,top5,epochs,seconds,syn_dir"
+TRAINING = dict(seeds=2, seed=5, epochs=4, lr=0.01)  # so fast that the best epoch is not the last
 SRE2L = dict(init_dir=None, init="noise", batch_by="index", milestone=0, round_iterations=0)
 
 
 # --- what the stages should compute, in the plainest way ---------------------------------------------------------
 
-def logits(path, files, mean=MEAN, std=STD):
-    """What the conv3 in checkpoint `path` says of each image file, cropped to its centre."""
+def logits(path, files, mean=MEAN, std=STD, whole=False):
+    """What the conv3 in checkpoint `path` says of each image file: of its centre, or of the whole of a small one."""
     weights = torch.load(path, weights_only=True)["model"]
     batch = []
     for file in files:
         image = Image.open(file).convert("RGB")
+        if min(image.size) != PIXELS and not whole:
+            image = image.resize((PIXELS, PIXELS), Image.Resampling.BILINEAR)
         left, top = (image.width - INPUT) // 2, (image.height - INPUT) // 2
         batch.append(np.asarray(image.crop((left, top, left + INPUT, top + INPUT))) / 255)
     x = torch.tensor((np.stack(batch) - mean) / std, dtype=torch.float32).permute(0, 3, 1, 2)
@@ -79,7 +82,7 @@ def chain(stock, tmp_path_factory):
         shutil.copytree(stock / name, place / name)
     place.lines["squeeze"].update(output=place.teacher)
     place.lines["ranking"].update(output_dir=place.init)
-    place.lines["validate"].update(syn_dir=place.syn, seeds=2, seed=5)
+    place.lines["validate"].update(syn_dir=place.syn, **TRAINING)
     place.said = {}
     for stage in place.lines:
         done = place.spawn(stage)
@@ -140,21 +143,13 @@ def test_the_synthetic_set_has_the_form_of_the_selection(chain):
     assert listed.targets == [label for label in range(3) for _ in range(IPC)]
 
 
-def test_every_synthetic_image_was_made_from_the_selected_one_of_its_rank(chain):
-    starts = [start(chain.init / name) for name in images(chain.init)]
-    for rank, name in enumerate(images(chain.syn)):
-        distances = [np.abs(pixels(chain.syn / name) - other).mean() for other in starts]
-        assert np.argmin(distances) == rank
-        assert distances[rank] > 1
-
-
 def test_late_images_stay_closer_to_their_start(chain):
     """Group 0 has 8 iterations at the full rate, group 3 the last two, at a small one."""
     change = [np.abs(pixels(chain.syn / made) - start(chain.init / old)).mean()
               for made, old in zip(images(chain.syn), images(chain.init))]
     by_rank = np.reshape(change, (3, IPC)).mean(0)
-    assert by_rank[0] > by_rank[1] > by_rank[2] > by_rank[3]
-    assert by_rank[0] > 2 * by_rank[3]
+    assert by_rank[0] > by_rank[1] > by_rank[2] > by_rank[3] > 0.1
+    assert by_rank[0] > 4 * by_rank[3]
 
 
 def test_the_manifest_says_how_the_set_was_made(chain):
@@ -166,8 +161,8 @@ def test_the_manifest_says_how_the_set_was_made(chain):
     assert (arguments["curriculum"], arguments["milestone"], arguments["init"]) == ("cosine", 1, "images")
     assert (arguments["seed"], arguments["first_bn_multiplier"], arguments["batch_by"]) == (0, 10, "class")
     assert manifest["teacher_sha256"] == hashlib.sha256(chain.teacher.read_bytes()).hexdigest()
-    assert manifest["versions"]["torch"] == torch.__version__
-    assert manifest["versions"]["torchvision"] == torchvision.__version__
+    for module in (torch, torchvision, np):
+        assert manifest["versions"][module.__name__] == module.__version__.partition("+")[0]
     assert manifest["seconds"] > 0 and manifest["peak_memory_mb"] > 10
     assert {name: entry["round"] for name, entry in manifest["images"].items()} \
         == {name: rank % IPC for rank, name in enumerate(images(chain.syn))}
@@ -186,7 +181,7 @@ def test_validate_adds_a_row_for_each_seed(chain):
     assert [row["seed"] for row in rows] == ["5", "6"]
     for row in rows:
         assert (row["dataset"], row["method"], row["ipc"], row["teacher"], row["student"], row["epochs"], row["syn_dir"]) \
-            == ("bugs", "delt", "4", "conv3", "conv3", "2", str(chain.syn))
+            == ("bugs", "delt", "4", "conv3", "conv3", "4", str(chain.syn))
         assert 0 <= float(row["top1"]) <= float(row["best_top1"]) <= 100
         assert float(row["top5"]) == 100  # of three classes
         assert float(row["seconds"]) >= 0
@@ -196,7 +191,7 @@ def test_the_json_holds_the_curves_and_their_summary(chain):
     found, rows = result(chain), table(chain / "measured" / "results.csv")
     assert [entry["seed"] for entry in found["seeds"]] == [5, 6]
     for entry, row in zip(found["seeds"], rows):
-        assert [point["epoch"] for point in entry["curve"]] == [1, 2]
+        assert [point["epoch"] for point in entry["curve"]] == [1, 2, 3, 4]
         assert all(point["loss"] > 0 for point in entry["curve"])
         measured = [point["top1"] for point in entry["curve"]]
         assert (row["top1"], row["best_top1"]) == (f"{measured[-1]:.2f}", f"{max(measured):.2f}")
@@ -212,7 +207,7 @@ def test_the_json_holds_the_curves_and_their_summary(chain):
 def test_the_same_commands_in_another_folder_give_the_same_bytes(chain, place):
     shutil.rmtree(place.init)
     place.lines["ranking"].update(output_dir=place.init)
-    place.lines["validate"].update(syn_dir=place.syn, seeds=2, seed=5)
+    place.lines["validate"].update(syn_dir=place.syn, **TRAINING)
     place.works("squeeze", output=place.teacher, overwrite=True)
     for stage in ("ranking", "recover", "validate"):
         place.works(stage)
@@ -288,10 +283,9 @@ def test_recover_draws_what_the_teacher_calls_the_folder(reordered, start):
     reordered.works("recover", iterations=30, r_bn=0, **lines)
     files = sorted(reordered.syn.glob("*/*.png"))
     assert len(files) == (6 if start == "noise" else 12)
-    # All of the 14 pixels are looked at: the images are of the teacher's own size.
-    probabilities = logits(reordered.teacher, files).softmax(1)
+    probabilities = logits(reordered.teacher, files, whole=True).softmax(1)
     for file, row in zip(files, probabilities):
-        assert row[reordered.classes.index(file.parent.name)] > 0.8
+        assert row[reordered.classes.index(file.parent.name)] > 0.7
 
 
 @pytest.mark.parametrize("labels", ["soft", "hard"])
@@ -384,7 +378,7 @@ def test_without_rounds_every_image_is_optimised_from_the_start(place):
     assert {entry["round"] for entry in json.loads((place.syn / "manifest.json").read_text())["images"].values()} == {0}
     change = [np.abs(pixels(place.syn / made) - start(place.init / old)).mean()
               for made, old in zip(images(place.syn), images(place.init))]
-    assert min(change) > max(change) / 2
+    assert min(change) > max(change) / 4  # with rounds the last ones change by less than a tenth
 
 
 def test_without_a_learning_rate_the_images_stay_what_they_were(place):
@@ -440,11 +434,13 @@ def test_random_needs_no_scores_and_follows_its_seed(place):
         place.works("ranking", teacher_path=None, ranking_file=None, criterion="random", seed=seed, output_dir=place / folder)
         sets[folder] = images(place / folder)
     assert sets["a"] == sets["b"] != sets["c"]
-    originals = {name: set(images(place.train / name / "..").values()) for name in CLASSES}
+    drawn = set()
     for name in CLASSES:
-        chosen = [data for path, data in sets["a"].items() if path.startswith(name)]
-        assert len(set(chosen)) == 4 and set(chosen) <= originals[name]
-    assert len({tuple(re.findall(r"\d(?=\.png)", " ".join(p for p in sets["a"] if p.startswith(n)))) for n in CLASSES}) > 1
+        originals = {path.read_bytes(): path.stem.removeprefix(name) for path in (place.train / name).iterdir()}
+        chosen = [originals[data] for path, data in sets["a"].items() if path.startswith(name)]
+        assert len(chosen) == len(set(chosen)) == 4
+        drawn.add(tuple(chosen))
+    assert len(drawn) > 1  # each class has a draw of its own
 
 
 def test_class_names_are_text_whatever_they_look_like(place):
@@ -459,8 +455,6 @@ def test_class_names_are_text_whatever_they_look_like(place):
 # --- ways of validating ------------------------------------------------------------------------------------------
 
 def test_hard_labels_need_no_teacher_and_students_can_be_many(place):
-    shutil.rmtree(place.train.parent / "init" / "moth")
-    shutil.copytree(place.train / "moth", place.init / "moth")
     place.works("validate", labels="hard", teacher_path=None, student_arch=["conv3", "mobilenet_v2"], epochs=1, input_size=32,
                 seeds=1)
     rows = table(place / "measured" / "results.csv")
@@ -468,14 +462,27 @@ def test_hard_labels_need_no_teacher_and_students_can_be_many(place):
     assert len(list((place / "measured" / "results").glob("*.json"))) == 2
 
 
+def test_several_sets_and_both_kinds_of_labels_in_one_call(place):
+    line = dict(syn_dir=[place.init, place.train], method=["medium", "everything"], labels=["soft", "hard"], epochs=1)
+    place.works("validate", **line)
+    rows = table(place / "measured" / "results.csv")
+    assert {(row["method"], row["protocol"], row["ipc"], row["syn_dir"]) for row in rows} \
+        == {(method, labels, ipc, str(folder)) for labels in ("delt", "hard")
+            for method, ipc, folder in (("medium", "4", place.init), ("everything", "7", place.train))}
+    assert len(rows) == len(list((place / "measured" / "results").glob("*.json"))) == 4
+    before = snapshot(place.root)
+    place.works("validate", **line)
+    assert snapshot(place.root) == before
+
+
 @pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
 def test_the_whole_training_set_can_be_the_set_and_mix_as_is_liked(place, mix):
     place.works("validate", syn_dir=place.train, mix=mix, epochs=1, method="whole set")
     [row] = table(place / "measured" / "results.csv")
     assert (row["method"], row["ipc"]) == ("whole set", "7")
-    # Softer labels make a smaller loss: at T = 4 (mixup) it is far above that at T = 20.
+    # Softer labels make a smaller loss: at T = 4 (mixup) it is more than ten times that at T = 20.
     loss = result(place)["seeds"][0]["curve"][0]["loss"]
-    assert (loss > 0.01) == (mix == "mixup")
+    assert (loss > 0.006) == (mix == "mixup")
 
 
 def test_ipc_takes_the_first_images(place):
@@ -583,11 +590,11 @@ def test_images_of_every_mode_and_shape_are_read_as_rgb(place):
     assert [rows[file.name] for file in files] == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_bigger_set_of_images_takes_224_pixels_and_a_small_one_its_own(place):
+def test_a_small_set_has_its_own_size_and_the_stem_follows_from_the_size(place):
     place.works("squeeze", epochs=1, input_size=None)
     facts = torch.load(place / "squeezed.pth", weights_only=True)
     assert (facts["input_size"], facts["stem"]) == (PIXELS, "cifar")
-    place.works("squeeze", epochs=1, dataset=None, input_size=65, arch="mobilenet_v2", output=place / "big.pth")
+    place.works("squeeze", epochs=1, input_size=65, arch="mobilenet_v2", output=place / "big.pth")
     assert torch.load(place / "big.pth", weights_only=True)["stem"] == "imagenet"
 
 

@@ -35,7 +35,8 @@ def test_units_by_class(classes, ipc, batch):
     assert sorted(members(units)) == every(classes, ipc)
     for unit in units:
         labels = {label for label, _ in unit.members}
-        assert sorted(unit.members) == [(label, rank) for label in sorted(labels) for rank in range(ipc)], "whole classes"
+        whole = [(label, rank) for label in sorted(labels) for rank in range(ipc)]
+        assert sorted(unit.members) == whole
         assert len(unit.members) <= batch
     assert len(units) == -(-classes // (batch // ipc)), "batches are filled"
     assert [unit.number for unit in units] == list(range(len(units)))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Callable
 
 from utils.checkpoints import Teacher, load_teacher
-from utils.datasets import KNOWN
+from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, KNOWN, known
 from utils.files import UserError
 from utils.images import SMALLEST, ImageFolder, common_size
-from utils.models import STEMS
+from utils.models import STEMS, default_stem
 from utils.runtime import Runtime
 
 
@@ -53,6 +54,20 @@ def amount(text: str) -> float:
     return value
 
 
+def number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
+    return value
+
+
+def spread(text: str) -> float:
+    value = amount(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
+    return value
+
+
 def fraction(text: str) -> float:
     value = amount(text)
     if value > 1:
@@ -64,8 +79,8 @@ def add_common(parser: Parser, batch_size: str = "images per batch") -> None:
     group = parser.add_argument_group("data and machine")
     group.add_argument("--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(KNOWN)}")
     group.add_argument("--input-size", type=pixels, metavar="PIXELS", help="read from the teacher or the images if left out")
-    group.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
-    group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
+    group.add_argument("--mean", type=number, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
+    group.add_argument("--std", type=spread, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
     group.add_argument("--stem", choices=STEMS, help="cifar for inputs of 64 pixels and less if left out")
     group.add_argument("--batch-size", type=positive, help=batch_size)
     group.add_argument("--workers", type=count, help="processes (threads when checking) that read images; chosen if left out")
@@ -86,14 +101,31 @@ def runtime(args: argparse.Namespace) -> Runtime:
     return Runtime.create(args.device, args.precision, args.compile)
 
 
-def teacher(args: argparse.Namespace, images_dir: str, role: str) -> Teacher:
+def teacher(args: argparse.Namespace, images_dir: str | None, role: str) -> Teacher:
     """The teacher that the arguments name; the images in `images_dir` tell the input size if nothing else does."""
+    def size_of_images() -> int:
+        return common_size(ImageFolder(images_dir, role).load(args.workers))
+
     found = load_teacher(args.teacher_arch, args.teacher_path, dataset=args.dataset, input_size=args.input_size,
                          stem=args.stem, mean=args.mean, std=args.std,
-                         size_of_images=lambda: common_size(ImageFolder(images_dir, role).load(args.workers)))
+                         size_of_images=size_of_images if images_dir else None)
     if found.assumed:
         print(f"{args.teacher_path}: does not say everything; assumed {', '.join(found.assumed)}")
     return found
+
+
+def geometry(args: argparse.Namespace, folder: ImageFolder) -> tuple[int, str, tuple, tuple]:
+    """(input size, stem, mean, std) where no teacher has them yet: the flags, else the data set's, else the images'.
+
+    Raises UserError if the folder has not as many classes as the data set.
+    """
+    facts = known(args.dataset)
+    if facts and facts.classes != len(folder.classes):
+        raise UserError(f"{folder.role} {folder.root}: has {len(folder.classes)} classes, {args.dataset} has "
+                        f"{facts.classes}; leave out --dataset for a data set of your own")
+    size = args.input_size or (facts.input_size if facts else common_size(folder.load(args.workers)))
+    return (size, args.stem or default_stem(size), tuple(args.mean or (facts.mean if facts else IMAGENET_MEAN)),
+            tuple(args.std or (facts.std if facts else IMAGENET_STD)))
 
 
 def folder_for(found: Teacher, path: str, role: str) -> ImageFolder:

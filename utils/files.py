@@ -33,6 +33,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_output(path: str | Path, *inputs: str | Path) -> None:
+    """Raises UserError if `path` cannot be made, or is, holds or lies in one of the `inputs`; before hours of work."""
+    path = Path(path).resolve()
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: {parent} is {'not writable' if parent.is_dir() else 'a file, not a folder'}")
+    for name in inputs:
+        source = Path(name).resolve()
+        if path == source or path in source.parents or source in path.parents:
+            raise UserError(f"{path} cannot be the output: it would mix with the input {source}; choose another folder")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -69,14 +81,15 @@ def differences(old: dict, new: dict) -> str:
                      for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))
 
 
-def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool) -> dict:
+def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool, *inputs: str | Path) -> dict:
     """Make `folder` this run's, and return the record of how far the same run came before.
 
     The record is a JSON file `record_name` in the folder, whose `settings` entry names the run. With `overwrite`
-    another run's folder is emptied. Raises UserError if the folder holds another run, or files that are no run's:
-    those are never removed.
+    another run's folder is emptied. Raises UserError if the folder holds another run, or files that are no run's
+    (those are never removed), or touches one of the folders `inputs`.
     """
     folder = Path(folder)
+    check_output(folder, *inputs)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; an output folder is needed")
     record_path = folder / record_name

@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from utils.files import UserError, replacing
+from utils.files import UserError, digest, replacing, sha256
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
@@ -40,6 +40,8 @@ class ImageFolder:
         """
         self.root, self.role = Path(root), role
         self._kept: list[Image.Image] = []
+        self._sizes: list[tuple[int, int]] = []
+        self._fingerprint: str | None = None
         found = self._class_folders()
         if classes is not None and set(classes) != set(found):
             raise UserError(f"{role} {root}: class folders differ from the classes of {whose}"
@@ -74,25 +76,42 @@ class ImageFolder:
     def of_class(self, label: int) -> list[str]:
         return [path for path, own in zip(self.paths, self.labels) if own == label]
 
-    def first(self, ipc: int) -> "ImageFolder":
-        """The first `ipc` images of each class by name. Raises UserError where a class has fewer."""
-        counts = np.bincount(self.labels, minlength=len(self.classes))
-        for label, count in enumerate(counts):
+    def fewest(self) -> int:
+        """The number of images in the smallest class."""
+        return int(np.bincount(self.labels).min())
+
+    def require(self, ipc: int) -> None:
+        """Raises UserError naming a class with fewer than `ipc` images."""
+        for label, count in enumerate(np.bincount(self.labels)):
             if count < ipc:
                 raise UserError(f"{self.role} {self.root}: class '{self.classes[label]}' has {count} images, "
                                 f"{ipc} are needed (--ipc {ipc})")
+
+    def first(self, ipc: int) -> "ImageFolder":
+        """The first `ipc` images of each class by name. Raises UserError where a class has fewer."""
+        self.require(ipc)
         chosen = copy.copy(self)
-        chosen.paths = [path for label in range(len(counts)) for path in self.of_class(label)[:ipc]]
-        chosen.labels = [label for label in range(len(counts)) for _ in range(ipc)]
-        chosen._kept = []
+        labels = range(len(self.classes))
+        chosen.paths = [path for label in labels for path in self.of_class(label)[:ipc]]
+        chosen.labels = [label for label in labels for _ in range(ipc)]
+        chosen._kept, chosen._sizes, chosen._fingerprint = [], [], None
         return chosen
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the names, labels and bytes of all images."""
+        if self._fingerprint is None:
+            self._fingerprint = digest([[path, label, sha256(self.root / path)]
+                                        for path, label in zip(self.paths, self.labels)])
+        return self._fingerprint
 
     def load(self, workers: int | None = None) -> list[tuple[int, int]]:
         """Decode every image once, before any long work; return the (width, height) of each.
 
         The decoded images are kept for `read` while they fit into IN_MEMORY_BYTES together; a larger folder is
-        only checked. Raises UserError for the first image that is damaged.
+        only checked. A second call costs nothing. Raises UserError for the first image that is damaged.
         """
+        if self._sizes:
+            return self._sizes
         kept: list[Image.Image] = []
         sizes: list[tuple[int, int]] = []
         # Threads are enough: PIL decodes outside of the interpreter's lock.
@@ -110,7 +129,7 @@ class ImageFolder:
                 if len(kept) == len(sizes) and sum(4 * width * height for width, height in sizes) > IN_MEMORY_BYTES:
                     kept.clear()
                 bar.update(len(files))
-        self._kept = kept
+        self._kept, self._sizes = kept, sizes
         return sizes
 
     @property

@@ -169,7 +169,7 @@ def versions() -> dict[str, str]:
 
 def rank_and_world() -> tuple[int, int]:
     """This process's place under torchrun; (0, 1) without it. Raises UserError for impossible values."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if not 0 <= rank < world:
-        raise UserError(f"RANK={rank} with WORLD_SIZE={world}: the rank must be from 0 to {world - 1}")
-    return rank, world
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
+        raise UserError(f"RANK={rank} with WORLD_SIZE={world}: the rank must be a number from 0 to WORLD_SIZE - 1")
+    return int(rank), int(world)

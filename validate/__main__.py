@@ -6,14 +6,13 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
+import torch
 from torch import nn
 
 from utils import cli, models
 from utils.checkpoints import Teacher
-from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, known
-from utils.files import digest, sha256
-from utils.images import ImageFolder, common_size
+from utils.files import check_output
+from utils.images import ImageFolder
 from utils.loader import Batches, TestImages
 from utils.runtime import Runtime, seeded, versions
 from validate import augment
@@ -62,6 +61,10 @@ def main() -> None:
     runtime = cli.runtime(args)
     facts = teacher_or_facts(args)
     sets = [cli.folder_for(facts, path, "--syn-dir") for path in args.syn_dir]
+    check_output(Path(args.output_dir) / "results.csv")
+    for arch in (archs := args.student_arch or [facts.arch]):
+        with torch.device("meta"):  # for its errors, before any student is trained
+            student_of(args, arch, facts)
     if args.ipc:
         sets = [folder.first(args.ipc) for folder in sets]
     test_folder = cli.folder_for(facts, args.val_dir, "--val-dir")
@@ -73,9 +76,9 @@ def main() -> None:
 
     for labels in args.labels:
         for folder, method in zip(sets, args.method):
-            for arch in args.student_arch or [facts.arch]:
+            for arch in archs:
                 protocol = make_protocol(args, arch, labels, folder)
-                run = make_run(args, protocol, arch, method, folder, facts, runtime)
+                run = make_run(args, protocol, arch, method, folder, test_folder, facts, runtime)
                 measure(args, run, protocol, Batches(folder, transform, args.workers), test,
                         teacher if labels == "soft" else None, facts, runtime)
 
@@ -83,19 +86,19 @@ def main() -> None:
 def measure(args: argparse.Namespace, run: Run, protocol: Protocol, batches: Batches, test: TestImages,
             teacher: nn.Module | None, facts: Teacher, runtime: Runtime) -> None:
     """Train and store one student for each seed that is not stored yet; print the mean."""
-    arch, num_classes = run.facts["student"], len(batches.folder.classes)
+    arch = run.facts["student"]
     what = f"{run.facts['method']}, {arch}, {protocol.labels} labels"
     print(f"validate: {what}: {len(batches.folder)} images, {run.facts['ipc']} a class, {protocol.epochs} epochs of batch "
           f"{protocol.batch_size}, {runtime}")
-    mix = augment.mixer(protocol.mix, num_classes)
+    mix = augment.mixer(protocol.mix, facts.num_classes)
     seeds = range(args.seed, args.seed + args.seeds)
     for seed in seeds:
         if seed in run.results:
+            run.add_row(run.results[seed])  # lost if the process died between the two files
             print(f"validate: seed {seed} is there already: top-1 {run.results[seed].top1:.2f} %")
             continue
         with seeded(seed, "student weights"):
-            student = models.build(arch, num_classes, facts.input_size,
-                                   args.stem or models.default_stem(facts.input_size))
+            student = student_of(args, arch, facts)
         result = train(runtime.place(student), teacher, batches, test, mix, protocol, seed, runtime, facts.mean,
                        facts.std, f"{arch} seed {seed}")
         run.add(result, arguments=vars(args), versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
@@ -110,17 +113,20 @@ def teacher_or_facts(args: argparse.Namespace) -> Teacher:
     """The teacher; for hard labels without a checkpoint its facts alone, from the flags and the images."""
     if "soft" in args.labels or args.teacher_path:
         return cli.teacher(args, args.syn_dir[0], "--syn-dir")
-    data = known(args.dataset)
     folder = ImageFolder(args.val_dir, "--val-dir")
-    size = args.input_size or (data.input_size if data else common_size(folder.load(args.workers)))
-    mean, std = args.mean or (data.mean if data else IMAGENET_MEAN), args.std or (data.std if data else IMAGENET_STD)
-    return Teacher(model=None, arch="none", stem=args.stem or models.default_stem(size), num_classes=len(folder.classes),
-                   classes=folder.classes, input_size=size, mean=tuple(mean), std=tuple(std), sha256="", assumed=[])
+    size, stem, mean, std = cli.geometry(args, folder)
+    return Teacher(model=None, arch="none", stem=stem, num_classes=len(folder.classes), classes=folder.classes,
+                   input_size=size, mean=mean, std=std, sha256="", assumed=[])
+
+
+def student_of(args: argparse.Namespace, arch: str, facts: Teacher) -> nn.Module:
+    """A student with random weights. Its stem is by the input size, whatever the teacher's is."""
+    return models.build(arch, facts.num_classes, facts.input_size, args.stem or models.default_stem(facts.input_size))
 
 
 def make_protocol(args: argparse.Namespace, arch: str, labels: str, folder: ImageFolder) -> Protocol:
     """The flags, with the published defaults for this student and this set where they were left out."""
-    batch_size = args.batch_size or default_batch_size(len(folder.classes), images_per_class(folder), len(folder))
+    batch_size = args.batch_size or default_batch_size(len(folder.classes), folder.fewest(), len(folder))
     return Protocol(
         epochs=args.epochs, batch_size=batch_size, lr=default_lr(arch) if args.lr is None else args.lr,
         weight_decay=args.weight_decay, labels=labels, temperature=args.temperature or (4.0 if args.mix == "mixup" else 20.0),
@@ -128,21 +134,17 @@ def make_protocol(args: argparse.Namespace, arch: str, labels: str, folder: Imag
         evaluations=args.evaluations)
 
 
-def make_run(args: argparse.Namespace, protocol: Protocol, arch: str, method: str, folder: ImageFolder, facts: Teacher,
-             runtime: Runtime) -> Run:
-    images = digest([[path, sha256(folder.root / path)] for path in folder.paths])
-    settings = {**asdict(protocol), "method": method, "student": arch, "images": images, "teacher": facts.sha256,
+def make_run(args: argparse.Namespace, protocol: Protocol, arch: str, method: str, folder: ImageFolder,
+             test_folder: ImageFolder, facts: Teacher, runtime: Runtime) -> Run:
+    settings = {**asdict(protocol), "method": method, "student": arch, "images": folder.fingerprint(),
+                "test_images": test_folder.fingerprint(), "stem": args.stem, "teacher": facts.sha256,
                 "input_size": facts.input_size, "mean": list(facts.mean), "std": list(facts.std),
                 "precision": runtime.precision}
     columns = {"dataset": args.dataset or Path(args.val_dir).resolve().parent.name, "method": method,
-               "ipc": images_per_class(folder), "teacher": facts.arch, "student": arch,
+               "ipc": folder.fewest(), "teacher": facts.arch, "student": arch,
                "protocol": "delt" if protocol.labels == "soft" else "hard", "epochs": protocol.epochs,
                "syn_dir": str(folder.root)}
     return Run(args.output_dir, settings, columns)
-
-
-def images_per_class(folder: ImageFolder) -> int:
-    return int(np.bincount(folder.labels).min())
 
 
 if __name__ == "__main__":

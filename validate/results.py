@@ -23,10 +23,13 @@ class Run:
         self.folder, self.settings, self.facts = Path(folder), settings, facts
         name = re.sub(r"[^\w.-]+", "_", f"{facts['method']}_{facts['student']}_{facts['protocol']}")
         self.path = self.folder / "results" / f"{name}_{digest(settings)[:8]}.json"
-        stored = read_json(self.path)["seeds"] if self.path.exists() else []
         if (rows := self.folder / "results.csv").exists():
             read_rows(rows)  # for its errors: before hours of training, not after them
-        self.results = {entry["seed"]: Result(**entry) for entry in stored}
+        try:
+            stored = read_json(self.path)["seeds"] if self.path.exists() else []
+            self.results = {entry["seed"]: Result(**entry) for entry in stored}
+        except (TypeError, KeyError):
+            raise UserError(f"{self.path}: is not a result of this stage; remove it to measure anew") from None
 
     def add(self, result: Result, **more: object) -> None:
         """Store a finished seed: the JSON first, then its row."""
@@ -34,9 +37,13 @@ class Run:
         ordered = [self.results[seed] for seed in sorted(self.results)]
         write_json(self.path, {**self.facts, **more, **summary(ordered), "settings": self.settings,
                                "seeds": [asdict(entry) for entry in ordered]})
-        append_row(self.folder / "results.csv", {
-            **self.facts, "seed": result.seed, "top1": f"{result.top1:.2f}", "best_top1": f"{result.best_top1:.2f}",
-            "top5": f"{result.top5:.2f}", "seconds": f"{result.seconds:.1f}"})
+        self.add_row(result)
+
+    def add_row(self, result: Result) -> None:
+        """The seed's row in results.csv, unless it is there already."""
+        row = {**self.facts, "seed": result.seed, "top1": f"{result.top1:.2f}", "best_top1": f"{result.best_top1:.2f}",
+               "top5": f"{result.top5:.2f}", "seconds": f"{result.seconds:.1f}"}
+        append_row(self.folder / "results.csv", {name: str(row[name]) for name in COLUMNS})
 
 
 def summary(results: list[Result]) -> dict[str, float]:
@@ -55,12 +62,14 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
             if rows.fieldnames != COLUMNS:
                 raise UserError(f"{path}: its columns are not {','.join(COLUMNS)}; give another --output-dir")
             return list(rows)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run `python -m validate` first") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read as results ({error}); run `python -m validate` first") from None
 
 
-def append_row(path: Path, row: dict) -> None:
+def append_row(path: Path, row: dict[str, str]) -> None:
     rows = read_rows(path) if path.exists() else []
+    if row in rows:
+        return
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
