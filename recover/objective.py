@@ -6,8 +6,12 @@ import torch
 from torch import nn
 
 
+def _at_least_fp32(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 class _ChannelMoments(torch.autograd.Function):
-    """Mean and biased variance of x (N, C, H, W) over all but C, in fp32.
+    """Mean and biased variance of x (N, C, H, W) over all but C, in fp32 (fp64 for fp64).
 
     One pass for the sum, one for the squares, and a gradient that is affine in x; autograd's own way through
     var_mean takes twice as long on a CPU.
@@ -16,8 +20,9 @@ class _ChannelMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.count = x.numel() // x.shape[1]
-        mean = x.sum((0, 2, 3), dtype=torch.float32) / ctx.count
-        square = torch.linalg.vector_norm(x, 2, (0, 2, 3), dtype=torch.float32).square() / ctx.count
+        dtype = _at_least_fp32(x)
+        mean = x.sum((0, 2, 3), dtype=dtype) / ctx.count
+        square = torch.linalg.vector_norm(x, 2, (0, 2, 3), dtype=dtype).square() / ctx.count
         ctx.save_for_backward(x, mean)
         return mean, square - mean * mean
 
@@ -70,7 +75,7 @@ class Objective(nn.Module):
     def forward(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The scalar loss, fp32, of normalised images (N, 3, S, S) with hard labels (N,)."""
         logits = self.model(images)
-        loss = nn.functional.cross_entropy(logits.float(), labels)
+        loss = nn.functional.cross_entropy(logits.to(_at_least_fp32(logits)), labels)
         for index, norm in enumerate(self.norms):
             loss = loss + self.r_bn * (self.first_bn if index == 0 else 1.0) * norm.distance
         return loss

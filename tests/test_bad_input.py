@@ -147,8 +147,8 @@ def test_a_checkpoint_of_another_size(place):
 
 
 @pytest.mark.parametrize("content", [
-    b"", b"hello", bytes(1000), pickle.dumps({"model": pickle.Unpickler}, 2), pickle.dumps([1, 2], 2), b"\x89PNG\r\n\x1a\n" + bytes(50),
-    b"\x80\x02.", b"PK\x03\x04" + bytes(60),
+    b"", b"hello", bytes(1000), pickle.dumps({"model": pickle.Unpickler}, 2), pickle.dumps([1, 2], 2),
+    b"\x89PNG\r\n\x1a\n" + bytes(50), b"\x80\x02.", b"PK\x03\x04" + bytes(60),
 ], ids=["empty", "text", "zeros", "objects", "list", "png", "hollow pickle", "hollow zip"])
 @pytest.mark.parametrize("stage", ["ranking", "squeeze"])
 def test_a_file_that_is_no_checkpoint(place, stage, content):
@@ -251,6 +251,11 @@ def test_a_ranking_file_that_is_a_folder(place):
 
 # --- arguments ---------------------------------------------------------------------------------------------------
 
+def spelt(value):
+    """Names a case by its stage and its flags."""
+    return value if isinstance(value, str) else " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else ""
+
+
 @pytest.mark.parametrize("stage, changes, named", [
     ("recover", dict(iterations=10, round_iterations=4), ["10", "4", "multiple"]),
     ("recover", dict(iterations=2, round_iterations=4), ["2", "4", "multiple"]),
@@ -271,6 +276,7 @@ def test_a_ranking_file_that_is_a_folder(place):
     ("squeeze", dict(epochs="many"), ["--epochs", "many"]),
     ("squeeze", dict(lr="nan"), ["--lr", "nan"]),
     ("squeeze", dict(lr=1e30), ["--lr", "loss"]),
+    ("squeeze", dict(mean=("nan", 0, 0)), ["--mean", "nan"]),
     ("squeeze", dict(batch_size=0), ["--batch-size"]),
     ("squeeze", dict(label_smoothing=2), ["--label-smoothing"]),
     ("squeeze", dict(arch="resnet19"), ["resnet19"]),
@@ -291,8 +297,7 @@ def test_a_ranking_file_that_is_a_folder(place):
     ("validate", dict(labels="hard", teacher_path=None), ["--student-arch"]),
     ("validate", dict(method=["one", "two"]), ["--method"]),
     ("validate", dict(labels="hard", teacher_path=None, student_arch="conv3", dataset="cifar10"), ["cifar10", "10", "3"]),
-], ids=lambda value: " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value if isinstance(value, str)
-    else "")
+], ids=spelt)
 def test_a_value_that_cannot_be(place, stage, changes, named):
     refused(place, stage, *named, **changes)
 

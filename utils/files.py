@@ -6,9 +6,13 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Iterator
+
+
+PARTIAL = re.compile(r"\..*\.partial\b")  # the temporary names of `replacing`; a kill can leave one behind
 
 
 class UserError(Exception):
@@ -104,7 +108,7 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
             raise UserError(f"{folder} holds another run ({differences(found, settings)}); choose another folder, "
                             "or give --overwrite")
         shutil.rmtree(folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not PARTIAL.match(entry.name) for entry in folder.iterdir()):
         raise UserError(f"{folder} is not empty and holds no run of this stage; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "finished": False}

@@ -94,7 +94,6 @@ def measure(args: argparse.Namespace, run: Run, protocol: Protocol, batches: Bat
     seeds = range(args.seed, args.seed + args.seeds)
     for seed in seeds:
         if seed in run.results:
-            run.add_row(run.results[seed])  # lost if the process died between the two files
             print(f"validate: seed {seed} is there already: top-1 {run.results[seed].top1:.2f} %")
             continue
         with seeded(seed, "student weights"):

@@ -30,6 +30,8 @@ class Run:
             self.results = {entry["seed"]: Result(**entry) for entry in stored}
         except (TypeError, KeyError):
             raise UserError(f"{self.path}: is not a result of this stage; remove it to measure anew") from None
+        for result in self.results.values():
+            self._add_row(result)  # lost if the process died between the two files
 
     def add(self, result: Result, **more: object) -> None:
         """Store a finished seed: the JSON first, then its row."""
@@ -37,9 +39,9 @@ class Run:
         ordered = [self.results[seed] for seed in sorted(self.results)]
         write_json(self.path, {**self.facts, **more, **summary(ordered), "settings": self.settings,
                                "seeds": [asdict(entry) for entry in ordered]})
-        self.add_row(result)
+        self._add_row(result)
 
-    def add_row(self, result: Result) -> None:
+    def _add_row(self, result: Result) -> None:
         """The seed's row in results.csv, unless it is there already."""
         row = {**self.facts, "seed": result.seed, "top1": f"{result.top1:.2f}", "best_top1": f"{result.best_top1:.2f}",
                "top5": f"{result.top5:.2f}", "seconds": f"{result.seconds:.1f}"}
