@@ -48,10 +48,10 @@ def main() -> None:
     if args.criterion == "random":
         settings["seed"] = args.seed
     record = claim(args.output_dir, "manifest.json", settings, args.overwrite, args.train_dir)
-    if record.get("finished"):
+    copied = select.copy(chosen, Path(args.train_dir), Path(args.output_dir))
+    if record.get("finished") and not copied:
         print(f"ranking: {args.output_dir} holds this selection already")
         return
-    select.copy(chosen, Path(args.train_dir), Path(args.output_dir))
     seconds = round(time.monotonic() - started, 1)
     ranking_sha256 = sha256(args.ranking_file) if args.ranking_file and Path(args.ranking_file).exists() else None
     write_json(Path(args.output_dir) / "manifest.json", {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import shutil
 from pathlib import Path
 
@@ -49,11 +50,17 @@ def select_all(table: pd.DataFrame, classes: list[str], ipc: int, criterion: str
                          seed, "random selection", name) for name in classes}
 
 
-def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> None:
-    """Copy the chosen images, byte for byte, to output_dir/class/RANK_name."""
+def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> int:
+    """Copy the chosen images, byte for byte, to output_dir/class/RANK_name; return how many were not there yet."""
+    copied = 0
     for name, paths in chosen.items():
         width = max(3, len(str(len(paths) - 1)))
         (output_dir / name).mkdir(exist_ok=True)
         for rank, path in enumerate(paths):
-            with replacing(output_dir / name / f"{rank:0{width}d}_{Path(path).name}") as temporary:
+            target = output_dir / name / f"{rank:0{width}d}_{Path(path).name}"
+            if target.is_file() and filecmp.cmp(train_dir / path, target, shallow=False):
+                continue
+            with replacing(target) as temporary:
                 shutil.copyfile(train_dir / path, temporary)
+            copied += 1
+    return copied

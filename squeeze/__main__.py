@@ -34,7 +34,9 @@ def parse() -> argparse.Namespace:
                         "to 64 pixels; larger ones get RandomResizedCrop")
     cli.add_common(parser)
     parser.set_defaults(batch_size=128)
-    return parser.parse_args()
+    args = parser.parse_args()
+    cli.refuse_single_images(parser, args)
+    return args
 
 
 def main() -> None:

@@ -323,6 +323,18 @@ def test_a_spread_that_cannot_be_divided_by(place, numbers):
     refused(place, "squeeze", "--std", std=numbers)
 
 
+@pytest.mark.parametrize("arch", ["alexnet", "vit_b_16"])
+def test_a_network_that_takes_no_images_so_small(place, arch):
+    """AlexNet pools 14 pixels away; ViT-B/16 cannot cut them into patches of 16."""
+    refused(place, "squeeze", arch, INPUT, arch=arch, epochs=1)
+
+
+@pytest.mark.parametrize("stage", ["squeeze", "validate"])
+def test_batches_of_a_single_image(place, stage):
+    """A single image has no statistics for BatchNorm: without this nothing would be trained, and no one told."""
+    refused(place, stage, "--batch-size", batch_size=1)
+
+
 @pytest.mark.parametrize("env", [{"RANK": "2", "WORLD_SIZE": "2"}, {"RANK": "first", "WORLD_SIZE": "2"}], ids=["beyond", "word"])
 def test_a_rank_that_cannot_be(place, env):
     refused(place, "recover", "RANK", env["RANK"], env=env)

@@ -379,10 +379,11 @@ def test_png_is_lossless_and_jpg_close(tmp_path):
     save_image(tmp_path / "new" / "x.png", pixels)
     found = np.asarray(read_rgb(tmp_path / "new" / "x.png"))
     assert np.array_equal(found, pixels.permute(1, 2, 0).numpy())
-    smooth = torch.linspace(0, 255, 32).byte().view(1, 1, 32).expand(3, 32, 32)
-    save_image(tmp_path / "new" / "y.jpg", smooth)
+    # Random colours are the worst case: a mean error near 3 at quality 95, 6 at 90, and 47 with halved colour planes.
+    pixels = torch.randint(256, (3, 32, 32), generator=torch.Generator().manual_seed(0)).byte()
+    save_image(tmp_path / "new" / "y.jpg", pixels)
     found = np.asarray(read_rgb(tmp_path / "new" / "y.jpg")).astype(int)
-    assert np.abs(found - smooth.permute(1, 2, 0).numpy()).max() <= 4
+    assert np.abs(found - pixels.permute(1, 2, 0).numpy()).mean() < 4.5
     assert tree(tmp_path / "new") == ["x.png", "y.jpg"]
     with Image.open(tmp_path / "new" / "y.jpg") as image:
         assert image.format == "JPEG"

@@ -428,6 +428,15 @@ def test_a_ranking_file_that_is_there_is_used_without_a_teacher(ranked, criterio
     assert (ranked / "ranking.csv").read_bytes() == before
 
 
+def test_ranking_copies_again_what_is_lost_from_a_selection(ranked):
+    ranked.works("ranking")
+    whole = images(ranked / "selected")
+    shutil.rmtree(ranked / "selected" / "ant")
+    sorted((ranked / "selected" / "moth").iterdir())[1].write_bytes(b"damaged")
+    ranked.works("ranking")
+    assert images(ranked / "selected") == whole
+
+
 def test_random_needs_no_scores_and_follows_its_seed(place):
     sets = {}
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):

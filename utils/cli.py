@@ -91,6 +91,11 @@ def add_common(parser: Parser, batch_size: str = "images per batch") -> None:
     group.add_argument("--overwrite", action="store_true", help="replace an output of another run")
 
 
+def refuse_single_images(parser: Parser, args: argparse.Namespace) -> None:
+    if args.batch_size == 1:
+        parser.error("--batch-size 1: a single image has no variance for BatchNorm; give 2 or more")
+
+
 def add_teacher(parser: Parser) -> None:
     group = parser.add_argument_group("teacher")
     group.add_argument("--teacher-arch", metavar="ARCH", help="read from the checkpoint if it says")

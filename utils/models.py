@@ -48,8 +48,20 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     """A network with random weights (or torchvision's named `weights`) for (N, 3, input_size, input_size).
 
     `stem`: "imagenet" leaves torchvision's network as it is; "cifar" makes its first convolution 3x3 with
-    stride 1 and drops the max-pool behind it. Conv nets have one stem. Raises UserError for an unknown `arch`.
+    stride 1 and drops the max-pool behind it. Conv nets have one stem. Raises UserError for an unknown `arch`, or one
+    that cannot take images of this size.
     """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        probe = _make(arch, num_classes, input_size, stem, None).eval()
+        try:
+            probe(torch.empty(1, 3, input_size, input_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(f"architecture '{arch}' with the {stem} stem cannot take images of {input_size} pixels "
+                            f"({str(error).splitlines()[0]}); give another --input-size or another architecture") from None
+    return _make(arch, num_classes, input_size, stem, weights)
+
+
+def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None) -> nn.Module:
     if match := re.fullmatch(r"conv([3-6])", arch):
         return ConvNet(int(match[1]), num_classes, input_size)
     if arch not in torchvision.models.list_models(module=torchvision.models):

@@ -43,7 +43,8 @@ class Runtime:
         available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         if device == "cuda" and torch.cuda.is_available():
             # Under torchrun every process of a machine takes a GPU of its own.
-            device = f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+            local_rank = os.environ.get("LOCAL_RANK", "0")
+            device = f"cuda:{int(local_rank) % torch.cuda.device_count() if local_rank.isdigit() else 0}"
         if device not in available:
             raise UserError(f"--device {device}: not there; available: {', '.join(available)}")
         resolved = torch.device(device)

@@ -6,7 +6,6 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from utils import cli, models
@@ -47,6 +46,7 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.min_scale > args.max_scale or args.min_scale == 0:
         parser.error(f"--min-scale {args.min_scale} must be above 0 and at most --max-scale {args.max_scale}")
+    cli.refuse_single_images(parser, args)
     if args.temperature == 0:
         parser.error("--temperature must be above 0")
     if len(args.method) != len(args.syn_dir):
@@ -63,8 +63,7 @@ def main() -> None:
     sets = [cli.folder_for(facts, path, "--syn-dir") for path in args.syn_dir]
     check_output(Path(args.output_dir) / "results.csv")
     for arch in (archs := args.student_arch or [facts.arch]):
-        with torch.device("meta"):  # for its errors, before any student is trained
-            student_of(args, arch, facts)
+        student_of(args, arch, facts)  # for its errors, before any student is trained
     if args.ipc:
         sets = [folder.first(args.ipc) for folder in sets]
     test_folder = cli.folder_for(facts, args.val_dir, "--val-dir")
