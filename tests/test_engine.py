@@ -44,7 +44,7 @@ def quiet(*_):
 
 
 def test_an_image_is_untouched_until_its_round():
-    starts = [0, 0, 3, 3, 6, 9]
+    starts = [6, 0, 3, 0, 9, 3]  # as in a unit of several classes
     # Beyond the bounds on purpose: clamping would touch it as well.
     images = start(len(starts)) * 8
     loop = recovery(starts, Quadratic(), images=images.clone())

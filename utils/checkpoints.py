@@ -156,7 +156,7 @@ def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
                         "imagenet1k with --teacher-arch goes without, by torchvision's pretrained weights")
     try:
         model = models.build(arch, 1000, 224, "imagenet", weights="IMAGENET1K_V1")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise UserError(f"torchvision's weights for {arch} cannot be fetched ({str(error).splitlines()[0]}); download "
                         "them elsewhere and give the file as --teacher-path") from None
     except (ValueError, KeyError):
