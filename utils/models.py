@@ -52,9 +52,8 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     that cannot take images of this size.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        probe = _make(arch, num_classes, input_size, stem, None).eval()
         try:
-            probe(torch.empty(1, 3, input_size, input_size))
+            _make(arch, num_classes, input_size, stem, None).eval()(torch.empty(1, 3, input_size, input_size))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(f"architecture '{arch}' with the {stem} stem cannot take images of {input_size} pixels "
                             f"({str(error).splitlines()[0]}); give another --input-size or another architecture") from None
