@@ -141,7 +141,8 @@ def identity(args: argparse.Namespace, settings: Settings, teacher: Teacher, ipc
              runtime: Runtime) -> dict:
     """Everything that decides the bytes of the result: a folder with another identity holds another run."""
     return {**asdict(settings), "ipc": ipc, "seed": args.seed, "batch_size": args.batch_size, "batch_by": args.batch_by,
-            "image_format": args.image_format, "init": folder.fingerprint() if folder else "noise", "teacher": teacher.sha256, "arch": teacher.arch,
+            "image_format": args.image_format, "init": folder.fingerprint() if folder else "noise",
+            "teacher": teacher.sha256, "arch": teacher.arch,
             "input_size": teacher.input_size, "mean": list(teacher.mean), "std": list(teacher.std),
             "device": runtime.device.type, "precision": runtime.precision, "compile": args.compile}
 

@@ -6,8 +6,6 @@ import argparse
 import time
 from pathlib import Path
 
-import torch
-
 from squeeze.train import Recipe, augmentation, train
 from utils import checkpoints, cli, models
 from utils.datasets import known

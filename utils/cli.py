@@ -86,7 +86,8 @@ def add_common(parser: Parser, batch_size: str = "images per batch") -> None:
     group.add_argument("--workers", type=count, help="processes (threads when checking) that read images; chosen if left out")
     group.add_argument("--seed", type=count, default=0)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto", help="auto: bf16 where a unit for it is")
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
+                       help="auto: bf16 where a unit for it is")
     group.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="auto: if the steps ahead repay it")
     group.add_argument("--overwrite", action="store_true", help="replace an output of another run")
 

@@ -42,7 +42,8 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
     path = Path(path).resolve()
     parent = next(folder for folder in path.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"{path} cannot be written: {parent} is {'not writable' if parent.is_dir() else 'a file, not a folder'}")
+        reason = "not writable" if parent.is_dir() else "a file, not a folder"
+        raise UserError(f"{path} cannot be written: {parent} is {reason}")
     for name in inputs:
         source = Path(name).resolve()
         if path == source or path in source.parents or source in path.parents:
