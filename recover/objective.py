@@ -10,29 +10,44 @@ def _at_least_fp32(x: torch.Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-class _ChannelMoments(torch.autograd.Function):
-    """Mean and biased variance of x (N, C, H, W) over all but C, in fp32 (fp64 for fp64).
+@torch.library.custom_op("delt::channel_moments", mutates_args=())
+def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance of x (N, C, H, W) over all but C, each (C,), in fp32 or above.
 
-    One pass for the sum, one for the squares, and a gradient that is affine in x; autograd's own way through
-    var_mean takes twice as long on a CPU.
+    Half of BatchNorm's own forward pass: on a CPU several times as fast as var_mean or two sums, compiled or not. An
+    operator of our own because torch.compile does not know it.
+    """
+    return torch.batch_norm_update_stats(x, None, None, 0.0)
+
+
+@channel_moments.register_fake
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(x.new_empty(x.shape[1], dtype=_at_least_fp32(x)) for _ in range(2))
+
+
+class _MatchedNorm(torch.autograd.Function):
+    """y = scale * x + shift of x (N, C, H, W), and x's mean and biased variance over all but C, in fp32 or above.
+
+    What a plain graph computes in eight passes over the layer is two here: one kernel for both moments, and one
+    affine gradient, d y / dx = scale, d mean / dx = 1 / n, d var / dx = 2 (x - mean) / n. Nothing is kept but x.
     """
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.count = x.numel() // x.shape[1]
+    def forward(ctx, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mean, var = channel_moments(x)
+        ctx.save_for_backward(x, mean, scale)
         dtype = _at_least_fp32(x)
-        mean = x.sum((0, 2, 3), dtype=dtype) / ctx.count
-        square = torch.linalg.vector_norm(x, 2, (0, 2, 3), dtype=dtype).square() / ctx.count
-        ctx.save_for_backward(x, mean)
-        return mean, square - mean * mean
+        y = torch.addcmul(shift.view(-1, 1, 1), x.to(dtype), scale.view(-1, 1, 1))
+        return y.to(x.dtype), mean, var
 
     @staticmethod
-    def backward(ctx, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> torch.Tensor:
-        x, mean = ctx.saved_tensors
-        # d mean / dx = 1 / n; d var / dx = 2 (x - mean) / n
-        slope = 2 * grad_var / ctx.count
-        offset = grad_mean / ctx.count - slope * mean
-        return torch.addcmul(offset.to(x.dtype).view(-1, 1, 1), x, slope.to(x.dtype).view(-1, 1, 1))
+    def backward(ctx, grad_y: torch.Tensor, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> tuple:
+        x, mean, scale = ctx.saved_tensors
+        count, dtype = x.numel() // x.shape[1], _at_least_fp32(x)
+        slope = 2 * grad_var / count
+        offset = grad_mean / count - slope * mean
+        grad = torch.addcmul(offset.view(-1, 1, 1), x.to(dtype), slope.view(-1, 1, 1))
+        return grad.addcmul_(grad_y.to(dtype), scale.view(-1, 1, 1)).to(x.dtype), None, None
 
 
 class MatchedBatchNorm(nn.Module):
@@ -43,14 +58,16 @@ class MatchedBatchNorm(nn.Module):
 
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()
-        self.norm = norm
+        scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight.detach())
+        shift = (0 if norm.bias is None else norm.bias.detach()) - scale * norm.running_mean
+        for name, value in dict(scale=scale, shift=shift, mean=norm.running_mean, var=norm.running_var).items():
+            self.register_buffer(name, value)
         self.distance = torch.zeros(())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        mean, var = _ChannelMoments.apply(x)
-        self.distance = torch.linalg.vector_norm(mean - self.norm.running_mean) \
-            + torch.linalg.vector_norm(var - self.norm.running_var)
-        return self.norm(x)
+        y, mean, var = _MatchedNorm.apply(x, self.scale, self.shift)
+        self.distance = torch.linalg.vector_norm(mean - self.mean) + torch.linalg.vector_norm(var - self.var)
+        return y
 
 
 class Objective(nn.Module):

@@ -1,0 +1,1 @@
+"""What this project's speed is measured against, and the measuring."""

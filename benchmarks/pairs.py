@@ -1,0 +1,96 @@
+"""Two implementations in turn on the same work, each in a process of its own, and what came of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from typing import Callable
+
+WORK = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds of each pair's samples, and the peak resident memory of each side's process in MiB."""
+
+    plain: list[float]
+    ours: list[float]
+    plain_peak: float
+    ours_peak: float
+
+    @property
+    def ratios(self) -> list[float]:
+        return [a / b for a, b in zip(self.plain, self.ours)]
+
+    def __str__(self) -> str:
+        return (f"plain {seconds(statistics.median(self.plain))}, ours {seconds(statistics.median(self.ours))}, ratio "
+                f"{spread(self.ratios)} over {len(self.ours)} pairs; peak {self.plain_peak:.0f} and {self.ours_peak:.0f} MB")
+
+
+def seconds(value: float) -> str:
+    return f"{value * 1000:.0f} ms" if value < 10 else f"{value:.1f} s"
+
+
+def spread(values: list[float], unit: str = "") -> str:
+    return f"{statistics.median(values):.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
+
+
+class Side:
+    """A process that repeats one piece of work on request. `make(**arguments)` returns the work, in that process."""
+
+    def __init__(self, make: Callable[..., WORK], **arguments: object):
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process.start()
+        theirs.close()
+        self._answer()  # made and warm
+
+    def sample(self) -> float:
+        """Seconds of one repetition."""
+        self.pipe.send(True)
+        return self._answer()
+
+    def close(self) -> float:
+        """End the process; returns its peak resident memory in MiB."""
+        self.pipe.send(False)
+        peak = self._answer()
+        self.process.join()
+        return peak
+
+    def _answer(self) -> float:
+        try:
+            return self.pipe.recv()
+        except EOFError:
+            sys.exit(f"error: the process of {self.process.name} ended before its work was done")
+
+
+def _serve(pipe, make: Callable[..., WORK], arguments: dict) -> None:
+    work = make(**arguments)
+    work()
+    pipe.send(0.0)
+    while pipe.recv():
+        started = time.perf_counter()
+        work()
+        pipe.send(time.perf_counter() - started)
+    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def compare(plain: tuple[Callable, dict], ours: tuple[Callable, dict], pairs: int, units: int = 1,
+            between: Callable[[], None] | None = None) -> Comparison:
+    """Sample both sides `pairs` times in turn; seconds are those of a sample over `units`.
+
+    `between` is called in each pair, while neither side works.
+    """
+    sides = [Side(make, **arguments) for make, arguments in (plain, ours)]
+    samples: list[list[float]] = [[], []]
+    for _ in range(pairs):
+        for side, found in zip(sides, samples):
+            found.append(side.sample() / units)
+        if between:
+            between()
+    return Comparison(*samples, *(side.close() for side in sides))

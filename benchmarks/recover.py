@@ -1,0 +1,175 @@
+"""python -m benchmarks.recover: the synthesis, plain against ours.
+
+steps       one update of a full batch, in steady state
+whole       a whole run from process start to the last file, compilation with an empty cache included
+early-late  ours in 8 rounds against ours with all images in all iterations
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import material
+from benchmarks.pairs import Comparison, compare, seconds, spread
+from benchmarks.plain import PlainRecovery
+from recover.engine import Recovery, Settings, make_objective
+from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
+from utils.runtime import Runtime
+
+# arch, pixels, stem, images, classes
+CASES = {"resnet18-32": ("resnet18", 32, "cifar", 100, 10), "conv3-32": ("conv3", 32, "cifar", 100, 10),
+         "resnet18-64": ("resnet18", 64, "cifar", 50, 200), "resnet18-224": ("resnet18", 224, "imagenet", 50, 1000)}
+SETTINGS = dict(lr=0.25, r_bn=0.01, first_bn_multiplier=10.0, jitter=0, curriculum="cosine", milestone=1.0, min_crop=0.08)
+LONG = 4000  # iterations of the run whose middle the steps stand for
+
+
+def batch(size: int, count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(count, 3, size, size), torch.arange(count) % classes
+
+
+def plain_steps(case: str, steps: int) -> Callable[[], None]:
+    arch, size, stem, count, classes = CASES[case]
+    images, labels = batch(size, count, classes)
+    loop = PlainRecovery(material.network(arch, classes, size, stem), images, labels, [0] * count, IMAGENET_MEAN,
+                         IMAGENET_STD, LONG)
+    loop.iteration = LONG // 4
+    return lambda: [loop.step() for _ in range(steps)]
+
+
+def our_recovery(case: str, device: str, precision: str, compile: str, iterations: int, starts: list[int]) -> Callable[[], Recovery]:
+    """A maker of fresh recoveries that share one objective."""
+    arch, size, stem, _, classes = CASES[case]
+    images, labels = batch(size, len(starts), classes)
+    runtime = Runtime.create(device, precision, compile)
+    settings = Settings(iterations=iterations, round_iterations=0, **SETTINGS)
+    objective = make_objective(material.network(arch, classes, size, stem), settings, runtime, LONG)
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return lambda: Recovery(images, labels, starts, settings, objective, (-mean / std, (1 - mean) / std), runtime, 0)
+
+
+def our_steps(case: str, steps: int, **machine: str) -> Callable[[], None]:
+    loop = our_recovery(case, iterations=LONG, starts=[0] * CASES[case][3], **machine)()
+    loop.iteration = LONG // 4
+    return lambda: [loop.step() for _ in range(steps)][-1].item()
+
+
+def our_loop(case: str, iterations: int, starts: list[int], **machine: str) -> Callable[[], None]:
+    make = our_recovery(case, iterations=iterations, starts=starts, **machine)
+    return lambda: make().run(lambda *_: None)
+
+
+def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """FLOP/s of a large matrix product, the best of five."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(6):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def flops(case: str) -> int:
+    """Multiplications and additions of one step: forward, and backward to the pixels alone."""
+    arch, size, stem, count, classes = CASES[case]
+    model = material.network(arch, classes, size, stem).requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(1, 3, size, size, requires_grad=True)).sum().backward()
+    return count * counter.get_total_flops()
+
+
+def compare_steps(case: str, steps: int, pairs: int, machine: dict) -> None:
+    runtime = Runtime.create(machine["device"], machine["precision"], "off")
+    rates: list[float] = []
+    found = compare((plain_steps, dict(case=case, steps=steps)), (our_steps, dict(case=case, steps=steps, **machine)), pairs,
+                    steps, lambda: rates.append(gemm_rate(runtime.dtype)) if runtime.device.type == "cpu" else None)
+    print(f"step {case}, {CASES[case][3]} images, {runtime}: {found}")
+    if rates:
+        work = flops(case)
+        shares = [100 * work / ours / rate for ours, rate in zip(found.ours, rates)]
+        print(f"    ours reaches {spread(shares, ' %')} of this machine's {runtime.precision} GEMM rate "
+              f"({statistics.median(rates) / 1e9:.0f} GFLOP/s; {work / 1e9:.0f} GFLOP a step)", flush=True)
+
+
+def timed(command: list[str], cache: str) -> tuple[float, float]:
+    """Seconds and peak resident MiB of a command."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache})
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"error: {' '.join(command)} ended with {process.returncode}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
+
+
+def compare_whole(case: str, iterations: int, pairs: int, machine: dict) -> None:
+    arch, size, stem, _, classes = CASES[case]
+    ipc = 10
+    samples: list[list[tuple[float, float]]] = [[], []]
+    with tempfile.TemporaryDirectory() as place:
+        teacher = str(material.teacher(Path(place) / "teacher.pth", arch, classes, size, stem))
+        init = str(material.images(Path(place) / "init", classes, ipc, size))
+        length = ["--iterations", str(iterations), "--round-iterations", str(iterations // 8)]
+        options = [text for name, value in machine.items() for text in (f"--{name}", value)]
+        for pair in range(pairs):
+            for number, command in enumerate((
+                    ["benchmarks.plain", init, teacher, f"{place}/plain{pair}", *length],
+                    ["recover", "--init-dir", init, "--teacher-path", teacher, "--syn-dir", f"{place}/ours{pair}", *length,
+                     *options])):
+                with tempfile.TemporaryDirectory() as cache:
+                    samples[number].append(timed([sys.executable, "-m", *command], cache))
+    (plain, plain_peaks), (ours, our_peaks) = (zip(*side) for side in samples)
+    print(f"whole run {case}, {classes} classes of {ipc}, {iterations} iterations in 8 rounds: "
+          f"{Comparison(plain, ours, max(plain_peaks), max(our_peaks))}", flush=True)
+
+
+def compare_early_late(case: str, iterations: int, pairs: int, machine: dict) -> None:
+    ipc, rounds = 8, 8
+    early_late = [index % ipc * (iterations // rounds) for index in range(CASES[case][3] // ipc * ipc)]
+    work = dict(case=case, iterations=iterations, **machine)
+    found = compare((our_loop, dict(starts=[0] * len(early_late), **work)), (our_loop, dict(starts=early_late, **work)), pairs)
+    saved = [100 * (1 - 1 / ratio) for ratio in found.ratios]
+    bound = 100 * sum(early_late) / (len(early_late) * iterations)
+    print(f"EarlyLate {case}, {len(early_late)} images, {iterations} iterations: all from the start "
+          f"{seconds(statistics.median(found.plain))}, 8 rounds {seconds(statistics.median(found.ours))}: saves "
+          f"{spread(saved, ' %')} over {pairs} pairs; the bound is {bound:.2f} %", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recover", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", nargs="+", choices=("steps", "whole", "early-late"), default=["steps"])
+    parser.add_argument("--case", nargs="+", choices=CASES, help="all for steps, resnet18-32 otherwise, if left out")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="in a sample of steps")
+    parser.add_argument("--iterations", type=int, default=1000, help="of a whole run, and for early-late")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--quick", action="store_true", help="32 pixels, few pairs, eager: under a minute, and less exact")
+    args = parser.parse_args()
+    if args.quick:
+        args.case, args.pairs, args.steps, args.compile = args.case or ["resnet18-32", "conv3-32"], 3, 1, "off"
+        args.iterations = 16
+    machine = dict(device=args.device, precision=args.precision, compile=args.compile)
+    for case in args.case or list(CASES) if "steps" in args.work else []:
+        compare_steps(case, args.steps, args.pairs, machine)
+    for work, measure in (("whole", compare_whole), ("early-late", compare_early_late)):
+        for case in args.case or ["resnet18-32"] if work in args.work else []:
+            measure(case, args.iterations, args.pairs, machine)
+
+
+if __name__ == "__main__":
+    main()
