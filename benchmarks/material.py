@@ -11,6 +11,7 @@ from torch import nn
 
 from utils import checkpoints, models
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
+from utils.images import ImageFolder
 
 
 def images(folder: Path, classes: int, per_class: int, size: int, seed: int = 0) -> Path:
@@ -22,6 +23,13 @@ def images(folder: Path, classes: int, per_class: int, size: int, seed: int = 0)
         for index in range(per_class):
             blocks = random.integers(0, 256, (size // 4, size // 4, 3), np.uint8)
             Image.fromarray(blocks).resize((size, size), Image.BILINEAR).save(place / f"{index:03d}.png")
+    return folder
+
+
+def loaded(path: str) -> ImageFolder:
+    """The ImageFolder at `path`, decoded."""
+    folder = ImageFolder(path, "the benchmark's images")
+    folder.load()
     return folder
 
 

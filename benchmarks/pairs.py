@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
@@ -45,7 +47,8 @@ class Side:
     def __init__(self, make: Callable[..., WORK], **arguments: object):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, make, arguments))
+        os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported
         self.process.start()
         theirs.close()
         self._answer()  # made and warm
@@ -66,18 +69,21 @@ class Side:
         try:
             return self.pipe.recv()
         except EOFError:
-            sys.exit(f"error: the process of {self.process.name} ended before its work was done")
+            sys.exit("error: one side's process ended before its work was done; what it printed says why")
 
 
 def _serve(pipe, make: Callable[..., WORK], arguments: dict) -> None:
+    # A process that was spawned would spawn the workers of its DataLoaders too, which published code never does.
+    multiprocessing.set_start_method(None, force=True)
     work = make(**arguments)
     work()
     pipe.send(0.0)
-    while pipe.recv():
-        started = time.perf_counter()
-        work()
-        pipe.send(time.perf_counter() - started)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    with contextlib.suppress(EOFError):  # of a parent that has failed
+        while pipe.recv():
+            started = time.perf_counter()
+            work()
+            pipe.send(time.perf_counter() - started)
+        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def compare(plain: tuple[Callable, dict], ours: tuple[Callable, dict], pairs: int, units: int = 1,
@@ -86,11 +92,15 @@ def compare(plain: tuple[Callable, dict], ours: tuple[Callable, dict], pairs: in
 
     `between` is called in each pair, while neither side works.
     """
-    sides = [Side(make, **arguments) for make, arguments in (plain, ours)]
     samples: list[list[float]] = [[], []]
-    for _ in range(pairs):
-        for side, found in zip(sides, samples):
-            found.append(side.sample() / units)
-        if between:
-            between()
-    return Comparison(*samples, *(side.close() for side in sides))
+    with contextlib.ExitStack() as stack:
+        sides = []
+        for make, arguments in (plain, ours):
+            sides.append(Side(make, **arguments))
+            stack.callback(sides[-1].pipe.close)
+        for _ in range(pairs):
+            for side, found in zip(sides, samples):
+                found.append(side.sample() / units)
+            if between:
+                between()
+        return Comparison(*samples, *(side.close() for side in sides))

@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="32 pixels, few pairs, eager: under a minute, and less exact")
     args = parser.parse_args()
     if args.quick:
-        args.case, args.pairs, args.steps, args.compile = args.case or ["resnet18-32", "conv3-32"], 3, 1, "off"
+        args.case, args.pairs, args.steps, args.compile = args.case or ["resnet18-32", "conv3-32"], 2, 1, "off"
         args.iterations = 16
     machine = dict(device=args.device, precision=args.precision, compile=args.compile)
     for case in args.case or list(CASES) if "steps" in args.work else []:

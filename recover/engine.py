@@ -48,7 +48,7 @@ class Recovery:
         self.members = [torch.nonzero(start_of == start)[:, 0] for start in self.starts]
         self.pixels = [images[member].to(runtime.device).requires_grad_() for member in self.members]
         self.labels = [labels[member].to(runtime.device) for member in self.members]
-        self.optimizer = torch.optim.Adam(self.pixels, settings.lr, betas=(0.5, 0.9), eps=1e-8)
+        self.optimizer = torch.optim.Adam(self.pixels, settings.lr, betas=(0.5, 0.9), eps=1e-8, fused=True)
         self.scaler = runtime.grad_scaler()
         self.iteration = self.starts[0]
         scales = [crop_scale(i, settings.iterations, settings.curriculum, settings.milestone, settings.min_crop)
@@ -105,5 +105,5 @@ class Recovery:
 
 def make_objective(model: torch.nn.Module, settings: Settings, runtime: Runtime, steps: int) -> Callable:
     """The objective on the device; compiled if `steps` repay it."""
-    objective = runtime.place(Objective(model, settings.r_bn, settings.first_bn_multiplier))
+    objective = runtime.frozen(Objective(model, settings.r_bn, settings.first_bn_multiplier))
     return runtime.compiled(objective, steps)

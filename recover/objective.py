@@ -17,7 +17,9 @@ def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Half of BatchNorm's own forward pass: on a CPU several times as fast as var_mean or two sums, compiled or not. An
     operator of our own because torch.compile does not know it.
     """
-    return torch.batch_norm_update_stats(x, None, None, 0.0)
+    # The running statistics to update are scratch: their precision is that of the result.
+    scratch = x.new_zeros(2, x.shape[1], dtype=_at_least_fp32(x))
+    return torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0)
 
 
 @channel_moments.register_fake

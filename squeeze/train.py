@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import nn
@@ -40,16 +41,17 @@ def train(model: nn.Module, batches: Batches, recipe: Recipe, runtime: Runtime, 
     """Train `model` in place; return the mean loss of the last epoch. Raises UserError if the loss is not finite."""
     steps = batches.steps(recipe.batch_size)
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
-                                nesterov=recipe.momentum > 0)
+                                nesterov=recipe.momentum > 0, fused=True)
     schedule = _schedule(optimizer, recipe, steps)
     criterion = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     scaler = runtime.grad_scaler()
     forward = runtime.compiled(model, recipe.epochs * steps)
+    stream = batches.stream(recipe.batch_size, recipe.epochs, recipe.seed, "squeeze")
     model.train()
     with progress(total=recipe.epochs * len(batches.folder), desc="squeeze", unit="img") as bar:
         for epoch in range(recipe.epochs):
             total = torch.zeros((), device=runtime.device)
-            for step, (images, labels) in enumerate(batches.epoch(recipe.batch_size, recipe.seed, "squeeze", epoch)):
+            for step, (images, labels) in enumerate(islice(stream, steps)):
                 labels = labels.to(runtime.device, non_blocking=True)
                 with runtime.autocast():
                     loss = criterion(forward(runtime.normalised(images, mean, std)), labels)

@@ -1,5 +1,6 @@
 """What students see, the batches they see it in, and the loss they get for it."""
 import random
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -116,25 +117,27 @@ def values(batches):
 def test_an_epoch_shows_each_image_once(tmp_path, count, batch_size, sizes):
     batches = Batches(numbered(tmp_path, count), unchanged, 0)
     orders = []
-    for epoch in range(2):
-        seen = values(batches.epoch(batch_size, 0, "student", epoch))
-        assert [len(batch) for batch in seen] == sizes and batches.steps(batch_size) == len(sizes)
+    stream = batches.stream(batch_size, 2, 0, "student")
+    for _ in range(2):
+        seen = values(islice(stream, batches.steps(batch_size)))
+        assert [len(batch) for batch in seen] == sizes
         flat = sum(seen, [])
         # A last batch of one image is left out: BatchNorm has no variance for it.
         assert len(set(flat)) == len(flat) == sum(sizes) and set(flat) <= set(range(count))
         orders.append(flat)
     if count > 4:
         assert orders[0] != orders[1] and orders[0] != sorted(orders[0]), "shuffled anew"
+    assert next(stream, None) is None
 
 
 def test_a_single_image_is_a_batch(tmp_path):
     gray(tmp_path / "a" / "0.png", 5)
     batches = Batches(ImageFolder(tmp_path, "--syn-dir"), unchanged, 0)
-    assert values(batches.epoch(4, 0)) == [[1]] and batches.steps(4) == 1
+    assert values(batches.stream(4, 2, 0)) == [[1], [1]] and batches.steps(4) == 1
 
 
 def test_labels_go_with_their_images(tmp_path):
-    for images, labels in Batches(numbered(tmp_path, 11), unchanged, 0).epoch(4, 0):
+    for images, labels in Batches(numbered(tmp_path, 11), unchanged, 0).stream(4, 1, 0):
         assert images.dtype == torch.uint8 and images.shape[1:] == (3, 8, 8)
         assert [int(image[0, 0, 0]) // 5 % 2 for image in images] == labels.tolist()
 
@@ -143,17 +146,18 @@ def test_batches_depend_on_the_stream_and_not_on_the_workers(tmp_path):
     folder = numbered(tmp_path, 11)
 
     def run(workers, *stream):
-        return list(Batches(folder, jittered, workers).epoch(4, *stream))
+        return list(Batches(folder, jittered, workers).stream(4, 2, *stream))
 
     def same(one, other):
         return len(one) == len(other) and all(torch.equal(a, b) for x, y in zip(one, other) for a, b in zip(x, y))
 
-    first = run(0, 0, "student", 1)
+    first = run(0, 0, "student")
     torch.manual_seed(99), random.seed(99), np.random.seed(99)
-    assert same(run(0, 0, "student", 1), first)
-    assert same(run(2, 0, "student", 1), first)
-    assert not same(run(0, 0, "student", 2), first)
-    assert not same(run(0, 1, "student", 1), first)
+    assert len(first) == 6
+    assert same(run(0, 0, "student"), first)
+    assert same(run(2, 0, "student"), first)
+    assert not same(run(0, 0, "squeeze"), first)
+    assert not same(run(0, 1, "student"), first)
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from helpers import scrambled, small_net
-from recover.objective import Objective, _ChannelMoments
+from recover.engine import Settings, make_objective
+from recover.objective import MatchedBatchNorm, Objective, _MatchedNorm, channel_moments
 from utils import models
+from utils.runtime import Runtime
 
 R_BN, FIRST = 0.05, 10.0
 
@@ -97,15 +99,15 @@ def test_a_network_without_batchnorm():
 def test_the_teacher_stays_as_it_is():
     model, images, labels = case("conv")
     model.train().requires_grad_(True)
-    before = sorted(t.clone().flatten().tolist() for t in model.state_dict().values())
     objective = Objective(model, R_BN, FIRST)
+    before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     images = images.float().requires_grad_()
     first = objective(images, labels)
     first.backward()
     assert images.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in objective.parameters())
     assert all(p.grad is None for p in objective.parameters())
-    assert sorted(t.flatten().tolist() for t in objective.model.state_dict().values()) == before
+    assert len(before) >= 12 and all(torch.equal(t, before[name]) for name, t in objective.state_dict().items())
     assert objective(images, labels).item() == first.item()
 
 
@@ -114,9 +116,13 @@ def moments64(x):
     return x.mean(1), x.var(1, correction=0)
 
 
-def test_gradient_of_the_channel_moments():
-    x = torch.randn(2, 3, 4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    assert torch.autograd.gradcheck(_ChannelMoments.apply, (x,), atol=1e-7, rtol=1e-6)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradient_of_the_matched_norm(layout):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 4, 3, dtype=torch.float64, generator=generator).contiguous(memory_format=layout).requires_grad_()
+    scale, shift = torch.rand(2, 3, dtype=torch.float64, generator=generator)
+    # All three results at once, so that a gradient that one of them lacks cannot hide.
+    assert torch.autograd.gradcheck(lambda x: _MatchedNorm.apply(x, scale, shift), (x,), atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -126,11 +132,62 @@ def test_statistics_are_reduced_in_fp32(dtype, layout):
     spread = torch.tensor([0.5, 3.0, 20.0]).view(3, 1, 1)
     x = spread * torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)) + 1
     x = x.to(dtype).contiguous(memory_format=layout)
-    mean, var = _ChannelMoments.apply(x)
+    before = x.clone()
+    mean, var = channel_moments(x)
     expected_mean, expected_var = moments64(x)
     assert mean.dtype == var.dtype == torch.float32
     torch.testing.assert_close(mean.double(), expected_mean, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(var.double(), expected_var, rtol=1e-5, atol=1e-5)
+    assert torch.equal(x, before)
+
+
+def test_a_mean_far_from_zero_does_not_drown_the_variance():
+    # A sum of squares less the squared mean would leave nothing of it in fp32.
+    x = 1000 + 0.1 * torch.randn(8, 2, 16, 16, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(channel_moments(x)[1].double(), moments64(x)[1], rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_it_normalises_as_the_batchnorm_that_it_replaces(affine):
+    norm = nn.BatchNorm2d(3, eps=0.3, affine=affine).eval()
+    norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5)
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(MatchedBatchNorm(norm)(x), norm(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision, tolerance, gradient_tolerance", [("fp32", 2e-5, 2e-5), ("bf16", 5e-3, 0.2)])
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_the_fast_step_against_float64(precision, tolerance, gradient_tolerance, compile):
+    runtime = Runtime(torch.device("cpu"), precision, compile)
+    settings = Settings(iterations=9, round_iterations=3, lr=0.25, r_bn=R_BN, first_bn_multiplier=FIRST, jitter=0,
+                        curriculum="cosine", milestone=1.0, min_crop=0.08)
+    model, images, labels = case("conv")
+    loss, gradient = reference(model, images, labels)
+    objective = make_objective(model, settings, runtime, steps=1)
+    images = images.float().contiguous(memory_format=torch.channels_last).requires_grad_()
+    with runtime.autocast():
+        found = objective(images, labels)
+    found_gradient = torch.autograd.grad(found, images)[0]
+    assert found.dtype == torch.float32 and found_gradient.dtype == torch.float32
+    assert found.item() == pytest.approx(loss.item(), rel=tolerance)
+    assert relative(found_gradient, gradient) < gradient_tolerance
+
+
+def test_one_compilation_serves_every_round():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    runtime = Runtime(torch.device("cpu"), "fp32", "on")
+    model, images, labels = case("conv")
+    objective = runtime.compiled(runtime.frozen(Objective(model, R_BN, FIRST)), steps=1)
+    for count in (2, 3, 2, 5):
+        batch = images.float().repeat(2, 1, 1, 1)[:count].contiguous(memory_format=torch.channels_last).requires_grad_()
+        found = objective(batch, labels.repeat(2)[:count])
+        loss, gradient = reference(case("conv")[0], batch.detach(), labels.repeat(2)[:count])
+        assert found.item() == pytest.approx(loss.item(), rel=2e-5)
+        assert relative(torch.autograd.grad(found, batch)[0], gradient) < 2e-5
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "neither a graph break nor a recompilation"
 
 
 def test_bf16_does_not_change_the_result():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Callable, Iterable, Iterator, Sequence
 
 import torch
 from PIL import Image
@@ -32,19 +33,34 @@ class Batches(Dataset):
             batch = to_batch([self.transform(self.folder.read(index)) for index in indices])
         return batch, self.labels[torch.as_tensor(indices)]
 
-    def epoch(self, batch_size: int, *stream: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One pass in random order: uint8 (B, 3, S, S) and labels (B,), B images at most.
+    def stream(self, batch_size: int, epochs: int, *names: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """`epochs` passes, each in a random order of its own: uint8 (B, 3, S, S) and labels (B,), B images at most.
 
-        A last batch of a single image is left out: BatchNorm has no variance for it.
+        A pass has `steps` batches: a last batch of a single image is left out, BatchNorm has no variance for it. One
+        stream for all passes, so that workers start once and read on from one pass to the next.
         """
-        order = torch.randperm(len(self.folder), generator=generator(*stream)).split(batch_size)
-        keys = [((*stream, step), indices.tolist()) for step, indices in enumerate(order)
-                if len(indices) > 1 or len(order) == 1]
-        return iter(_load(self, keys, self.workers))
+        return iter(_load(self, _Keys(len(self.folder), batch_size, epochs, self.steps(batch_size), names), self.workers))
 
     def steps(self, batch_size: int) -> int:
         whole, rest = divmod(len(self.folder), batch_size)
         return whole + (rest > 1 or whole == 0)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """The keys of a stream, made as they are needed."""
+
+    images: int
+    batch_size: int
+    epochs: int
+    steps: int
+    names: tuple
+
+    def __iter__(self) -> Iterator[tuple[tuple, list[int]]]:
+        for epoch in range(self.epochs):
+            order = torch.randperm(self.images, generator=generator(*self.names, epoch)).split(self.batch_size)
+            for step in range(self.steps):
+                yield (*self.names, epoch, step), order[step].tolist()
 
 
 class TestImages(Dataset):
@@ -78,10 +94,12 @@ class TestImages(Dataset):
 
 
 def _workers(folder: ImageFolder, asked: int | None) -> int:
-    """Worker processes: what was asked, else none for images in memory, which are at hand faster than a process."""
-    return asked if asked is not None else 0 if folder.in_memory else min(8, os.cpu_count() or 1)
+    """Worker processes: what was asked; else none where the images are in memory and the processors compute anyway."""
+    if asked is not None:
+        return asked
+    return 0 if folder.in_memory and not torch.cuda.is_available() else min(8, os.cpu_count() or 1)
 
 
-def _load(source: Dataset, keys: list, workers: int) -> DataLoader:
+def _load(source: Dataset, keys: Iterable, workers: int) -> DataLoader:
     return DataLoader(source, sampler=keys, batch_size=None, num_workers=workers,
                       pin_memory=torch.cuda.is_available())

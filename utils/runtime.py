@@ -20,8 +20,10 @@ import torch
 
 from utils.files import UserError
 
-# torch.compile costs up to a minute once; below this many steps it does not come back.
+# Steps that repay the half minute to minute that torch.compile takes once. In low precision on a CPU the work
+# between the convolutions is most of a step, and fusing it saves most; in fp32 the convolutions are.
 COMPILE_FROM_STEPS = 2000
+COMPILE_FROM_STEPS_LOW_CPU = 300
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,16 @@ class Runtime:
     def place(self, module: torch.nn.Module) -> torch.nn.Module:
         return module.to(self.device, memory_format=torch.channels_last)
 
+    def frozen(self, module: torch.nn.Module) -> torch.nn.Module:
+        """`module` placed, in eval mode and without gradients; for networks that only guide or label.
+
+        Its large weights are kept in the runtime's precision: autocast would cast them again at each step.
+        """
+        for layer in module.modules():
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
+                layer.to(self.dtype)
+        return self.place(module.eval().requires_grad_(False))
+
     def normalised(self, images: torch.Tensor, mean: tuple, std: tuple) -> torch.Tensor:
         """uint8 images (N, 3, H, W), 0 to 255 -> normalised fp32 on the device, channels_last."""
         images = images.to(self.device, non_blocking=True)
@@ -77,12 +89,14 @@ class Runtime:
         return ((images / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
 
     def compiled(self, function: Callable, steps: int) -> Callable:
-        """`function` of tensors, compiled if the `steps` ahead repay it. Their first dimension may vary."""
-        if self.compile == "off" or (self.compile == "auto" and steps < COMPILE_FROM_STEPS):
+        """`function` of tensors, compiled if the `steps` ahead repay it. Their first dimension may vary.
+
+        Compilations are cached on disk by torch: the next process takes seconds for them. On a GPU the kernels of a
+        call are replayed as one CUDA graph.
+        """
+        if not self.compiles(steps):
             return function
-        if not _has_compiler(self.device):
-            return function
-        faster = torch.compile(function)
+        faster = torch.compile(function, mode="reduce-overhead" if self.device.type == "cuda" else None)
 
         def call(*tensors: torch.Tensor) -> torch.Tensor:
             for tensor in tensors:
@@ -91,6 +105,12 @@ class Runtime:
             return faster(*tensors)
 
         return call
+
+    def compiles(self, steps: int) -> bool:
+        """Whether `steps` repay a compilation, or it was asked for, and a compiler is there."""
+        low_cpu = self.device.type == "cpu" and self.precision != "fp32"
+        repaid = steps >= (COMPILE_FROM_STEPS_LOW_CPU if low_cpu else COMPILE_FROM_STEPS)
+        return self.compile != "off" and (repaid or self.compile == "on") and _has_compiler(self.device)
 
     def peak_memory_mb(self) -> float:
         """Peak memory of this process in MiB: resident on a CPU, allocated on a GPU."""

@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rand-augment", default="rand-m6-n2-mstd1.0", metavar="CONFIG", help="timm's, or none")
     parser.add_argument("--min-scale", type=cli.fraction, default=0.25, help="smallest share of the image in a crop")
     parser.add_argument("--max-scale", type=cli.fraction, default=1.0)
-    parser.add_argument("--evaluations", type=cli.positive, default=5, help="on the test set, evenly over the epochs")
+    parser.add_argument("--evaluations", type=cli.positive, default=3, help="on the test set, evenly over the epochs")
     cli.add_teacher(parser)
     cli.add_common(parser, "images per step; the published one for the IPC if left out")
     args = parser.parse_args()
@@ -71,7 +71,7 @@ def main() -> None:
     for folder in [*sets, test_folder]:
         folder.load(args.workers)
     test = TestImages(test_folder, facts.input_size, workers=args.workers)
-    teacher = runtime.place(facts.model) if facts.model else None
+    teacher = runtime.frozen(facts.model) if facts.model else None
 
     for labels in args.labels:
         for folder, method in zip(sets, args.method):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Callable
 
 import torch
@@ -78,18 +79,19 @@ def train(student: nn.Module, teacher: nn.Module | None, batches: Batches, test:
     decayed = [p for p in student.parameters() if p.ndim > 1]
     plain = [p for p in student.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": protocol.weight_decay},
-                                   {"params": plain, "weight_decay": 0.0}], protocol.lr, betas=(0.9, 0.999))
+                                   {"params": plain, "weight_decay": 0.0}], protocol.lr, betas=(0.9, 0.999), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: learning_rate(epoch, protocol.epochs))
     scaler = runtime.grad_scaler()
     forward = runtime.compiled(student, protocol.epochs * steps)
     label = runtime.compiled(teacher, protocol.epochs * steps) if teacher else None
     measured = evaluated_epochs(protocol.epochs, protocol.evaluations)
     result = Result(seed, 0.0, 0.0, 0.0, 0.0)
+    stream = batches.stream(protocol.batch_size, protocol.epochs, seed, "student")
     with progress(total=protocol.epochs * len(batches.folder), desc=name, unit="img") as bar:
         for epoch in range(protocol.epochs):
             student.train()
             total = torch.zeros((), device=runtime.device)
-            for step, (images, labels) in enumerate(batches.epoch(protocol.batch_size, seed, "student", epoch)):
+            for step, (images, labels) in enumerate(islice(stream, steps)):
                 labels = labels.to(runtime.device, non_blocking=True)
                 with seeded(seed, "mix", epoch, step):
                     images, shares = mix(runtime.normalised(images, mean, std), labels)

@@ -1,0 +1,58 @@
+"""python -m benchmarks.squeeze: an epoch of training a teacher, plain against ours."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Callable
+
+from benchmarks import material
+from benchmarks.pairs import compare
+from benchmarks.plain import PlainTeacher
+from squeeze.train import Recipe, augmentation, train
+from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
+from utils.loader import Batches
+from utils.runtime import Runtime
+
+SIZE, CLASSES, BATCH, PADDING = 32, 10, 128, 4
+CIFAR_STEPS = 50 * 390  # of the default recipe on CIFAR-10: what a compilation is weighed against
+
+
+def plain_epoch(place: str, arch: str) -> Callable[[], None]:
+    return PlainTeacher(material.network(arch, CLASSES, SIZE, "cifar"), place, SIZE, IMAGENET_MEAN, IMAGENET_STD, BATCH).epoch
+
+
+def our_epoch(place: str, arch: str, device: str, precision: str, compile: str) -> Callable[[], None]:
+    runtime = Runtime.create(device, precision, compile)
+    runtime = Runtime(runtime.device, runtime.precision, "on" if runtime.compiles(CIFAR_STEPS) else "off")
+    batches = Batches(material.loaded(place), augmentation(SIZE, PADDING))
+    model = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
+    recipe = Recipe(epochs=1, batch_size=BATCH, lr=0.1, lr_schedule="cosine", momentum=0.9, weight_decay=5e-4,
+                    label_smoothing=0.0, crop_padding=PADDING, seed=0)
+    return lambda: train(model, batches, recipe, runtime, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.squeeze", description=__doc__)
+    parser.add_argument("--arch", default="resnet18", help="32 pixels, 10 classes")
+    parser.add_argument("--images", type=int, default=640, help="in a sample; an epoch of CIFAR-10 has 50,000")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--quick", action="store_true", help="conv3, few pairs, eager: under a minute, and less exact")
+    args = parser.parse_args()
+    if args.quick:
+        args.arch, args.pairs, args.compile = "conv3", 2, "off"
+    machine = dict(device=args.device, precision=args.precision, compile=args.compile)
+    with tempfile.TemporaryDirectory() as place:
+        images = args.images // CLASSES * CLASSES
+        material.images(Path(place) / "train", CLASSES, images // CLASSES, SIZE)
+        side = dict(place=f"{place}/train", arch=args.arch)
+        found = compare((plain_epoch, side), (our_epoch, side | machine), args.pairs)
+        print(f"squeeze {args.arch}, {images} images in batches of {BATCH}: {found}")
+
+
+if __name__ == "__main__":
+    main()

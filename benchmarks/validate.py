@@ -1,0 +1,94 @@
+"""python -m benchmarks.validate: the training of a student, plain against ours.
+
+One epoch of training and one evaluation are measured, each by itself, and added up to a whole student: what published
+code evaluates (every tenth epoch of the last fifth: 6 times in 300) and what validate does by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Callable
+
+from benchmarks import material
+from benchmarks.pairs import compare, seconds, spread
+from benchmarks.plain import PlainStudent
+from utils.checkpoints import load_teacher
+from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
+from utils.evaluate import accuracy
+from utils.loader import Batches, TestImages
+from utils.runtime import Runtime
+from validate import augment
+from validate.train import Protocol, train
+
+SIZE, CLASSES, EPOCHS = 32, 10, 300
+PLAIN_EVALUATIONS, OUR_EVALUATIONS = 6, 3
+FACTS = (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def plain_student(place: str, arch: str, batch_size: int, work: str, repeat: int) -> Callable[[], None]:
+    teacher = load_teacher(arch, f"{place}/teacher.pth").model
+    student = PlainStudent(material.network(arch, CLASSES, SIZE, "cifar"), teacher, f"{place}/syn", f"{place}/val", SIZE,
+                           *FACTS, batch_size)
+    return student.evaluate if work == "evaluation" else lambda: [student.epoch() for _ in range(repeat)]
+
+
+def our_student(place: str, arch: str, batch_size: int, work: str, repeat: int, device: str, precision: str,
+                compile: str) -> Callable[[], None]:
+    runtime = Runtime.create(device, precision, compile)
+    batches = Batches(material.loaded(f"{place}/syn"),
+                      augment.augmentation(SIZE, "rand-m6-n2-mstd1.0", 0.25, 1.0, IMAGENET_MEAN))
+    # Compiled if a whole student's steps repay it, however few are measured here.
+    whole = runtime.compiles(EPOCHS * batches.steps(batch_size))
+    runtime = Runtime(runtime.device, runtime.precision, "on" if whole else "off")
+    student = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
+    if work == "evaluation":
+        test = TestImages(material.loaded(f"{place}/val"), SIZE)
+        return lambda: accuracy(student, test, runtime, *FACTS)
+    teacher = runtime.frozen(load_teacher(arch, f"{place}/teacher.pth").model)
+    protocol = Protocol(epochs=repeat, batch_size=batch_size, lr=0.001, weight_decay=0.01, labels="soft", temperature=20.0,
+                        mix="cutmix", rand_augment="rand-m6-n2-mstd1.0", min_scale=0.25, max_scale=1.0, evaluations=0)
+    mix = augment.mixer("cutmix", CLASSES)
+    return lambda: train(student, teacher, batches, None, mix, protocol, 0, runtime, *FACTS, "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.validate", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="resnet18", help="of teacher and student; 32 pixels, 10 classes")
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--test-images", type=int, default=1000, help="evaluated in a sample; a whole student's are 10,000")
+    parser.add_argument("--epochs", type=int, default=2, help="in a sample of training")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--quick", action="store_true", help="conv3, few pairs, eager: under a minute, and less exact")
+    args = parser.parse_args()
+    if args.quick:
+        args.arch, args.pairs, args.test_images, args.compile = "conv3", 2, 500, "off"
+    machine = dict(device=args.device, precision=args.precision, compile=args.compile)
+    with tempfile.TemporaryDirectory() as place:
+        material.teacher(Path(place) / "teacher.pth", args.arch, CLASSES, SIZE, "cifar")
+        material.images(Path(place) / "syn", CLASSES, args.ipc, SIZE)
+        material.images(Path(place) / "val", CLASSES, args.test_images // CLASSES, SIZE, seed=1)
+        found = {}
+        for work, repeat in (("training", args.epochs), ("evaluation", 1)):
+            side = dict(place=place, arch=args.arch, batch_size=args.batch_size, work=work, repeat=repeat)
+            found[work] = compare((plain_student, side), (our_student, side | machine), args.pairs, repeat)
+            amount = f"{args.ipc * CLASSES} images, an epoch" if work == "training" else f"{args.test_images} images"
+            print(f"{work} {args.arch}, {amount}: {found[work]}", flush=True)
+    scale = 10000 / args.test_images
+    plain, ours = ([EPOCHS * a + evaluations * scale * b for a, b in zip(getattr(found["training"], side),
+                                                                         getattr(found["evaluation"], side))]
+                   for side, evaluations in (("plain", PLAIN_EVALUATIONS), ("ours", OUR_EVALUATIONS)))
+    print(f"student {args.arch}, {EPOCHS} epochs with {PLAIN_EVALUATIONS} and {OUR_EVALUATIONS} evaluations of 10,000 images, "
+          f"added up: plain {seconds(statistics.median(plain))}, ours {seconds(statistics.median(ours))}, ratio "
+          f"{spread([a / b for a, b in zip(plain, ours)])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The yardstick: that plain and ours are the same work, and that the comparison compares."""
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import material, pairs, plain, recover
+from helpers import CPU, noise, small_net
+from recover.engine import Recovery, Settings, make_objective
+
+MEAN, STD = (0.5, 0.4, 0.6), (0.25, 0.3, 0.2)
+
+
+def test_one_step_of_plain_is_one_step_of_ours():
+    # Uncropped images that are their own mirror images look alike in every view.
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images = images + images.flip(3) - 1
+    labels = torch.arange(4)
+    model = small_net()
+    theirs = plain.PlainRecovery(copy.deepcopy(model), images, labels, [0, 0, 3, 0], MEAN, STD, iterations=12, lr=0.25,
+                                 r_bn=0.05, min_crop=1.0)
+    settings = Settings(iterations=12, round_iterations=3, lr=0.25, r_bn=0.05, first_bn_multiplier=10.0, jitter=0,
+                        curriculum="cosine", milestone=1.0, min_crop=1.0)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+    ours = Recovery(images, labels, [0, 0, 3, 0], settings, make_objective(model, settings, CPU, 1),
+                    (-mean / std, (1 - mean) / std), CPU, 0)
+    assert theirs.step() == pytest.approx(ours.step().item(), rel=1e-4)
+    # A mirrored view has the mirrored gradient. Adam's first step is the rate times the gradient's sign, near enough.
+    found, expected = theirs.images(), ours.images()
+    assert torch.equal(found[2], images[2]) and not torch.equal(found[0], images[0])
+    same = [torch.isclose(found, view, atol=1e-3).float().mean().item() for view in (expected, expected.flip(3))]
+    assert max(same) > 0.99
+
+
+def test_plain_recovery_runs_by_hand(tmp_path):
+    for label in "ab":
+        for rank in range(2):
+            noise(tmp_path / "init" / label / f"{rank:03d}_x.png", rank + 10 * ord(label))
+    material.teacher(tmp_path / "t.pth", "conv3", 2, 8, "cifar")
+    plain.recover(str(tmp_path / "init"), str(tmp_path / "t.pth"), str(tmp_path / "syn"), None, 8, 4, 4, 0)
+    for path in sorted((tmp_path / "init").glob("*/*.png")):
+        before = np.asarray(Image.open(path)).astype(int)
+        after = np.asarray(Image.open(tmp_path / "syn" / path.relative_to(tmp_path / "init"))).astype(int)
+        assert before.shape == after.shape and abs(before - after).mean() > 2
+
+
+def test_counted_work():
+    # conv3 at 32 pixels: three convolutions and a linear layer, forward and backward to the pixels, 100 images.
+    products = 9 * (3 * 128 * 32**2 + 128 * 128 * 16**2 + 128 * 128 * 8**2) + 128 * 4 * 4 * 10
+    assert recover.flops("conv3-32") == 100 * 2 * 2 * products
+
+
+def test_a_network_knows_the_statistics_of_noise():
+    model = material.network("conv3", 4, 16, "cifar")
+    seen = []
+    model.layers["norm"][2].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model(torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(5)))
+    assert abs(seen[0].mean().item()) < 0.1 and seen[0].std().item() == pytest.approx(1, abs=0.15)
+
+
+def recorder(path, name):
+    def work():
+        with open(path, "a") as file:
+            file.write(name)
+    return work
+
+
+def failing():
+    raise ValueError("no such work")
+
+
+def test_sides_work_in_turn(tmp_path):
+    path = str(tmp_path / "order")
+    found = pairs.compare((recorder, dict(path=path, name="p")), (recorder, dict(path=path, name="o")), 3, 2,
+                          lambda: recorder(path, "|")())
+    assert open(path).read() == "po" + "po|" * 3, "warm once, then in turn"
+    assert len(found.ratios) == len(found.plain) == 3
+    assert found.ratios == [a / b for a, b in zip(found.plain, found.ours)]
+    assert min(found.plain_peak, found.ours_peak) > 5
+
+
+def test_a_side_that_fails_ends_the_comparison(tmp_path):
+    with pytest.raises(SystemExit, match="error: .* ended before its work was done"):
+        pairs.compare((recorder, dict(path=str(tmp_path / "order"), name="p")), (failing, {}), 3)
+
+
+def test_a_comparison_in_words():
+    words = str(pairs.Comparison([2.0, 4.0, 9.0], [1.0, 2.0, 3.0], 500.4, 400.0))
+    assert words == "plain 4000 ms, ours 2000 ms, ratio 2.00 (2.00 to 3.00) over 3 pairs; peak 500 and 400 MB"
