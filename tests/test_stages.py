@@ -5,12 +5,14 @@ import json
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import CLASSES, COLOURS, INPUT, MEAN, PIXELS, STD, Place, draw, images, snapshot
+from conftest import CLASSES, COLOURS, INPUT, MEAN, PIXELS, ROOT, STD, Place, draw, images, snapshot
 from PIL import Image
 from torch.nn import functional as F
 
@@ -615,3 +617,14 @@ def test_a_teacher_of_other_settings_is_not_passed_off_as_the_one_asked_for(plac
     outcome = place.run("squeeze", epochs=1, **changed)
     assert outcome.code == 2 and str(place / "squeezed.pth") in outcome.err and next(iter(changed)) in outcome.err
     assert snapshot(place.root) == before
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    columns = "dataset,method,ipc,teacher,student,protocol,seed,top1,best_top1,top5,epochs,seconds,syn_dir"
+    (tmp_path / "results.csv").write_text(f"{columns}\na,delt,1,conv3,conv3,delt,0,50.0,50.0,90.0,1,1.0,syn\n")
+    line = [sys.executable, "-m", "validate.summary", str(tmp_path)]
+    whole = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert whole.returncode == 0 and "50.00" in whole.stdout
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()  # as head does when it has its lines
+    assert process.stderr.read() == b"" and process.wait() == 141

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
 import platform
@@ -18,6 +19,7 @@ from typing import Callable, Iterator
 import numpy as np
 import torch
 
+from utils import winograd
 from utils.files import UserError
 
 # Steps that repay the half minute to minute that torch.compile takes once. In low precision on a CPU the work
@@ -74,8 +76,11 @@ class Runtime:
     def frozen(self, module: torch.nn.Module) -> torch.nn.Module:
         """`module` placed, in eval mode and without gradients; for networks that only guide or label.
 
-        Its large weights are kept in the runtime's precision: autocast would cast them again at each step.
+        Its large weights are kept in the runtime's precision, or autocast would cast them again at each step; in fp32
+        on a CPU, which is bound by multiplications, its widest convolutions get along with fewer.
         """
+        if self.device.type == "cpu" and self.precision == "fp32":
+            winograd.replace(module)
         for layer in module.modules():
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
                 layer.to(self.dtype)
@@ -84,8 +89,7 @@ class Runtime:
     def normalised(self, images: torch.Tensor, mean: tuple, std: tuple) -> torch.Tensor:
         """uint8 images (N, 3, H, W), 0 to 255 -> normalised fp32 on the device, channels_last."""
         images = images.to(self.device, non_blocking=True)
-        scale = torch.tensor(std, device=self.device).view(3, 1, 1)
-        shift = torch.tensor(mean, device=self.device).view(3, 1, 1)
+        shift, scale = _per_channel(self.device, mean, std)
         return ((images / 255 - shift) / scale).contiguous(memory_format=torch.channels_last)
 
     def compiled(self, function: Callable, steps: int) -> Callable:
@@ -121,6 +125,13 @@ class Runtime:
 
     def __str__(self) -> str:
         return f"{self.device} {self.precision}"
+
+
+@functools.cache
+def _per_channel(device: torch.device, *values: tuple) -> tuple[torch.Tensor, ...]:
+    """Each of `values` (3,) as (3, 1, 1) on the device; kept, because every transfer would make the host wait."""
+    with torch.inference_mode(False):  # an inference tensor would be of no use to a later training
+        return tuple(torch.tensor(value, device=device).view(3, 1, 1) for value in values)
 
 
 def _has_bf16(device: torch.device) -> bool:
