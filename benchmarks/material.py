@@ -37,11 +37,13 @@ def network(arch: str, classes: int, size: int, stem: str) -> nn.Module:
     """Random weights, and the running statistics that noise has with them: activations keep their usual size."""
     torch.manual_seed(0)
     model = models.build(arch, classes, size, stem)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = None  # a plain average
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0  # the statistics of the one batch, whole
     with torch.no_grad():
         model.train()(torch.randn(16, 3, size, size))
+    for norm in norms:
+        norm.momentum = 0.1
     return model.eval()
 
 

@@ -36,7 +36,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for conv, norm in zip(self.layers["conv"], self.layers["norm"]):
-            x = nn.functional.avg_pool2d(norm(conv(x)).relu(), 2)
+            x = nn.functional.avg_pool2d(norm(conv(x)).relu_(), 2)
         return self.classifier(x.flatten(1))
 
 
