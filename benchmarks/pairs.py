@@ -12,12 +12,14 @@ import time
 from dataclasses import dataclass
 from typing import Callable
 
+import torch
+
 WORK = Callable[[], None]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of each pair's samples, and the peak resident memory of each side's process in MiB."""
+    """Seconds of each pair's samples, and each side's peak memory in MiB: resident on a CPU, allocated on a GPU."""
 
     plain: list[float]
     ours: list[float]
@@ -59,7 +61,7 @@ class Side:
         return self._answer()
 
     def close(self) -> float:
-        """End the process; returns its peak resident memory in MiB."""
+        """End the process; returns its peak memory in MiB."""
         self.pipe.send(False)
         peak = self._answer()
         self.process.join()
@@ -83,7 +85,13 @@ def _serve(pipe, make: Callable[..., WORK], arguments: dict) -> None:
             started = time.perf_counter()
             work()
             pipe.send(time.perf_counter() - started)
-        pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        pipe.send(_peak_mb())
+
+
+def _peak_mb() -> float:
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def compare(plain: tuple[Callable, dict], ours: tuple[Callable, dict], pairs: int, units: int = 1,

@@ -45,7 +45,7 @@ class PlainRecovery:
     def __init__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, starts: list[int], mean: tuple,
                  std: tuple, iterations: int = 4000, lr: float = 0.25, r_bn: float = 0.01, first_bn: float = 10.0,
                  min_crop: float = 0.08):
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False).to(images.device)
         self.hooks = [StatisticsHook(module) for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         self.starts = sorted(set(starts))
         members = [[i for i, start in enumerate(starts) if start == group] for group in self.starts]
@@ -83,7 +83,7 @@ class PlainRecovery:
 
 
 def recover(init_dir: str, teacher_path: str, syn_dir: str, arch: str | None, iterations: int, round_iterations: int,
-            batch_size: int, seed: int) -> None:
+            batch_size: int, seed: int, device: str) -> None:
     """The selection in `init_dir`, class after class in batches of whole classes, to PNGs in `syn_dir`."""
     torch.manual_seed(seed)
     folder = datasets.ImageFolder(init_dir)
@@ -95,12 +95,12 @@ def recover(init_dir: str, teacher_path: str, syn_dir: str, arch: str | None, it
     step = batch_size // ipc * ipc
     for first in range(0, len(folder), step):
         indices = range(first, min(first + step, len(folder)))
-        loop = PlainRecovery(teacher.model, torch.stack([prepare(folder[i][0]) for i in indices]),
-                             torch.tensor([folder[i][1] for i in indices]),
+        loop = PlainRecovery(teacher.model, torch.stack([prepare(folder[i][0]) for i in indices]).to(device),
+                             torch.tensor([folder[i][1] for i in indices], device=device),
                              [round_of[i % ipc] * round_iterations for i in indices], teacher.mean, teacher.std, iterations)
         for _ in range(iterations):
             loop.step()
-        for image, i in zip(loop.images(), indices):
+        for image, i in zip(loop.images().cpu(), indices):
             for channel in range(3):
                 image[channel] = image[channel] * teacher.std[channel] + teacher.mean[channel]
             path = Path(syn_dir) / Path(folder.imgs[i][0]).relative_to(init_dir).with_suffix(".png")
@@ -112,8 +112,9 @@ class PlainStudent:
     """The training of a student under the teacher's soft labels, and its evaluation."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module, syn_dir: str, val_dir: str, size: int, mean: tuple, std: tuple,
-                 batch_size: int, lr: float = 0.001, temperature: float = 20.0):
-        self.student, self.teacher, self.temperature = student, teacher.eval(), temperature
+                 batch_size: int, device: str, lr: float = 0.001, temperature: float = 20.0):
+        self.student, self.teacher = student.to(device), teacher.eval().to(device)
+        self.device, self.temperature = device, temperature
         finish = [transforms.ToTensor(), transforms.Normalize(mean, std)]
         augment = transforms.Compose([
             rand_augment_transform("rand-m6-n2-mstd1.0", {"translate_const": int(size * 0.45)}),
@@ -127,6 +128,7 @@ class PlainStudent:
         self.student.train()
         hits = 0
         for images, labels in self.batches:
+            images, labels = images.to(self.device), labels.to(self.device)
             with torch.no_grad():
                 mixed = cutmix(images)
                 target = torch.softmax(self.teacher(mixed) / self.temperature, 1)
@@ -141,7 +143,8 @@ class PlainStudent:
     @torch.no_grad()
     def evaluate(self) -> float:
         self.student.eval()
-        hits = sum((self.student(images).argmax(1) == labels).sum().item() for images, labels in self.test)
+        hits = sum((self.student(images.to(self.device)).argmax(1).cpu() == labels).sum().item()
+                   for images, labels in self.test)
         return 100 * hits / len(self.test.dataset)
 
 
@@ -160,8 +163,8 @@ def cutmix(images: torch.Tensor) -> torch.Tensor:
 class PlainTeacher:
     """The training of a teacher on an ImageFolder of small images."""
 
-    def __init__(self, model: nn.Module, train_dir: str, size: int, mean: tuple, std: tuple, batch_size: int = 128):
-        self.model = model
+    def __init__(self, model: nn.Module, train_dir: str, size: int, mean: tuple, std: tuple, batch_size: int, device: str):
+        self.model, self.device = model.to(device), device
         augment = transforms.Compose([transforms.RandomCrop(size, padding=4), transforms.RandomHorizontalFlip(),
                                       transforms.ToTensor(), transforms.Normalize(mean, std)])
         self.batches = DataLoader(datasets.ImageFolder(train_dir, augment), batch_size, shuffle=True, num_workers=WORKERS)
@@ -170,6 +173,7 @@ class PlainTeacher:
     def epoch(self) -> None:
         self.model.train()
         for images, labels in self.batches:
+            images, labels = images.to(self.device), labels.to(self.device)
             output = self.model(images)
             loss = nn.functional.cross_entropy(output, labels)
             hits = (output.argmax(1) == labels).sum().item()  # shown at each step by published code
@@ -188,6 +192,7 @@ def main() -> None:
     parser.add_argument("--round-iterations", type=int, default=125)
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     recover(**vars(parser.parse_args()))
 
 

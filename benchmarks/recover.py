@@ -34,14 +34,14 @@ SETTINGS = dict(lr=0.25, r_bn=0.01, first_bn_multiplier=10.0, jitter=0, curricul
 LONG = 4000  # iterations of the run whose middle the steps stand for
 
 
-def batch(size: int, count: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(size: int, count: int, classes: int, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
-    return torch.randn(count, 3, size, size), torch.arange(count) % classes
+    return torch.randn(count, 3, size, size).to(device), (torch.arange(count) % classes).to(device)
 
 
-def plain_steps(case: str, steps: int) -> Callable[[], None]:
+def plain_steps(case: str, steps: int, device: str) -> Callable[[], None]:
     arch, size, stem, count, classes = CASES[case]
-    images, labels = batch(size, count, classes)
+    images, labels = batch(size, count, classes, device)
     loop = PlainRecovery(material.network(arch, classes, size, stem), images, labels, [0] * count, IMAGENET_MEAN,
                          IMAGENET_STD, LONG)
     loop.iteration = LONG // 4
@@ -70,19 +70,22 @@ def our_loop(case: str, iterations: int, starts: list[int], **machine: str) -> C
     return lambda: make().run(lambda *_: None)
 
 
-def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """FLOP/s of a large matrix product, the best of five."""
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+def gemm_rate(dtype: torch.dtype, device: torch.device, size: int = 2048) -> float:
+    """FLOP/s of a large matrix product, the best of six."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
         started = time.perf_counter()
-        a @ b
+        (a @ b)[0, 0].item()  # waits for a GPU
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
 
 def flops(case: str) -> int:
-    """Multiplications and additions of one step: forward, and backward to the pixels alone."""
+    """Multiplications and additions of one step, forward and backward to the pixels alone, by direct convolution.
+
+    A share of the GEMM rate can be above 100 %: Winograd's convolutions need fewer.
+    """
     arch, size, stem, count, classes = CASES[case]
     model = material.network(arch, classes, size, stem).requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
@@ -91,16 +94,22 @@ def flops(case: str) -> int:
 
 
 def compare_steps(case: str, steps: int, pairs: int, machine: dict) -> None:
-    runtime = Runtime.create(machine["device"], machine["precision"], "off")
-    rates: list[float] = []
-    found = compare((plain_steps, dict(case=case, steps=steps)), (our_steps, dict(case=case, steps=steps, **machine)), pairs,
-                    steps, lambda: rates.append(gemm_rate(runtime.dtype)) if runtime.device.type == "cpu" else None)
+    runtime = Runtime.create(**machine)
+    # Measured in each pair, because the speed of a shared machine drifts.
+    rates: dict[torch.dtype, list[float]] = {dtype: [] for dtype in dict.fromkeys((runtime.dtype, torch.float32))}
+
+    def measure_rates() -> None:
+        for dtype, measured in rates.items():
+            measured.append(gemm_rate(dtype, runtime.device))
+
+    found = compare((plain_steps, dict(case=case, steps=steps, device=machine["device"])), (our_steps, dict(case=case, steps=steps, **machine)), pairs,
+                    steps, measure_rates)
     print(f"step {case}, {CASES[case][3]} images, {runtime}: {found}")
-    if rates:
-        work = flops(case)
-        shares = [100 * work / ours / rate for ours, rate in zip(found.ours, rates)]
-        print(f"    ours reaches {spread(shares, ' %')} of this machine's {runtime.precision} GEMM rate "
-              f"({statistics.median(rates) / 1e9:.0f} GFLOP/s; {work / 1e9:.0f} GFLOP a step)", flush=True)
+    work = flops(case)
+    for dtype, measured in rates.items():
+        shares = [100 * work / ours / rate for ours, rate in zip(found.ours, measured)]
+        print(f"    ours reaches {spread(shares, ' %')} of this machine's {str(dtype).removeprefix('torch.')} GEMM rate "
+              f"({statistics.median(measured) / 1e9:.0f} GFLOP/s); {work / 1e9:.0f} GFLOP a step", flush=True)
 
 
 def timed(command: list[str], cache: str) -> tuple[float, float]:
@@ -125,7 +134,7 @@ def compare_whole(case: str, iterations: int, pairs: int, machine: dict) -> None
         options = [text for name, value in machine.items() for text in (f"--{name}", value)]
         for pair in range(pairs):
             for number, command in enumerate((
-                    ["benchmarks.plain", init, teacher, f"{place}/plain{pair}", *length],
+                    ["benchmarks.plain", init, teacher, f"{place}/plain{pair}", *length, "--device", machine["device"]],
                     ["recover", "--init-dir", init, "--teacher-path", teacher, "--syn-dir", f"{place}/ours{pair}", *length,
                      *options])):
                 with tempfile.TemporaryDirectory() as cache:
@@ -163,7 +172,7 @@ def main() -> None:
     if args.quick:
         args.case, args.pairs, args.steps, args.compile = args.case or ["resnet18-32", "conv3-32"], 2, 1, "off"
         args.iterations = 16
-    machine = dict(device=args.device, precision=args.precision, compile=args.compile)
+    machine = dict(device=str(Runtime.create(args.device).device), precision=args.precision, compile=args.compile)
     for case in args.case or list(CASES) if "steps" in args.work else []:
         compare_steps(case, args.steps, args.pairs, machine)
     for work, measure in (("whole", compare_whole), ("early-late", compare_early_late)):

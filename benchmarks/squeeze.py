@@ -19,8 +19,9 @@ SIZE, CLASSES, BATCH, PADDING = 32, 10, 128, 4
 CIFAR_STEPS = 50 * 390  # of the default recipe on CIFAR-10: what a compilation is weighed against
 
 
-def plain_epoch(place: str, arch: str) -> Callable[[], None]:
-    return PlainTeacher(material.network(arch, CLASSES, SIZE, "cifar"), place, SIZE, IMAGENET_MEAN, IMAGENET_STD, BATCH).epoch
+def plain_epoch(place: str, arch: str, device: str) -> Callable[[], None]:
+    return PlainTeacher(material.network(arch, CLASSES, SIZE, "cifar"), place, SIZE, IMAGENET_MEAN, IMAGENET_STD, BATCH,
+                        device).epoch
 
 
 def our_epoch(place: str, arch: str, device: str, precision: str, compile: str) -> Callable[[], None]:
@@ -45,11 +46,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.arch, args.pairs, args.compile = "conv3", 2, "off"
-    machine = dict(device=args.device, precision=args.precision, compile=args.compile)
+    machine = dict(device=str(Runtime.create(args.device).device), precision=args.precision, compile=args.compile)
     with tempfile.TemporaryDirectory() as place:
         images = args.images // CLASSES * CLASSES
         material.images(Path(place) / "train", CLASSES, images // CLASSES, SIZE)
-        side = dict(place=f"{place}/train", arch=args.arch)
+        side = dict(place=f"{place}/train", arch=args.arch, device=machine["device"])
         found = compare((plain_epoch, side), (our_epoch, side | machine), args.pairs)
         print(f"squeeze {args.arch}, {images} images in batches of {BATCH}: {found}")
 

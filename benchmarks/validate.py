@@ -28,10 +28,10 @@ PLAIN_EVALUATIONS, OUR_EVALUATIONS = 6, 3
 FACTS = (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def plain_student(place: str, arch: str, batch_size: int, work: str, repeat: int) -> Callable[[], None]:
+def plain_student(place: str, arch: str, batch_size: int, work: str, repeat: int, device: str) -> Callable[[], None]:
     teacher = load_teacher(arch, f"{place}/teacher.pth").model
     student = PlainStudent(material.network(arch, CLASSES, SIZE, "cifar"), teacher, f"{place}/syn", f"{place}/val", SIZE,
-                           *FACTS, batch_size)
+                           *FACTS, batch_size, device)
     return student.evaluate if work == "evaluation" else lambda: [student.epoch() for _ in range(repeat)]
 
 
@@ -70,14 +70,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.arch, args.pairs, args.test_images, args.compile = "conv3", 2, 500, "off"
-    machine = dict(device=args.device, precision=args.precision, compile=args.compile)
+    machine = dict(device=str(Runtime.create(args.device).device), precision=args.precision, compile=args.compile)
     with tempfile.TemporaryDirectory() as place:
         material.teacher(Path(place) / "teacher.pth", args.arch, CLASSES, SIZE, "cifar")
         material.images(Path(place) / "syn", CLASSES, args.ipc, SIZE)
         material.images(Path(place) / "val", CLASSES, args.test_images // CLASSES, SIZE, seed=1)
         found = {}
         for work, repeat in (("training", args.epochs), ("evaluation", 1)):
-            side = dict(place=place, arch=args.arch, batch_size=args.batch_size, work=work, repeat=repeat)
+            side = dict(place=place, arch=args.arch, batch_size=args.batch_size, work=work, repeat=repeat,
+                        device=machine["device"])
             found[work] = compare((plain_student, side), (our_student, side | machine), args.pairs, repeat)
             amount = f"{args.ipc * CLASSES} images, an epoch" if work == "training" else f"{args.test_images} images"
             print(f"{work} {args.arch}, {amount}: {found[work]}", flush=True)

@@ -39,7 +39,7 @@ def test_plain_recovery_runs_by_hand(tmp_path):
         for rank in range(2):
             noise(tmp_path / "init" / label / f"{rank:03d}_x.png", rank + 10 * ord(label))
     material.teacher(tmp_path / "t.pth", "conv3", 2, 8, "cifar")
-    plain.recover(str(tmp_path / "init"), str(tmp_path / "t.pth"), str(tmp_path / "syn"), None, 8, 4, 4, 0)
+    plain.recover(str(tmp_path / "init"), str(tmp_path / "t.pth"), str(tmp_path / "syn"), None, 8, 4, 4, 0, "cpu")
     for path in sorted((tmp_path / "init").glob("*/*.png")):
         before = np.asarray(Image.open(path)).astype(int)
         after = np.asarray(Image.open(tmp_path / "syn" / path.relative_to(tmp_path / "init"))).astype(int)

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from helpers import gray, noise, tree
-from utils import checkpoints, cli, models
+from utils import checkpoints, cli, models, runtime as machine
 from utils.files import UserError, replacing
 from utils.images import ImageFolder, read_rgb, save_image
-from utils.runtime import generator, seeded, stream_seed
+from utils.runtime import Runtime, generator, seeded, stream_seed
 from validate import results
 from validate.train import Result, default_batch_size, default_lr, evaluated_epochs, learning_rate
 
@@ -564,3 +564,20 @@ def test_streams_are_told_apart_by_their_names():
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert torch.equal(torch.rand(3, generator=generator("a", 1)), torch.rand(3, generator=generator("a", 1)))
     assert not torch.equal(torch.rand(3, generator=generator("a", 1)), torch.rand(3, generator=generator("a", 2)))
+
+
+@pytest.mark.parametrize("precision, repaid", [("fp32", 2000), ("bf16", 300), ("fp16", 300)])
+def test_a_compilation_is_made_when_the_steps_repay_it(precision, repaid, monkeypatch):
+    monkeypatch.setattr(machine, "_has_compiler", lambda device: True)
+
+    def compiles(mode, steps):
+        return Runtime(torch.device("cpu"), precision, mode).compiles(steps)
+
+    assert not compiles("auto", repaid - 1) and compiles("auto", repaid)
+    assert not compiles("off", 10**6) and compiles("on", 1)
+    monkeypatch.setattr(machine, "_has_compiler", lambda device: False)
+    assert not compiles("auto", repaid)
+
+
+def test_an_uncompiled_function_is_itself():
+    assert Runtime(torch.device("cpu"), "fp32", "auto").compiled(abs, 1) is abs

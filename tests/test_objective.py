@@ -1,5 +1,6 @@
 """The synthesis loss, its gradient and its statistics, against plain float64 autograd."""
 import copy
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from utils import models
 from utils.runtime import Runtime
 
 R_BN, FIRST = 0.05, 10.0
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
 
 
 def resnet():
@@ -158,7 +160,7 @@ def test_it_normalises_as_the_batchnorm_that_it_replaces(affine):
 
 
 @pytest.mark.parametrize("precision, tolerance, gradient_tolerance", [("fp32", 2e-5, 2e-5), ("bf16", 5e-3, 0.2)])
-@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=needs_compiler)])
 def test_the_fast_step_against_float64(precision, tolerance, gradient_tolerance, compile):
     runtime = Runtime(torch.device("cpu"), precision, compile)
     settings = Settings(iterations=9, round_iterations=3, lr=0.25, r_bn=R_BN, first_bn_multiplier=FIRST, jitter=0,
@@ -175,6 +177,7 @@ def test_the_fast_step_against_float64(precision, tolerance, gradient_tolerance,
     assert relative(found_gradient, gradient) < gradient_tolerance
 
 
+@needs_compiler
 def test_one_compilation_serves_every_round():
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
