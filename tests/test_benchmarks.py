@@ -1,5 +1,8 @@
 """The yardstick: that plain and ours are the same work, and that the comparison compares."""
 import copy
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ import torch
 from PIL import Image
 
 from benchmarks import material, pairs, plain, recover
+from conftest import ROOT
 from helpers import CPU, noise, small_net
 from recover.engine import Recovery, Settings, make_objective
 
@@ -89,3 +93,15 @@ def test_a_side_that_fails_ends_the_comparison(tmp_path):
 def test_a_comparison_in_words():
     words = str(pairs.Comparison([2.0, 4.0, 9.0], [1.0, 2.0, 3.0], 500.4, 400.0))
     assert words == "plain 4000 ms, ours 2000 ms, ratio 2.00 (2.00 to 3.00) over 3 pairs; peak 500 and 400 MB"
+
+
+@pytest.mark.parametrize("module, arguments, said", [
+    ("winograd", ["--images", "2", "--pairs", "1"], r"^512 channels, 4 x 4, 2 images: direct \S+ ms, Winograd \S+ ms, ratio "),
+    ("squeeze", ["--arch", "conv3", "--images", "40", "--pairs", "1", "--compile", "off"], r"^squeeze conv3, 40 images .* over 1 pairs"),
+    ("validate", ["--arch", "conv3", "--ipc", "2", "--batch-size", "10", "--test-images", "20", "--epochs", "1", "--pairs", "1",
+                  "--compile", "off"], r"^student conv3, 300 epochs with 6 and 3 evaluations of 10,000 images, added up: plain "),
+    ("recover", ["--case", "conv3-32", "--steps", "1", "--pairs", "1", "--compile", "off"], r"^step conv3-32, 100 images, .* over 1 pairs")])
+def test_each_benchmark_runs_and_says_what_it_found(module, arguments, said):
+    done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(said, done.stdout, re.MULTILINE), done.stdout

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-# From here on the saved multiplications outweigh the transforms' memory traffic: measured with 128, 256 and 512
-# channels as 1.1, 1.6 and 2.2 times as fast as the direct convolution.
+# From here on the saved multiplications outweigh the transforms' memory traffic: `python -m benchmarks.winograd` found
+# 1.1, 1.6 and 2.2 to 2.7 times the speed of the direct convolution with 128, 256 and 512 channels.
 FROM_CHANNELS = 256
 
 _B = torch.tensor([[4, 0, 0, 0, 0, 0], [0, -4, 4, -2, 2, 4], [-5, -4, -4, -1, -1, 0],
