@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import multiprocessing
 import os
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import Callable
 
 import torch
+
+from utils.runtime import Runtime
 
 WORK = Callable[[], None]
 
@@ -41,6 +44,17 @@ def seconds(value: float) -> str:
 
 def spread(values: list[float], unit: str = "") -> str:
     return f"{statistics.median(values):.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+
+
+def machine_of(args: argparse.Namespace) -> dict[str, str]:
+    """The arguments of `Runtime.create`; the device is resolved, because the plain side takes it as it is."""
+    return dict(device=str(Runtime.create(args.device).device), precision=args.precision, compile=args.compile)
 
 
 class Side:

@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import material
-from benchmarks.pairs import Comparison, compare, seconds, spread
+from benchmarks.pairs import Comparison, add_machine, compare, machine_of, seconds, spread
 from benchmarks.plain import PlainRecovery
 from recover.engine import Recovery, Settings, make_objective
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
@@ -164,15 +164,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="in a sample of steps")
     parser.add_argument("--iterations", type=int, default=1000, help="of a whole run, and for early-late")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    add_machine(parser)
     parser.add_argument("--quick", action="store_true", help="32 pixels, few pairs, eager: under a minute, and less exact")
     args = parser.parse_args()
     if args.quick:
         args.case, args.pairs, args.steps, args.compile = args.case or ["resnet18-32", "conv3-32"], 2, 1, "off"
         args.iterations = 16
-    machine = dict(device=str(Runtime.create(args.device).device), precision=args.precision, compile=args.compile)
+    machine = machine_of(args)
     for case in args.case or list(CASES) if "steps" in args.work else []:
         compare_steps(case, args.steps, args.pairs, machine)
     for work, measure in (("whole", compare_whole), ("early-late", compare_early_late)):

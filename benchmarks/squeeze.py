@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Callable
 
 from benchmarks import material
-from benchmarks.pairs import compare
+from benchmarks.pairs import add_machine, compare, machine_of
 from benchmarks.plain import PlainTeacher
 from squeeze.train import Recipe, augmentation, train
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
@@ -39,14 +39,12 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet18", help="32 pixels, 10 classes")
     parser.add_argument("--images", type=int, default=640, help="in a sample; an epoch of CIFAR-10 has 50,000")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    add_machine(parser)
     parser.add_argument("--quick", action="store_true", help="conv3, few pairs, eager: under a minute, and less exact")
     args = parser.parse_args()
     if args.quick:
         args.arch, args.pairs, args.compile = "conv3", 2, "off"
-    machine = dict(device=str(Runtime.create(args.device).device), precision=args.precision, compile=args.compile)
+    machine = machine_of(args)
     with tempfile.TemporaryDirectory() as place:
         images = args.images // CLASSES * CLASSES
         material.images(Path(place) / "train", CLASSES, images // CLASSES, SIZE)

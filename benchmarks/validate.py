@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Callable
 
 from benchmarks import material
-from benchmarks.pairs import compare, seconds, spread
+from benchmarks.pairs import add_machine, compare, machine_of, seconds, spread
 from benchmarks.plain import PlainStudent
 from utils.checkpoints import load_teacher
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
@@ -63,14 +63,12 @@ def main() -> None:
     parser.add_argument("--test-images", type=int, default=1000, help="evaluated in a sample; a whole student's are 10,000")
     parser.add_argument("--epochs", type=int, default=2, help="in a sample of training")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    add_machine(parser)
     parser.add_argument("--quick", action="store_true", help="conv3, few pairs, eager: under a minute, and less exact")
     args = parser.parse_args()
     if args.quick:
         args.arch, args.pairs, args.test_images, args.compile = "conv3", 2, 500, "off"
-    machine = dict(device=str(Runtime.create(args.device).device), precision=args.precision, compile=args.compile)
+    machine = machine_of(args)
     with tempfile.TemporaryDirectory() as place:
         material.teacher(Path(place) / "teacher.pth", args.arch, CLASSES, SIZE, "cifar")
         material.images(Path(place) / "syn", CLASSES, args.ipc, SIZE)
