@@ -18,10 +18,11 @@ from benchmarks.plain import PlainStudent
 from utils.checkpoints import load_teacher
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
 from utils.evaluate import accuracy
-from utils.loader import Batches, TestImages
+from utils.loader import TestImages
 from utils.runtime import Runtime
-from validate import augment
-from validate.train import Protocol, train
+from validate.augment import Augmentation, Views
+from validate.protocols import PROTOCOLS, resolve
+from validate.train import Stream, labelled, train
 
 SIZE, CLASSES, EPOCHS = 32, 10, 300
 PLAIN_EVALUATIONS, OUR_EVALUATIONS = 6, 3
@@ -38,20 +39,21 @@ def plain_student(place: str, arch: str, batch_size: int, work: str, repeat: int
 def our_student(place: str, arch: str, batch_size: int, work: str, repeat: int, device: str, precision: str,
                 compile: str) -> Callable[[], None]:
     runtime = Runtime.create(device, precision, compile)
-    batches = Batches(material.loaded(f"{place}/syn"),
-                      augment.augmentation(SIZE, "rand-m6-n2-mstd1.0", 0.25, 1.0, IMAGENET_MEAN))
+    folder = material.loaded(f"{place}/syn")
+    flags = {**PROTOCOLS["delt"], "epochs": repeat, "batch_size": batch_size}
+    protocol = resolve(flags, arch, CLASSES, len(folder) // CLASSES, len(folder), SIZE, evaluations=0)
+    views = Views(folder, Augmentation(SIZE, protocol.rand_augment, protocol.shuffle_patches, protocol.min_scale,
+                                       protocol.max_scale, protocol.flip, IMAGENET_MEAN))
     # Compiled if a whole student's steps repay it, however few are measured here.
-    whole = runtime.compiles(EPOCHS * batches.steps(batch_size))
+    whole = runtime.compiles(EPOCHS * views.steps(batch_size))
     runtime = Runtime(runtime.device, runtime.precision, "on" if whole else "off")
     student = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
     if work == "evaluation":
         test = TestImages(material.loaded(f"{place}/val"), SIZE)
         return lambda: accuracy(student, test, runtime, *FACTS)
     teacher = runtime.frozen(load_teacher(arch, f"{place}/teacher.pth").model)
-    protocol = Protocol(epochs=repeat, batch_size=batch_size, lr=0.001, weight_decay=0.01, labels="soft", temperature=20.0,
-                        mix="cutmix", rand_augment="rand-m6-n2-mstd1.0", min_scale=0.25, max_scale=1.0, evaluations=0)
-    mix = augment.mixer("cutmix", CLASSES)
-    return lambda: train(student, teacher, batches, None, mix, protocol, 0, runtime, *FACTS, "")
+    stream = Stream(views, protocol, 0, CLASSES, runtime, *FACTS)
+    return lambda: train(student, labelled(stream, teacher), stream, None, "")
 
 
 def main() -> None:

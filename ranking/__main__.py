@@ -9,9 +9,13 @@ from pathlib import Path
 import pandas as pd
 
 from ranking import score, select
-from utils import cli
+from ranking.coreset import CORESETS
+from utils import cli, features
+from utils.checkpoints import Teacher
 from utils.files import check_output, claim, sha256, write_json
 from utils.images import ImageFolder
+from utils.loader import TestImages
+from utils.runtime import Runtime
 
 
 def parse() -> argparse.Namespace:
@@ -19,7 +23,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
     parser.add_argument("--ranking-file", metavar="FILE.csv", help="scores: reused if the file is there, else written")
     parser.add_argument("--output-dir", metavar="DIR", help="ImageFolder of the selection (none if left out)")
-    parser.add_argument("--criterion", choices=select.CRITERIA, default="medium")
+    parser.add_argument("--criterion", choices=(*select.CRITERIA, *CORESETS), default="medium",
+                        help="by the scores, or herding and k-center by the teacher's features")
     parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
     cli.add_teacher(parser)
     cli.add_common(parser)
@@ -27,6 +32,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.ranking_file and not args.output_dir:
         parser.error("nothing to do: give --ranking-file, --output-dir or both")
+    if args.criterion in CORESETS and not args.output_dir:
+        parser.error(f"--criterion {args.criterion} scores nothing: give --output-dir")
     return args
 
 
@@ -39,11 +46,14 @@ def main() -> None:
         check_output(args.output_dir, args.train_dir)
     if args.ranking_file:
         check_output(args.ranking_file)
-    # Random selection looks at no scores, so it needs neither a teacher nor a ranking file.
-    table = unscored(folder) if args.criterion == "random" else ranked(args, folder)
-    if not args.output_dir:
-        return
-    chosen = select.select_all(table, folder.classes, args.ipc, args.criterion, args.seed)
+    if args.criterion in CORESETS:
+        chosen = coresets(args)
+    else:
+        # Random selection looks at no scores, so it needs neither a teacher nor a ranking file.
+        table = unscored(folder) if args.criterion == "random" else ranked(args, folder)
+        if not args.output_dir:
+            return
+        chosen = select.select_all(table, folder.classes, args.ipc, args.criterion, args.seed)
     settings = {"criterion": args.criterion, "ipc": args.ipc, "images": chosen}
     if args.criterion == "random":
         settings["seed"] = args.seed
@@ -67,16 +77,34 @@ def ranked(args: argparse.Namespace, folder: ImageFolder) -> pd.DataFrame:
         table = score.read(args.ranking_file, folder)
         print(f"ranking: {len(table):,} scores from {args.ranking_file}")
         return table
-    runtime = cli.runtime(args)
-    teacher = cli.teacher(args, args.train_dir, "--train-dir")
-    folder = cli.folder_for(teacher, args.train_dir, "--train-dir")
-    folder.load(args.workers)
-    print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.input_size} px), {runtime}")
+    runtime, teacher, folder = prepared(args)
     table = score.score(teacher, folder, runtime, args.batch_size, args.workers)
     if args.ranking_file:
         score.write(table, args.ranking_file)
         print(f"ranking: mean score {table['score'].mean():.3f}; scores: {args.ranking_file}")
     return table
+
+
+def coresets(args: argparse.Namespace) -> dict[str, list[str]]:
+    """Class -> chosen paths, by the teacher's features. One class's features are held at a time."""
+    runtime, teacher, folder = prepared(args)
+    images = TestImages(folder, teacher.input_size, args.batch_size, args.workers)
+    model = runtime.frozen(features.extractor(teacher.model))
+    found = {}
+    for label, rows in features.by_class(model, teacher, images, runtime, "features"):
+        paths = folder.of_class(label)
+        found[folder.classes[label]] = [paths[index] for index in CORESETS[args.criterion](rows, args.ipc)]
+    return found
+
+
+def prepared(args: argparse.Namespace) -> tuple[Runtime, Teacher, ImageFolder]:
+    """The teacher, and the train folder in its label order, every image decoded once."""
+    runtime = cli.runtime(args)
+    teacher = cli.teacher(args, args.train_dir, "--train-dir")
+    folder = cli.folder_for(teacher, args.train_dir, "--train-dir")
+    folder.load(args.workers)
+    print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.input_size} px), {runtime}")
+    return runtime, teacher, folder
 
 
 def unscored(folder: ImageFolder) -> pd.DataFrame:

@@ -23,8 +23,8 @@ def score(teacher: Teacher, folder: ImageFolder, runtime: Runtime, batch_size: i
 
     Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path.
     """
-    model = runtime.frozen(teacher.model)
     batches = TestImages(folder, teacher.input_size, batch_size, workers)
+    model = runtime.compiled(runtime.frozen(teacher.model), len(batches))
     scores = []
     with progress(total=len(folder), desc="ranking", unit="img") as bar:
         for images, labels in batches:

@@ -12,7 +12,7 @@ import torch
 from utils.files import UserError, replacing
 from utils.runtime import generator
 
-CRITERIA = ("medium", "top", "min", "random")
+CRITERIA = ("medium", "top", "min", "random")  # by scores; coreset.py has those by features
 
 
 def select(paths: list[str], scores: list[float], ipc: int, criterion: str, *stream: object) -> list[str]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Callable
 
 import torch
-from torchvision.transforms import v2
 
 from recover import schedule, sheet
 from recover.engine import Recovery, Settings, make_objective
@@ -18,7 +17,7 @@ from recover.units import Store, Unit, split
 from utils import cli
 from utils.checkpoints import Teacher
 from utils.files import UserError, check_output
-from utils.images import ImageFolder, progress, to_batch
+from utils.images import ImageFolder, progress, resize_whole, to_batch
 from utils.runtime import Runtime, generator, rank_and_world, versions
 
 
@@ -159,7 +158,7 @@ def images_of(unit: Unit, folder: ImageFolder | None, teacher: Teacher, seed: in
     if folder is None:
         return torch.stack([torch.randn(3, size, size, generator=generator(seed, "noise", *member))
                             for member in unit.members])
-    geometry = v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+    geometry = resize_whole(size)
     ipc = len(folder) // len(folder.classes)
     batch = to_batch([geometry(folder.read(label * ipc + index)) for label, index in unit.members])
     return (batch / 255 - torch.tensor(teacher.mean).view(3, 1, 1)) / torch.tensor(teacher.std).view(3, 1, 1)

@@ -5,22 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
 from utils.files import replacing
-from utils.images import read_rgb
+from utils.images import pick, read_rgb
 
 matplotlib.use("Agg")
 
 CLASSES, COLUMNS = 8, 10
 GAP = 0.08  # between images, in image widths
-
-
-def pick(n: int, most: int) -> list[int]:
-    """At most `most` of 0 .. n - 1, first and last among them, evenly spread."""
-    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
 
 
 def draw(path: str | Path, classes: list[str], before: list[list[Path | None]], after: list[list[Path]],

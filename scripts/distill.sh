@@ -7,7 +7,7 @@
 # one leaves the stage its own default (python -m recover --help). What is finished is skipped, so the same command
 # goes on where it was stopped. The scripts named for a data set only set these variables and source this file.
 set -euo pipefail
-set -f    # STAGES, STUDENT, LABELS, BASELINES and the *_ARGS are split into words, and nothing more
+set -f    # STAGES, STUDENT, PROTOCOL, BASELINES and the *_ARGS are split into words, and nothing more
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 
@@ -52,11 +52,11 @@ NPROC=${NPROC:-1}                          # processes (GPUs) that share the syn
 
 # validate: students trained on the synthetic images
 STUDENT=${STUDENT:-$ARCH}                  # one architecture or several
-LABELS=${LABELS:-soft}                     # soft, hard or both words: what the students learn from
+PROTOCOL=${PROTOCOL:-delt}                 # how students are trained: delt, rded, sre2l, hard, noaug, one or several words
 VAL_EPOCHS=${VAL_EPOCHS:-}
 SEEDS=${SEEDS:-3}                          # students of each kind, from SEED on
 METHOD=${METHOD:-delt}                     # the result's name in the table
-BASELINES=${BASELINES-random}              # beside it: random (random real images), selection (the images it started from)
+BASELINES=${BASELINES-random}              # beside it: random (real images), selection (what it started from), herding, k-center
 
 # every stage
 SEED=${SEED:-0}
@@ -154,24 +154,34 @@ stage_recover() {
 stage_validate() {
     local baseline methods=("$METHOD") sets=("$SYN_PATH")
     for baseline in $BASELINES; do
-        case $baseline in
-            random)
-                select_images random "$RUN_DIR/random"
-                methods+=(random) sets+=("$RUN_DIR/random") ;;
-            selection)
-                methods+=("$CRITERION") sets+=("$OUTPUT_DIR") ;;
-        esac
+        if [ "$baseline" = selection ]; then
+            methods+=("$CRITERION") sets+=("$OUTPUT_DIR")
+        else
+            select_images "$baseline" "$RUN_DIR/$baseline"
+            methods+=("$baseline") sets+=("$RUN_DIR/$baseline")
+        fi
     done
     begin validate
     line+=(--syn-dir "${sets[@]}" --method "${methods[@]}")
     option --val-dir "$VAL_DIR"
     option --teacher-arch "$ARCH"
     option --teacher-path "$teacher"
-    line+=(--student-arch $STUDENT --labels $LABELS)
+    line+=(--student-arch $STUDENT --protocol $PROTOCOL)
     option --output-dir "$RUN_DIR"
     option --epochs "$VAL_EPOCHS"
     option --seeds "$SEEDS"
     line+=($VALIDATE_ARGS)
+    run
+    if [ "$IPC" -gt 1 ]; then    # one image is no pair
+        line=("$PYTHON_BIN" -m validate.diversity "${sets[@]}" --method "${methods[@]}")
+        option --dataset "$DATASET"
+        option --device "$DEVICE"
+        option --teacher-arch "$ARCH"
+        option --teacher-path "$teacher"
+        option --output-dir "$RUN_DIR"
+        run
+    fi
+    line=("$PYTHON_BIN" -m validate.report "$RUN_DIR")
     run
     line=("$PYTHON_BIN" -m validate.summary "$RUN_DIR")
     run
@@ -198,8 +208,8 @@ wants() {
 }
 
 only STAGES squeeze ranking recover validate
-only LABELS soft hard
-only BASELINES random selection
+only PROTOCOL delt rded sre2l hard noaug
+only BASELINES random selection herding k-center
 need_packages
 
 if [ -n "$RANKER_PATH" ]; then
@@ -224,7 +234,9 @@ fi
 if wants squeeze || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
 if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi
 if wants validate; then
-    case " $BASELINES " in *" random "*) folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing" ;; esac
+    case " $BASELINES " in *" random "*|*" herding "*|*" k-center "*)
+        folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing" ;;
+    esac
 fi
 
 for stage in $STAGES; do

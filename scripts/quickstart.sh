@@ -20,7 +20,7 @@ IPC=${IPC:-10}
 ITR=${ITR:-200}
 ROUND_ITR=${ROUND_ITR:-25}
 SEEDS=${SEEDS:-1}
-LABELS=${LABELS:-soft hard}
+PROTOCOL=${PROTOCOL:-delt hard}
 BASELINES=${BASELINES-random}
 SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-4}
 # Few epochs on centred images learn more from small batches, and from the images as they stand.

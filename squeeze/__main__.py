@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import closing
 from pathlib import Path
 
 from squeeze.train import Recipe, augmentation, train
-from utils import checkpoints, cli, models
+from utils import checkpoints, cli, log, models
 from utils.datasets import known
 from utils.evaluate import accuracy
 from utils.files import UserError, check_output, differences, digest
@@ -20,7 +21,7 @@ def parse() -> argparse.Namespace:
     parser = cli.Parser("squeeze", "Train a teacher on the real data; write its checkpoint.")
     parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder to train on")
     parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure top-1 on")
-    parser.add_argument("--arch", default="resnet18", help="conv3 to conv6, or a torchvision model")
+    parser.add_argument("--arch", default="resnet18", help="conv3 to conv6, a torchvision model, or timm/NAME")
     parser.add_argument("--output", required=True, metavar="FILE.pth", help="checkpoint to write")
     parser.add_argument("--epochs", type=cli.positive, help="the data set's, or 50, if left out")
     parser.add_argument("--lr", type=cli.amount, default=0.1)
@@ -30,10 +31,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--label-smoothing", type=cli.fraction, default=0.0)
     parser.add_argument("--crop-padding", type=cli.count, default=4, metavar="PIXELS", help="of the random crop of images up "
                         "to 64 pixels; larger ones get RandomResizedCrop")
+    cli.add_log(parser, "the folder logs beside --output")
     cli.add_common(parser)
     parser.set_defaults(batch_size=128)
     args = parser.parse_args()
     cli.refuse_single_images(parser, args)
+    log.check(args.log)
     return args
 
 
@@ -63,8 +66,11 @@ def main() -> None:
     print(f"squeeze: {args.arch} ({stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} classes, "
           f"{epochs} epochs, {runtime}")
 
-    train(model, Batches(folder, augmentation(size, args.crop_padding), args.workers), recipe, runtime, mean, std)
-    top1, top5 = accuracy(model, TestImages(test_folder, size, workers=args.workers), runtime, mean, std)
+    output = Path(args.output)
+    with closing(log.start(args.log, output.parent / "logs", f"squeeze_{output.stem}", settings)) as curves:
+        train(model, Batches(folder, augmentation(size, args.crop_padding), args.workers), recipe, runtime, mean, std, curves)
+        top1, top5 = accuracy(model, TestImages(test_folder, size, workers=args.workers), runtime, mean, std)
+        curves.add(epochs, top1=top1, top5=top5)
     seconds = round(time.monotonic() - started, 1)
     checkpoints.save(args.output, model, arch=args.arch, stem=stem, num_classes=len(folder.classes),
                      classes=folder.classes, input_size=size, mean=list(mean), std=list(std), top1=round(top1, 2),

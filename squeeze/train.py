@@ -14,6 +14,7 @@ from torchvision.transforms import v2
 from utils.files import UserError
 from utils.images import SMALL, progress
 from utils.loader import Batches
+from utils.log import Log
 from utils.runtime import Runtime
 
 
@@ -37,7 +38,8 @@ def augmentation(size: int, crop_padding: int) -> v2.Transform:
     return v2.Compose([*crop, v2.RandomHorizontalFlip()])
 
 
-def train(model: nn.Module, batches: Batches, recipe: Recipe, runtime: Runtime, mean: tuple, std: tuple) -> float:
+def train(model: nn.Module, batches: Batches, recipe: Recipe, runtime: Runtime, mean: tuple, std: tuple,
+          log: Log = Log()) -> float:
     """Train `model` in place; return the mean loss of the last epoch. Raises UserError if the loss is not finite."""
     steps = batches.steps(recipe.batch_size)
     optimizer = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay,
@@ -70,6 +72,7 @@ def train(model: nn.Module, batches: Batches, recipe: Recipe, runtime: Runtime, 
                     bar.set_postfix_str(f"epoch {epoch + 1}/{recipe.epochs}, step {step + 1}/{steps}, "
                                         f"loss {mean_loss:.3f}, lr {schedule.get_last_lr()[0]:.4f}", refresh=False)
                 bar.update(len(images))
+            log.add(epoch + 1, loss=mean_loss, lr=schedule.get_last_lr()[0])
     return mean_loss
 
 

@@ -111,8 +111,12 @@ class Place:
 
     def spawn(self, stage: str, **changes) -> Outcome:
         """The stage as a user starts it: a process of its own."""
-        done = subprocess.run([sys.executable, "-m", stage, *self.command(stage, **changes)], cwd=ROOT, text=True,
-                              capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return self.start(stage, *self.command(stage, **changes))
+
+    def start(self, module: str, *words: object) -> Outcome:
+        """Any module with these words, in a process of its own."""
+        done = subprocess.run([sys.executable, "-m", module, *map(str, words)], cwd=ROOT, text=True, capture_output=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"})
         return Outcome(done.returncode, done.stdout, done.stderr)
 
 

@@ -5,14 +5,17 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from helpers import gray, noise
+from helpers import CPU, few, gray, noise
 from utils.files import UserError
 from utils.images import ImageFolder
 from utils.loader import Batches
 from validate import augment
-from validate.train import _loss
+from validate.protocols import PROTOCOLS, resolve
+from validate.train import Stream, _loss, labelled
 
 CLASSES = 6
 
@@ -22,7 +25,8 @@ def mixed(name, seed, labels=(0, 1, 2, 3, 4, 5), size=8):
     labels = torch.tensor(labels)
     images = (torch.arange(len(labels)) + 1.0).view(-1, 1, 1, 1).expand(-1, 3, size, size).contiguous()
     torch.manual_seed(seed)
-    return images, labels, *augment.mixer(name, CLASSES)(images, labels)
+    drawn = augment.draw_mix(name, len(labels), size)
+    return images, labels, *augment.mix(images, labels, drawn, CLASSES)
 
 
 def test_cutmix_shares_are_pixel_shares():
@@ -62,10 +66,40 @@ def test_no_mix_is_one_hot():
     assert shares.tolist() == [[0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]]
 
 
+def test_a_mixed_batch_leaves_the_given_one_alone():
+    for name in ("cutmix", "mixup"):
+        images, labels, result, _ = mixed(name, 3)
+        torch.testing.assert_close(images[:, 0, 0, 0], labels + 1.0)
+        assert not torch.equal(result, images)
+
+
+def test_cutmix_takes_a_uniform_share_and_place():
+    """Beta(1, 1) is uniform, so half of the area is replaced in the mean where the box is not cut off at the edge."""
+    torch.manual_seed(0)
+    drawn = torch.stack([augment.draw_mix("cutmix", 4, 64) for _ in range(4000)])
+    own, top, left, bottom, right = drawn.T
+    height, width = bottom - top, right - left
+    whole = (top > 0) & (left > 0) & (bottom < 64) & (right < 64)
+    assert (height[whole] == width[whole]).all()
+    torch.testing.assert_close(own, 1 - height * width / 64**2)
+    # The centre is uniform over the pixels, so a box is as often cut off on either side.
+    assert abs((top == 0).float().mean() - (bottom == 64).float().mean()) < 0.04
+    # E[area] for a box of side 2r around a uniform centre, cut at the edges, area share uniform: 0.5 without the cut.
+    assert 0.2 < 1 - own.mean() < 0.5
+
+
 @pytest.mark.parametrize("config", ["nonsense", "", "rand-x9", "rand-m6-n1.5", "rand-m6-n2-q7", "augmix-m3"])
 def test_bad_rand_augment(config):
     with pytest.raises(UserError, match="--rand-augment"):
-        augment.augmentation(16, config, 0.25, 1.0, (0.5, 0.5, 0.5))
+        augmentation(rand_augment=config)
+
+
+def augmentation(size=16, rand_augment="none", shuffle_patches=1, min_scale=1.0, max_scale=1.0, flip=0.0):
+    return augment.Augmentation(size, rand_augment, shuffle_patches, min_scale, max_scale, flip, (0.5, 0.5, 0.5))
+
+
+def shown(augmented, image):
+    return augmented.view(augmented.distort(image), augmented.draw(*image.size))
 
 
 def picture(tmp_path, size=24):
@@ -74,19 +108,57 @@ def picture(tmp_path, size=24):
 
 @pytest.mark.parametrize("config", ["rand-m6-n2-mstd1.0", "none"])
 def test_augmented_size(tmp_path, config):
-    transform = augment.augmentation(16, config, 0.25, 1.0, (0.5, 0.5, 0.5))
-    results = [transform(picture(tmp_path)) for _ in range(4)]
+    augmented = augmentation(rand_augment=config, min_scale=0.25)
+    results = [shown(augmented, picture(tmp_path)) for _ in range(4)]
     assert all(result.size == (16, 16) and result.mode == "RGB" for result in results)
     assert len({result.tobytes() for result in results}) > 1
 
 
-def test_without_rand_augment_and_crop_only_the_flip_is_left(tmp_path):
+@pytest.mark.parametrize("flip, count", [(0.0, 1), (0.5, 2), (1.0, 1)])
+def test_without_rand_augment_and_crop_only_the_flip_is_left(tmp_path, flip, count):
     torch.manual_seed(0)
-    transform = augment.augmentation(24, "none", 1.0, 1.0, (0.5, 0.5, 0.5))
     image = picture(tmp_path)
     flipped = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    seen = {transform(image).tobytes() for _ in range(20)}
-    assert seen == {image.tobytes(), flipped.tobytes()}
+    seen = {shown(augmentation(size=24, flip=flip), image).tobytes() for _ in range(20)}
+    assert seen == {name.tobytes() for name, there in ((image, flip < 1), (flipped, flip > 0)) if there} and len(seen) == count
+
+
+@few
+@given(st.integers(16, 60), st.floats(0.05, 0.7), st.integers(0, 2**30))
+def test_a_view_lies_in_the_image_and_takes_the_share_it_may(side, least, seed):
+    torch.manual_seed(seed)
+    top, left, tall, wide, flip = augmentation(min_scale=least, flip=0.5).draw(side, side)
+    assert 0 <= top <= top + tall <= side and 0 <= left <= left + wide <= side and flip in (0, 1)
+    assert tall * wide >= least * side**2 - 2 * side, "but for sides rounded to whole pixels"
+
+
+def test_patches_are_shuffled_in_strips():
+    """RDED shuffles the columns of tiles, then the rows: a 2 x 2 collage has four orders, in all of which neighbours in a
+    column stay in one column."""
+    tiles = np.zeros((8, 8, 3), np.uint8)
+    for row in range(2):
+        for column in range(2):
+            tiles[4 * row:4 * row + 4, 4 * column:4 * column + 4] = 1 + 2 * row + column
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(40):
+        result = np.asarray(augmentation(8, shuffle_patches=2).distort(Image.fromarray(tiles)))[..., 0]
+        seen.add(tuple(int(result[y, x]) for y in (0, 7) for x in (0, 7)))
+    assert seen == {(1, 2, 3, 4), (2, 1, 4, 3), (3, 4, 1, 2), (4, 3, 2, 1)}
+
+
+def test_recorded_views_are_shown_again(tmp_path):
+    folder = numbered(tmp_path, 6)
+    for k in range(6):
+        noise(tmp_path / f"c{k % 2}" / f"{k:02d}.png", k, 20)
+    views = augment.Views(folder, augmentation(rand_augment="rand-m6-n2-mstd1.0", min_scale=0.3, flip=0.5), 0)
+    first = list(views.stream(4, 2, 0, "student"))
+    names = [((0, "student", epoch, step), *(tensor.tolist() for tensor in first[2 * epoch + step][2:]))
+             for epoch in range(2) for step in range(2)]
+    again = list(views.batches(names))
+    assert all(torch.equal(a, b) for one, other in zip(first, again) for a, b in zip(one, other))
+    moved = [(name, order, [[0, 0, 20, 20, 1 - view[4]] for view in drawn]) for name, order, drawn in names]
+    assert not torch.equal(next(views.batches(moved))[0], first[0][0]), "the view shown is the recorded one"
 
 
 # --- batches ----------------------------------------------------------------------------------------------------
@@ -162,6 +234,10 @@ def test_batches_depend_on_the_stream_and_not_on_the_workers(tmp_path):
 
 # --- the loss ---------------------------------------------------------------------------------------------------
 
+def protocol(**flags):
+    return resolve({**PROTOCOLS["delt"], **flags}, "conv3", 10, 10, 100, 32, 1)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
 def test_soft_loss_is_the_divergence_from_the_teacher(temperature):
     generator = torch.Generator().manual_seed(0)
@@ -173,8 +249,7 @@ def test_soft_loss_is_the_divergence_from_the_teacher(temperature):
     expected = (p * (p.log() - q.log())).sum() / 7  # batch mean, no factor of the temperature squared
 
     logits = student.float().requires_grad_()
-    images = torch.zeros(7, 3, 2, 2)
-    loss = _loss(logits, images, torch.zeros(7, 5), lambda seen: teacher.float() + seen.sum(), temperature)
+    loss = _loss(logits, p.float(), protocol(temperature=temperature))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
@@ -182,18 +257,22 @@ def test_soft_loss_is_the_divergence_from_the_teacher(temperature):
     torch.testing.assert_close(logits.grad.double(), (q - p) / (temperature * 7), rtol=1e-4, atol=1e-7)
 
 
-def test_the_teacher_labels_the_very_images_without_gradient():
+@pytest.mark.parametrize("temperature", [4.0, 20.0])
+def test_the_teacher_labels_the_mixed_images_at_the_temperature(tmp_path, temperature):
     weight = torch.ones((), requires_grad=True)
     seen = []
 
-    def teacher(images):
-        seen.append(images)
-        return weight * images.flatten(1)
+    class Teacher(torch.nn.Module):
+        def forward(self, images):
+            seen.append(images)
+            return weight * images.flatten(1)[:, :CLASSES]
 
-    images = torch.randn(2, 3, 1, 1)
-    loss = _loss(torch.randn(2, 3, requires_grad=True), images, torch.zeros(2, 3), teacher, 4.0)
-    loss.backward()
-    assert seen[0] is images and weight.grad is None
+    views = augment.Views(numbered(tmp_path, 6), augmentation(), 0)
+    stream = Stream(views, protocol(epochs=1, batch_size=6, temperature=temperature), 0, CLASSES, CPU, (0.5,) * 3, (0.1,) * 3)
+    (step, target), = labelled(stream, Teacher())
+    assert seen[0] is step.images and not target.requires_grad
+    raw = torch.exp(step.images.flatten(1)[:, :CLASSES].double() / temperature)
+    torch.testing.assert_close(target.double(), raw / raw.sum(1, keepdim=True), rtol=1e-5, atol=1e-7)
 
 
 def test_hard_loss_is_cross_entropy_to_the_shares():
@@ -201,4 +280,4 @@ def test_hard_loss_is_cross_entropy_to_the_shares():
     shares = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
     log_q = logits.double() - logits.double().exp().sum(1, keepdim=True).log()
     expected = -(shares * log_q).sum() / 2
-    assert _loss(logits, None, shares, None, 20.0).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert _loss(logits, shares, protocol(labels="hard")).item() == pytest.approx(expected.item(), rel=1e-6)

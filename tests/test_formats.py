@@ -18,7 +18,8 @@ from utils.files import UserError, replacing
 from utils.images import ImageFolder, read_rgb, save_image
 from utils.runtime import Runtime, generator, seeded, stream_seed
 from validate import results
-from validate.train import Result, default_batch_size, default_lr, evaluated_epochs, learning_rate
+from validate.protocols import PROTOCOLS, default_lr, resolve
+from validate.train import Result, evaluated_epochs, learning_rate
 
 # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -485,12 +486,13 @@ def test_summary_is_mean_and_sample_deviation():
     (200, 1, 100), (200, 10, 100), (200, 50, 100),
     (3, 1, 3), (2, 10, 20), (2, 30, 60)])  # never more than the set
 def test_default_batch_size(classes, ipc, batch):
-    assert default_batch_size(classes, ipc, classes * ipc) == batch
+    assert resolve(PROTOCOLS["delt"], "conv3", classes, ipc, classes * ipc, 32, 1).batch_size == batch
 
 
 @pytest.mark.parametrize("arch, lr", [
     ("resnet18", 0.001), ("resnet50", 0.001), ("conv3", 0.001), ("efficientnet_b0", 0.002), ("mobilenet_v2", 0.0025),
-    ("vgg11", 0.0005), ("alexnet", 0.0001), ("vit_b_16", 0.0001), ("swin_v2_t", 0.0001)])
+    ("vgg11", 0.0005), ("alexnet", 0.0001), ("vit_b_16", 0.0001), ("swin_v2_t", 0.0001),
+    ("resnet101", 0.001), ("timm/resnet18", 0.001)])
 def test_default_learning_rate(arch, lr):
     assert default_lr(arch) == lr
 

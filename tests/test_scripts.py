@@ -377,7 +377,7 @@ def test_thin_scripts_run_what_their_names_say(distill, name):
 def test_stage_command_lines(distill, tmp_path):
     """One script, in full: what each variable turns into, and that an empty one leaves the stage its default."""
     calls, process = distill("cifar10_resnet18_ipc10", cwd=tmp_path, IPC=3, ITR=80, ROUND_ITR=20, LR=0.5,
-                             STUDENT="resnet18 conv3", LABELS="soft hard", SQUEEZE_ARGS="--extra 1", SEED=4)
+                             STUDENT="resnet18 conv3", PROTOCOL="delt hard", SQUEEZE_ARGS="--extra 1", SEED=4)
     assert process.returncode == 0, process.stderr
     run = tmp_path / "run"
     common = {"before": ["-m"], "dataset": "cifar10", "seed": "4", "device": "auto", "precision": "auto", "compile": "auto"}

@@ -475,13 +475,13 @@ def test_hard_labels_need_no_teacher_and_students_can_be_many(place):
     assert len(list((place / "measured" / "results").glob("*.json"))) == 2
 
 
-def test_several_sets_and_both_kinds_of_labels_in_one_call(place):
-    line = dict(syn_dir=[place.init, place.train], method=["medium", "everything"], labels=["soft", "hard"], epochs=1)
+def test_several_sets_under_several_protocols_in_one_call(place):
+    line = dict(syn_dir=[place.init, place.train], method=["medium", "first"], ipc=4, protocol=["delt", "hard"], epochs=1)
     place.works("validate", **line)
     rows = table(place / "measured" / "results.csv")
     assert {(row["method"], row["protocol"], row["ipc"], row["syn_dir"]) for row in rows} \
-        == {(method, labels, ipc, str(folder)) for labels in ("delt", "hard")
-            for method, ipc, folder in (("medium", "4", place.init), ("everything", "7", place.train))}
+        == {(method, f"{protocol} epochs=1", "4", str(folder)) for protocol in ("delt", "hard")
+            for method, folder in (("medium", place.init), ("first", place.train))}
     assert len(rows) == len(list((place / "measured" / "results").glob("*.json"))) == 4
     before = snapshot(place.root)
     place.works("validate", **line)

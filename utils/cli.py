@@ -8,6 +8,7 @@ import os
 import sys
 from typing import Callable
 
+from utils import log
 from utils.checkpoints import Teacher, load_teacher
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, KNOWN, known
 from utils.files import UserError
@@ -76,7 +77,21 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    value = fraction(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
+    return value
+
+
 def add_common(parser: Parser, batch_size: str = "images per batch") -> None:
+    """What every stage takes."""
+    add_data(parser, batch_size)
+    parser.add_argument("--seed", type=count, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace an output of another run")
+
+
+def add_data(parser: Parser, batch_size: str = "images per batch") -> None:
     group = parser.add_argument_group("data and machine")
     group.add_argument("--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(KNOWN)}")
     group.add_argument("--input-size", type=pixels, metavar="PIXELS", help="read from the teacher or the images if left out")
@@ -85,12 +100,14 @@ def add_common(parser: Parser, batch_size: str = "images per batch") -> None:
     group.add_argument("--stem", choices=STEMS, help="cifar for inputs of 64 pixels and less if left out")
     group.add_argument("--batch-size", type=positive, help=batch_size)
     group.add_argument("--workers", type=count, help="processes (threads when checking) that read images; chosen if left out")
-    group.add_argument("--seed", type=count, default=0)
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
                        help="auto: bf16 where a unit for it is")
     group.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="auto: if the steps ahead repay it")
-    group.add_argument("--overwrite", action="store_true", help="replace an output of another run")
+
+
+def add_log(parser: Parser, folder: str) -> None:
+    parser.add_argument("--log", choices=log.KINDS, help=f"curves, in {folder} (wandb: sent too, unless WANDB_MODE=offline)")
 
 
 def refuse_single_images(parser: Parser, args: argparse.Namespace) -> None:

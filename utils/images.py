@@ -141,6 +141,11 @@ class ImageFolder:
         return self._kept[index] if self._kept else read_rgb(self.root / self.paths[index])
 
 
+def pick(n: int, most: int) -> list[int]:
+    """At most `most` of 0 .. n - 1, first and last among them, evenly spread; for what is shown of a set."""
+    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
+
+
 def progress(**options) -> tqdm:
     """A tqdm bar that writes seldom where nobody watches, as into a log file."""
     return tqdm(mininterval=0.5 if sys.stderr.isatty() else 20, maxinterval=60, **options)
@@ -217,6 +222,11 @@ def resize_for_test(size: int) -> v2.Transform:
     Sizes just below a multiple of 7 would become smaller than the crop: they are left as they are.
     """
     return v2.Compose([v2.Resize(max(size, size // 7 * 8)), v2.CenterCrop(size)])
+
+
+def resize_whole(size: int) -> v2.Transform:
+    """The shorter side to `size`, then the centre: an image of that size as it stands."""
+    return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
 
 
 def to_batch(images: Sequence[Image.Image]) -> torch.Tensor:

@@ -33,13 +33,17 @@ class Batches(Dataset):
             batch = to_batch([self.transform(self.folder.read(index)) for index in indices])
         return batch, self.labels[torch.as_tensor(indices)]
 
-    def stream(self, batch_size: int, epochs: int, *names: object) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def stream(self, batch_size: int, epochs: int, *names: object) -> Iterator[tuple[torch.Tensor, ...]]:
         """`epochs` passes, each in a random order of its own: uint8 (B, 3, S, S) and labels (B,), B images at most.
 
         A pass has `steps` batches: a last batch of a single image is left out, BatchNorm has no variance for it. One
         stream for all passes, so that workers start once and read on from one pass to the next.
         """
-        return iter(_load(self, _Keys(len(self.folder), batch_size, epochs, self.steps(batch_size), names), self.workers))
+        return self.batches(Keys(len(self.folder), batch_size, range(epochs), self.steps(batch_size), names))
+
+    def batches(self, keys: Iterable) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The batches of `keys`, in their order, read ahead by the workers."""
+        return iter(_load(self, keys, self.workers))
 
     def steps(self, batch_size: int) -> int:
         whole, rest = divmod(len(self.folder), batch_size)
@@ -47,35 +51,40 @@ class Batches(Dataset):
 
 
 @dataclass(frozen=True)
-class _Keys:
+class Keys:
     """The keys of a stream, made as they are needed."""
 
     images: int
     batch_size: int
-    epochs: int
+    epochs: range
     steps: int
     names: tuple
 
     def __iter__(self) -> Iterator[tuple[tuple, list[int]]]:
-        for epoch in range(self.epochs):
+        for epoch in self.epochs:
             order = torch.randperm(self.images, generator=generator(*self.names, epoch)).split(self.batch_size)
             for step in range(self.steps):
                 yield (*self.names, epoch, step), order[step].tolist()
 
 
 class TestImages(Dataset):
-    """An ImageFolder in the test geometry and in order; made once where memory allows."""
+    """An ImageFolder in the test geometry, or another, and in order; made once where memory allows."""
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
-    def __init__(self, folder: ImageFolder, size: int, batch_size: int = 256, workers: int | None = None):
-        self.folder, self.geometry = folder, resize_for_test(size)
+    def __init__(self, folder: ImageFolder, size: int, batch_size: int = 256, workers: int | None = None,
+                 geometry: Callable[[int], Callable[[Image.Image], Image.Image]] = resize_for_test):
+        self.folder, self.geometry = folder, geometry(size)
         self.labels = torch.tensor(folder.labels)
         starts = range(0, len(folder), batch_size)
         self._keys = [range(start, min(start + batch_size, len(folder))) for start in starts]
         self._workers = _workers(folder, workers)
         self._fits = len(folder) * 3 * size * size <= IN_MEMORY_BYTES
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __len__(self) -> int:
+        """Batches."""
+        return len(self._keys)
 
     def __getitem__(self, indices: range) -> tuple[torch.Tensor, torch.Tensor]:
         images = to_batch([self.geometry(self.folder.read(index)) for index in indices])

@@ -1,9 +1,10 @@
-"""Networks: torchvision's by name, and the conv nets of the field."""
+"""Networks: torchvision's and timm's by name, and the conv nets of the field."""
 
 from __future__ import annotations
 
 import re
 
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -13,6 +14,7 @@ from utils.images import SMALL
 
 STEMS = ("cifar", "imagenet")
 CONV_WIDTH = 128
+TIMM = "timm/"
 
 
 class ConvNet(nn.Module):
@@ -63,16 +65,33 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
 def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None) -> nn.Module:
     if match := re.fullmatch(r"conv([3-6])", arch):
         return ConvNet(int(match[1]), num_classes, input_size)
-    if arch not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(f"architecture '{arch}' is not known; use conv3 to conv6 or a torchvision classification "
-                        "model such as resnet18, resnet50, mobilenet_v2, efficientnet_b0, vgg11")
-    options = {"image_size": input_size} if arch.startswith("vit_") and weights is None else {}
-    # These two bring auxiliary classifiers that nothing here uses.
-    options |= {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") and weights is None else {}
-    model = torchvision.models.get_model(arch, weights=weights, num_classes=num_classes, **options)
+    if arch.startswith(TIMM):
+        model = _make_timm(arch.removeprefix(TIMM), num_classes, input_size)
+    else:
+        model = _make_torchvision(arch, num_classes, input_size, weights)
     if stem == "cifar":
         _give_small_stem(model)
     return model
+
+
+def _make_torchvision(arch: str, num_classes: int, input_size: int, weights: str | None) -> nn.Module:
+    if arch not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(f"architecture '{arch}' is not known; use conv3 to conv6, a torchvision classification model such "
+                        "as resnet18, resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME")
+    options = {"image_size": input_size} if arch.startswith("vit_") and weights is None else {}
+    # These two bring auxiliary classifiers that nothing here uses.
+    options |= {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") and weights is None else {}
+    return torchvision.models.get_model(arch, weights=weights, num_classes=num_classes, **options)
+
+
+def _make_timm(name: str, num_classes: int, input_size: int) -> nn.Module:
+    if not timm.is_model(name):
+        near = [found for found in timm.list_models(f"*{name[:5]}*") if name[:5]][:3]
+        raise UserError(f"architecture 'timm/{name}' is not known to timm {timm.__version__}; "
+                        f"{f'near it: {chr(44).join(near)}' if near else 'timm.list_models() lists them'}")
+    # Networks with position embeddings are made for one size; the others take any and know no such argument.
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    return timm.create_model(name, num_classes=num_classes, **({"img_size": input_size} if fixed else {}))
 
 
 def _give_small_stem(model: nn.Module) -> None:
@@ -90,7 +109,7 @@ def _give_small_stem(model: nn.Module) -> None:
 
 def read_stem(arch: str, weights: dict[str, torch.Tensor]) -> str | None:
     """The stem that a state_dict was made with, or None where its shapes do not tell."""
-    if not arch.startswith(("resnet", "resnext", "wide_resnet", "densenet")):
+    if not arch.removeprefix(TIMM).startswith(("resnet", "resnext", "wide_resnet", "densenet")):
         return None  # the stems of these differ in stride only
     first = next((tensor for tensor in weights.values() if tensor.ndim == 4), None)
     return None if first is None else "cifar" if first.shape[-1] == 3 else "imagenet"

@@ -1,38 +1,130 @@
-"""What a student sees: RandAugment, crop and flip of each image, then CutMix or MixUp of the batch."""
+"""What a student sees: RandAugment, crop and flip of each image, then CutMix or MixUp of the batch.
+
+Crop, flip and mix are drawn first and applied afterwards, so that what was drawn can be stored with the teacher's labels
+and shown again (validate/labels.py).
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Callable
 
+import numpy as np
 import torch
+from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
-from torchvision.transforms import v2
+from torch.distributions import Beta
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional
 
 from utils.files import UserError
+from utils.images import ImageFolder, to_batch
+from utils.loader import Batches
+from utils.runtime import seeded
 
-MIXES = {"cutmix": (v2.CutMix, 1.0), "mixup": (v2.MixUp, 0.8), "none": (None, 0.0)}  # with the Beta's parameter
+ALPHA = {"cutmix": 1.0, "mixup": 0.8, "none": None}  # the parameter of both sides of the Beta distribution
+RATIO = (3 / 4, 4 / 3)  # aspect ratios of the crop, as torchvision's default
 
 
-def augmentation(size: int, rand_augment: str, min_scale: float, max_scale: float, mean: tuple) -> v2.Transform:
-    """RGB image -> RGB image of `size` pixels. `rand_augment` is a configuration of timm's RandAugment, or "none".
+class Augmentation:
+    """RGB image -> RGB image of `size` pixels, in two parts: `distort`, which only its random stream describes, and a
+    view, which five numbers do."""
 
-    Raises UserError for a configuration that timm does not take.
+    def __init__(self, size: int, rand_augment: str, shuffle_patches: int, min_scale: float, max_scale: float, flip: float,
+                 mean: tuple):
+        """`rand_augment` is a configuration of timm's RandAugment, or "none". Raises UserError for another one."""
+        self.size, self.scale, self.flip, self.patches = size, (min_scale, max_scale), flip, shuffle_patches
+        self.rand_augment = _rand_augment(rand_augment, size, mean)
+
+    def distort(self, image: Image.Image) -> Image.Image:
+        """RandAugment, then RDED's shuffle of the tiles; draws from the global generators."""
+        if self.patches > 1:
+            image = _shuffled(image, self.patches)
+        return self.rand_augment(image) if self.rand_augment else image
+
+    def draw(self, width: int, height: int) -> tuple[int, int, int, int, int]:
+        """A view of an image of this size: top, left, height and width of the crop in pixels, and 1 for a flip."""
+        crop = (0, 0, height, width)
+        if self.scale != (1.0, 1.0):
+            shape = torch.empty(3, height, width, device="meta")
+            crop = RandomResizedCrop.get_params(shape, list(self.scale), list(RATIO))
+        return *crop, int(torch.rand(()) < self.flip)
+
+    def view(self, image: Image.Image, view: tuple[int, int, int, int, int]) -> Image.Image:
+        *crop, flip = view
+        image = functional.resized_crop(image, *crop, [self.size, self.size])
+        return functional.horizontal_flip(image) if flip else image
+
+
+def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
+    if config == "none":
+        return None
+    fill = tuple(round(255 * value) for value in mean)
+    try:
+        return rand_augment_transform(config, {"translate_const": int(size * 0.45), "img_mean": fill})
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(f"--rand-augment {config}: not a configuration of timm's RandAugment ({error}); "
+                        "for example rand-m6-n2-mstd1.0, or none") from None
+
+
+def _shuffled(image: Image.Image, patches: int) -> Image.Image:
+    """The image cut into so many strips of columns, which change places, and then of rows, as RDED's code does.
+
+    Pixels left over belong to the last strip.
     """
-    steps: list = []
-    if rand_augment != "none":
-        fill = tuple(round(255 * value) for value in mean)
-        try:
-            steps.append(rand_augment_transform(rand_augment, {"translate_const": int(size * 0.45), "img_mean": fill}))
-        except (AssertionError, ValueError, KeyError) as error:
-            raise UserError(f"--rand-augment {rand_augment}: not a configuration of timm's RandAugment ({error}); "
-                            "for example rand-m6-n2-mstd1.0, or none") from None
-    steps += [v2.RandomResizedCrop(size, scale=(min_scale, max_scale)), v2.RandomHorizontalFlip()]
-    return v2.Compose(steps)
+    pixels = np.asarray(image)
+    for axis in (1, 0):
+        width = pixels.shape[axis] // patches
+        strips = np.split(pixels, [width * k for k in range(1, patches)], axis)
+        pixels = np.concatenate([strips[k] for k in torch.randperm(patches).tolist()], axis)
+    return Image.fromarray(pixels)
 
 
-def mixer(name: str, num_classes: int) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """(images (B, 3, S, S), labels (B,)) -> (mixed images, label shares (B, classes)), by CutMix, MixUp or neither."""
-    kind, alpha = MIXES[name]
-    if kind is None:
-        return lambda images, labels: (images, torch.nn.functional.one_hot(labels, num_classes).float())
-    return kind(alpha=alpha, num_classes=num_classes)
+class Views(Batches):
+    """Augmented batches whose crops and flips are known: drawn here, or given in the key."""
+
+    def __init__(self, folder: ImageFolder, augmentation: Augmentation, workers: int | None = None):
+        super().__init__(folder, augmentation.distort, workers)
+        self.augmentation = augmentation
+
+    def __getitem__(self, key: tuple) -> tuple[torch.Tensor, ...]:
+        """uint8 images (B, 3, S, S), labels (B,), indices (B,) and views (B, 5) of Augmentation.draw."""
+        stream, indices, *recorded = key
+        with seeded(*stream, "distort"):
+            images = [self.transform(self.folder.read(index)) for index in indices]
+        with seeded(*stream, "view"):
+            views = recorded[0] if recorded else [self.augmentation.draw(*image.size) for image in images]
+        batch = to_batch([self.augmentation.view(image, view) for image, view in zip(images, views)])
+        indices = torch.as_tensor(indices)
+        return batch, self.labels[indices], indices, torch.as_tensor(views)
+
+
+def draw_mix(name: str, batch_size: int, size: int) -> torch.Tensor:
+    """How a batch is mixed with itself rolled by one: (the image's own share, top, left, bottom, right), fp32.
+
+    CutMix (Yun et al., 2019, algorithm 1) replaces the box; MixUp has none. Draws from torch's global generator.
+    """
+    if ALPHA[name] is None or batch_size < 2:
+        return torch.tensor([1.0, 0, 0, 0, 0])
+    own = float(Beta(ALPHA[name], ALPHA[name]).sample())
+    if name == "mixup":
+        return torch.tensor([own, 0, 0, 0, 0])
+    y, x = torch.randint(size, (2,)).tolist()
+    half = int(0.5 * math.sqrt(1 - own) * size)
+    top, left, bottom, right = max(y - half, 0), max(x - half, 0), min(y + half, size), min(x + half, size)
+    return torch.tensor([1 - (bottom - top) * (right - left) / size**2, top, left, bottom, right])
+
+
+def mix(images: torch.Tensor, labels: torch.Tensor, drawn: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(images (B, 3, S, S), labels (B,)) -> (mixed images, label shares (B, classes)), as `draw_mix` says."""
+    own, (top, left, bottom, right) = drawn[0].item(), drawn[1:].int().tolist()
+    shares = torch.nn.functional.one_hot(labels, num_classes).float()
+    if own == 1:
+        return images, shares
+    other = images.roll(1, 0)
+    if bottom > top:
+        images = images.clone()
+        images[..., top:bottom, left:right] = other[..., top:bottom, left:right]
+    else:
+        images = own * images + (1 - own) * other
+    return images, own * shares + (1 - own) * shares.roll(1, 0)

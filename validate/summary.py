@@ -20,9 +20,10 @@ def main() -> None:
     print()
     for line in stages(folder, rows):
         print(line)
-    print(f"\ntop-1 of the last epoch in percent, mean and standard deviation over seeds:\n{table(rows)}")
+    print(f"\ntop-1 of the last epoch in percent, mean and standard deviation over seeds, by protocol:\n{table(rows)}")
     print("\nfiles:")
     for name, what in (("syn", "distilled images"), ("contact_sheet.png", "starting images above the recovered ones"),
+                       ("report/report.html", "all of it as a page: table, curves, diversity, times, images"),
                        ("results.csv", "one row a seed"), ("results", "settings and learning curve of each run")):
         if (folder / name).exists():
             print(f"  {folder / name}   {what}")
@@ -32,8 +33,7 @@ def table(rows: pd.DataFrame) -> str:
     """One line for each set and student, one column for each protocol."""
     groups = rows.groupby(["student", "method", "ipc", "protocol"], sort=False)["top1"]
     cells = groups.agg(lambda top1: f"{top1.mean():.2f}" + (f" ± {top1.std():.2f}" if len(top1) > 1 else ""))
-    names = {"delt": "soft labels", "hard": "hard labels"}
-    return cells.unstack("protocol").rename(columns=names).fillna("-").reset_index().to_string(index=False)
+    return cells.unstack("protocol").fillna("-").reset_index().to_string(index=False)
 
 
 def stages(folder: Path, rows: pd.DataFrame) -> list[str]:

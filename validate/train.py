@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Callable
+from typing import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -15,25 +15,12 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from utils.evaluate import accuracy
 from utils.files import UserError
 from utils.images import progress
-from utils.loader import Batches, TestImages
+from utils.loader import Keys, TestImages
+from utils.log import Log
 from utils.runtime import Runtime, seeded
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What decides a student's accuracy beside the images, the teacher and the seed."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    labels: str  # soft or hard
-    temperature: float
-    mix: str
-    rand_augment: str
-    min_scale: float
-    max_scale: float
-    evaluations: int
+from validate import augment
+from validate.augment import Views
+from validate.protocols import Protocol
 
 
 @dataclass
@@ -48,22 +35,79 @@ class Result:
     curve: list[dict] = field(default_factory=list)
 
 
-def default_lr(arch: str) -> float:
-    """The published rates for AdamW."""
-    return {"efficientnet_b0": 0.002, "mobilenet_v2": 0.0025, "vgg11": 0.0005, "alexnet": 0.0001, "vit_b_16": 0.0001,
-            "swin_v2_t": 0.0001}.get(arch, 0.001)
+@dataclass
+class Step:
+    """One mixed batch, on the device, and everything that was drawn for it."""
+
+    images: torch.Tensor  # (B, 3, S, S) normalised
+    shares: torch.Tensor  # (B, classes) of the hard labels
+    order: torch.Tensor  # (B,) which images of the set
+    views: torch.Tensor  # (B, 5) as Augmentation.draw has them
+    mix: torch.Tensor  # (5,) as draw_mix has it
 
 
-def default_batch_size(num_classes: int, ipc: int, images: int) -> int:
-    """The published batch: by IPC, doubled for many classes, 100 for the 200 of Tiny-ImageNet; never above the set."""
-    size = 10 if ipc < 10 else 50 if ipc < 30 else 100
-    size = 100 if num_classes == 200 else 2 * size if num_classes >= 100 else size
-    return min(size, images)
+@dataclass(frozen=True)
+class Stream:
+    """The batches of one student: the same for every architecture, and whoever labels them."""
+
+    views: Views
+    protocol: Protocol
+    seed: int
+    num_classes: int
+    runtime: Runtime
+    mean: tuple
+    std: tuple
+
+    @property
+    def steps(self) -> int:
+        """Of one epoch."""
+        return self.views.steps(self.protocol.batch_size)
+
+    def keys(self, epochs: range) -> Keys:
+        return Keys(len(self.views.folder), self.protocol.batch_size, epochs, self.steps, (self.seed, "student"))
+
+    def draw(self, epochs: range) -> Iterator[Step]:
+        """The batches of these epochs, freshly drawn."""
+        batches = self.views.batches(self.keys(epochs))
+        for epoch in epochs:
+            for number, (images, labels, order, views) in enumerate(islice(batches, self.steps)):
+                with seeded(self.seed, "mix", epoch, number):
+                    mix = augment.draw_mix(self.protocol.mix, len(images), images.shape[-1])
+                yield self._step(images, labels, order, views, mix)
+
+    def replay(self, keys: Iterable[tuple], mixes: Iterable[torch.Tensor]) -> Iterator[Step]:
+        """The batches of recorded `keys` (stream, order, views), mixed as recorded."""
+        for (images, labels, order, views), mix in zip(self.views.batches(keys), mixes):
+            yield self._step(images, labels, order, views, mix)
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor, order: torch.Tensor, views: torch.Tensor,
+              mix: torch.Tensor) -> Step:
+        labels = labels.to(self.runtime.device, non_blocking=True)
+        mixed, shares = augment.mix(self.runtime.normalised(images, self.mean, self.std), labels, mix, self.num_classes)
+        return Step(mixed, shares, order, views, mix)
 
 
-def learning_rate(epoch: int, epochs: int) -> float:
-    """The share of the rate in an epoch from 0: half a cosine's descent, so that it ends near one half."""
-    return 0.5 * (1 + math.cos(math.pi * epoch / (2 * epochs)))
+def teacher_labels(teacher: nn.Module, stream: Stream) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Mixed images (B, 3, S, S) -> softmax(teacher / T) (B, classes), fp32."""
+    label = stream.runtime.compiled(teacher, stream.protocol.epochs * stream.steps)
+
+    def probabilities(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), stream.runtime.autocast():
+            return softmax(label(images).float() / stream.protocol.temperature, 1)
+
+    return probabilities
+
+
+def labelled(stream: Stream, teacher: nn.Module | None) -> Iterator[tuple[Step, torch.Tensor]]:
+    """All batches with their targets (B, classes): the teacher's probabilities, or the mixed classes' shares."""
+    label = teacher_labels(teacher, stream) if teacher else None
+    for step in stream.draw(range(stream.protocol.epochs)):
+        yield step, label(step.images) if label else step.shares
+
+
+def learning_rate(epoch: int, epochs: int, schedule: str = "half-cosine") -> float:
+    """The share of the rate in an epoch from 0: a cosine's descent to 0, or its first half, which ends near one half."""
+    return 0.5 * (1 + math.cos(math.pi * epoch / (epochs if schedule == "cosine" else 2 * epochs)))
 
 
 def evaluated_epochs(epochs: int, evaluations: int) -> set[int]:
@@ -71,47 +115,44 @@ def evaluated_epochs(epochs: int, evaluations: int) -> set[int]:
     return {round(epochs * k / evaluations) for k in range(1, evaluations + 1)} - {0}
 
 
-def train(student: nn.Module, teacher: nn.Module | None, batches: Batches, test: TestImages, mix: Callable,
-          protocol: Protocol, seed: int, runtime: Runtime, mean: tuple, std: tuple, name: str) -> Result:
-    """Train `student` in place and measure it. `teacher` is None for hard labels. Raises UserError on a bad loss."""
+def train(student: nn.Module, source: Iterator[tuple[Step, torch.Tensor]], stream: Stream, test: TestImages, name: str,
+          log: Log = Log()) -> Result:
+    """Train `student` in place on the batches of `source` and measure it. Raises UserError on a bad loss."""
     started = time.monotonic()
-    steps = batches.steps(protocol.batch_size)
+    protocol, runtime = stream.protocol, stream.runtime
     decayed = [p for p in student.parameters() if p.ndim > 1]
     plain = [p for p in student.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": protocol.weight_decay},
                                    {"params": plain, "weight_decay": 0.0}], protocol.lr, betas=(0.9, 0.999), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: learning_rate(epoch, protocol.epochs))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: learning_rate(epoch, protocol.epochs, protocol.lr_schedule))
     scaler = runtime.grad_scaler()
-    forward = runtime.compiled(student, protocol.epochs * steps)
-    label = runtime.compiled(teacher, protocol.epochs * steps) if teacher else None
+    forward = runtime.compiled(student, protocol.epochs * stream.steps)
     measured = evaluated_epochs(protocol.epochs, protocol.evaluations)
-    result = Result(seed, 0.0, 0.0, 0.0, 0.0)
-    stream = batches.stream(protocol.batch_size, protocol.epochs, seed, "student")
-    with progress(total=protocol.epochs * len(batches.folder), desc=name, unit="img") as bar:
+    result = Result(stream.seed, 0.0, 0.0, 0.0, 0.0)
+    with progress(total=protocol.epochs * len(stream.views.folder), desc=name, unit="img") as bar:
         for epoch in range(protocol.epochs):
             student.train()
             total = torch.zeros((), device=runtime.device)
-            for step, (images, labels) in enumerate(islice(stream, steps)):
-                labels = labels.to(runtime.device, non_blocking=True)
-                with seeded(seed, "mix", epoch, step):
-                    images, shares = mix(runtime.normalised(images, mean, std), labels)
+            for step, target in islice(source, stream.steps):
                 with runtime.autocast():
-                    loss = _loss(forward(images), images, shares, label, protocol.temperature)
+                    loss = _loss(forward(step.images), target, protocol)
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()
                 scaler.step(optimizer)
                 scaler.update()
                 total += loss.detach()
-                bar.update(len(images))
-            schedule.step()
-            entry = {"epoch": epoch + 1, "loss": total.item() / steps}
+                bar.update(len(step.images))
+            entry = {"epoch": epoch + 1, "loss": total.item() / stream.steps}
             if not math.isfinite(entry["loss"]):
-                raise UserError(f"loss is {entry['loss']} in epoch {epoch + 1} of seed {seed}; try a smaller --lr than "
-                                f"{protocol.lr}")
+                raise UserError(f"loss is {entry['loss']} in epoch {epoch + 1} of seed {stream.seed}; try a smaller --lr "
+                                f"than {protocol.lr}")
             if epoch + 1 in measured:
-                result.top1, result.top5 = accuracy(student, test, runtime, mean, std)
+                result.top1, result.top5 = accuracy(student, test, runtime, stream.mean, stream.std)
                 result.best_top1 = max(result.best_top1, result.top1)
                 entry["top1"] = result.top1
+            log.add(epoch + 1, **entry, lr=schedule.get_last_lr()[0])
+            schedule.step()
             result.curve.append(entry)
             bar.set_postfix_str(f"epoch {epoch + 1}/{protocol.epochs}, loss {entry['loss']:.4f}"
                                 f"{f', top-1 {result.top1:.2f}' if result.top1 else ''}", refresh=False)
@@ -119,11 +160,8 @@ def train(student: nn.Module, teacher: nn.Module | None, batches: Batches, test:
     return result
 
 
-def _loss(logits: torch.Tensor, images: torch.Tensor, shares: torch.Tensor, label: Callable | None,
-          temperature: float) -> torch.Tensor:
+def _loss(logits: torch.Tensor, target: torch.Tensor, protocol: Protocol) -> torch.Tensor:
     """fp32. Soft: KL(student / T, teacher / T), batch mean. Hard: cross-entropy to the mixed classes' shares."""
-    if label is None:
-        return cross_entropy(logits.float(), shares)
-    with torch.no_grad():
-        target = softmax(label(images).float() / temperature, 1)
-    return kl_div(log_softmax(logits.float() / temperature, 1), target, reduction="batchmean")
+    if protocol.labels == "hard":
+        return cross_entropy(logits.float(), target)
+    return kl_div(log_softmax(logits.float() / protocol.temperature, 1), target, reduction="batchmean")
