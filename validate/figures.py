@@ -55,7 +55,7 @@ def diversity(table: pd.DataFrame) -> Figure:
     means = {method: table.loc[table["method"] == method, "similarity"].mean() for method in methods}
     first = table[table["method"] == methods[0]].sort_values("similarity", kind="stable")
     classes = first["class"].tolist()
-    figure, axes = plt.subplots(figsize=(7.2, 3.6))
+    figure, axes = plt.subplots(figsize=(6.2, 3.6))
     for number, method in enumerate(methods):
         values = table[table["method"] == method].set_index("class")["similarity"].reindex(classes)
         many = len(classes) > 40
@@ -74,7 +74,7 @@ def diversity(table: pd.DataFrame) -> Figure:
 def curves(runs: list[tuple[str, list[list[dict]]]], name: str, label: str, log: bool = False) -> Figure:
     """The entry `name` of learning curves where it was measured; one colour a run (title, one curve a seed)."""
     columns = 2 if max(len(title) for title, _ in runs) > 24 else 3
-    figure, axes = plt.subplots(figsize=(7.2, 3.4 + 0.2 * -(-len(runs) // columns)))
+    figure, axes = plt.subplots(figsize=(6.2, 3.4 + 0.2 * -(-len(runs) // columns)))
     for number, (title, seeds) in enumerate(runs):
         points = pd.DataFrame([{"epoch": entry["epoch"], "value": entry[name]} for curve in seeds for entry in curve
                                if name in entry], columns=["epoch", "value"]).groupby("epoch")["value"]
@@ -90,7 +90,7 @@ def curves(runs: list[tuple[str, list[list[dict]]]], name: str, label: str, log:
 def stages(seconds: dict[str, dict[str, float]]) -> Figure:
     """Seconds of each stage (in order), one bar a set."""
     names = list(dict.fromkeys(stage for found in seconds.values() for stage in found))
-    figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.38 * len(seconds)))
+    figure, axes = plt.subplots(figsize=(6.2, 0.9 + 0.38 * len(seconds)))
     left = [0.0] * len(seconds)
     for number, stage in enumerate(names):
         widths = [found.get(stage, 0.0) / 60 for found in seconds.values()]

@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from utils import cli
-from utils.files import UserError, check_output, replacing
+from utils.files import check_output, replacing
 from validate import collect, figures, gallery
 from validate.collect import Measured
 from validate.gallery import png_uri
