@@ -366,7 +366,7 @@ def test_thin_scripts_run_what_their_names_say(distill, name):
     dataset, arch, ipc = name.split("_")
     stages = dict(reversed(calls))    # the first call of each
     assert list(dict(calls)) == ([] if dataset == "imagenet1k" else ["squeeze"]) + [
-        "ranking", "recover", "validate", "validate.summary"]
+        "ranking", "recover", "validate", *(["validate.diversity"] if ipc != "ipc1" else []), "validate.report", "validate.summary"]
     for stage in "ranking", "recover", "validate":
         assert stages[stage]["dataset"] == dataset and stages[stage]["teacher-arch"] == arch
     assert stages["recover"]["ipc"] == stages["ranking"]["ipc"] == ipc.removeprefix("ipc")
@@ -395,8 +395,11 @@ def test_stage_command_lines(distill, tmp_path):
                      "iterations": "80", "round-iterations": "20", "contact-sheet": f"{run}/contact_sheet.png"}),
         ranking("random", "random"),
         ("validate", {**common, **teacher, "syn-dir": f"{run}/syn {run}/random", "method": "delt random",
-                      "val-dir": f"{tmp_path}/val", "student-arch": "resnet18 conv3", "labels": "soft hard",
+                      "val-dir": f"{tmp_path}/val", "student-arch": "resnet18 conv3", "protocol": "delt hard",
                       "output-dir": str(run), "seeds": "3"}),
+        ("validate.diversity", {"before": ["-m"], "after": f"{run}/syn {run}/random", **teacher, "method": "delt random",
+                                "dataset": "cifar10", "device": "auto", "output-dir": str(run)}),
+        ("validate.report", {"before": ["-m"], "after": str(run)}),
         ("validate.summary", {"before": ["-m"], "after": str(run)}),
     ]
 
@@ -423,6 +426,9 @@ def test_baselines(distill, tmp_path):
     validate = dict(distill("cifar10_conv3_ipc10")[0])["validate"]
     assert validate["method"] == "delt random medium" and validate["syn-dir"] == f"{run}/syn {run}/random {run}/init"
     assert dict(distill("cifar10_conv3_ipc10", BASELINES="")[0])["validate"]["method"] == "delt"
+    calls, _ = distill("cifar10_conv3_ipc10", BASELINES="herding k-center")
+    assert [flags["criterion"] for stage, flags in calls if stage == "ranking"] == ["medium", "herding", "k-center"]
+    assert dict(calls)["validate"]["syn-dir"] == f"{run}/syn {run}/herding {run}/k-center"
 
 
 def test_a_given_teacher_is_not_trained(distill, tmp_path):
@@ -443,7 +449,8 @@ def test_named_scripts_run_one_stage(distill, tmp_path):
     assert [calls[0][1][k] for k in ("init-dir", "syn-dir", "ipc", "iterations", "round-iterations")] == [
         "chosen", "made", "50", "8", "1"]
     calls, _ = distill("resnet18_imagenet1k_validation", SYN_PATH="made", TRAIN_DIR=None)
-    assert [s for s, _ in calls] == ["validate", "validate.summary"] and calls[0][1]["syn-dir"] == "made"
+    assert [s for s, _ in calls] == ["validate", "validate.diversity", "validate.report", "validate.summary"]
+    assert calls[0][1]["syn-dir"] == calls[1][1]["after"] == "made"
 
 
 def test_run_folder_is_named_for_the_script(distill):
@@ -460,7 +467,8 @@ def test_failing_stage_ends_the_script(distill):
     ("distill", dict(TRAIN_DIR=None), "TRAIN_DIR is empty"),
     ("cifar10_resnet18_ipc10", dict(VAL_DIR="nowhere"), "prepare_data.sh cifar10"),
     ("distill", dict(STAGES="squeeze recovery"), "'recovery' is none of"),
-    ("distill", dict(BASELINES="herding"), "'herding' is none of"),
+    ("distill", dict(BASELINES="coreset"), "'coreset' is none of"),
+    ("distill", dict(PROTOCOL="soft"), "'soft' is none of"),
     ("distill", dict(STAGES="recover"), "set RANKER_PATH"),
     ("distill", dict(RANKER_PATH="nowhere.pth"), "no file nowhere.pth"),
     ("distill", dict(PYTHON_BIN="false"), "setup.sh"),
@@ -483,7 +491,7 @@ def test_quickstart(distill, tmp_path):
     assert process.returncode == 0, process.stderr
     stages = dict(calls)
     assert stages["squeeze"]["train-dir"] == f"{tmp_path}/data/train" and stages["squeeze"]["arch"] == "conv3"
-    assert (stages["validate"]["method"], stages["validate"]["labels"]) == ("delt random", "soft hard")
+    assert (stages["validate"]["method"], stages["validate"]["protocol"]) == ("delt random", "delt hard")
     calls, process = distill("quickstart", TRAIN_DIR=tmp_path / "data" / "val", VAL_DIR=tmp_path / "data" / "val")
     assert process.returncode == 0 and calls[0][0] == "squeeze"
     assert dict(calls)["ranking"]["train-dir"] == f"{tmp_path}/data/val"
