@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import CLASSES, snapshot
 from utils.files import UserError
-from validate import collect, published, report, scores
+from validate import collect, diversity, published, report, scores
 
 
 def stored(run, method="delt", protocol="delt", seeds=((0, 40.0), (1, 44.0)), name=None, **facts):
@@ -141,3 +141,10 @@ def test_a_run_without_results(tmp_path, content):
         (tmp_path / "results" / "x.json").write_text(content)
     with pytest.raises(UserError, match="results|result of|JSON"):
         collect.read([tmp_path])
+
+
+@pytest.mark.parametrize("content", ["", "method,class\na,b\n", "\x00\x01", ",".join(diversity.COLUMNS) + "\na,b,1,high,c,d\n"])
+def test_a_strange_table_of_diversity(tmp_path, content):
+    (tmp_path / "diversity.csv").write_text(content)
+    with pytest.raises(UserError, match="validate.diversity"):
+        diversity.read(tmp_path / "diversity.csv")

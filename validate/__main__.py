@@ -60,7 +60,8 @@ def add_protocol(parser: cli.Parser) -> None:
     group.add_argument("--temperature", type=cli.spread, help="20, and 4 for mixup, if left out")
     group.add_argument("--mix", choices=tuple(augment.ALPHA))
     group.add_argument("--rand-augment", metavar="CONFIG", help="timm's, as rand-m6-n2-mstd1.0, or none")
-    group.add_argument("--shuffle-patches", type=cli.positive, metavar="N", help="shuffle N strips of columns and of rows, for collages of N x N")
+    group.add_argument("--shuffle-patches", type=cli.positive, metavar="N",
+                       help="shuffle N strips of columns and of rows, for collages of N x N images")
     group.add_argument("--min-scale", type=cli.share, help="smallest share of the image in a crop")
     group.add_argument("--max-scale", type=cli.share, help="largest; no crop if both are 1")
     group.add_argument("--flip", type=cli.fraction, help="probability of a horizontal flip")
@@ -139,7 +140,8 @@ def measure(args: argparse.Namespace, run: Run, protocol: Protocol, folder: Imag
             source = labelled(stream, teacher if protocol.labels == "soft" else None)
         with seeded(seed, "student weights"):
             student = student_of(args, arch, facts)
-        with closing(log.start(args.log, Path(args.output_dir) / "logs", f"{run.path.stem}_seed{seed}", run.settings)) as curves:
+        name = f"{run.path.stem}_seed{seed}"
+        with closing(log.start(args.log, Path(args.output_dir) / "logs", name, run.settings)) as curves:
             result = train(runtime.place(student), source, stream, test, f"{arch} seed {seed}", curves)
         run.add(result, arguments=vars(args), versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
     results = [run.results[seed] for seed in seeds_of(args)]

@@ -115,7 +115,8 @@ def draw_mix(name: str, batch_size: int, size: int) -> torch.Tensor:
     return torch.tensor([1 - (bottom - top) * (right - left) / size**2, top, left, bottom, right])
 
 
-def mix(images: torch.Tensor, labels: torch.Tensor, drawn: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def mix(images: torch.Tensor, labels: torch.Tensor, drawn: torch.Tensor,
+        num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(images (B, 3, S, S), labels (B,)) -> (mixed images, label shares (B, classes)), as `draw_mix` says."""
     own, (top, left, bottom, right) = drawn[0].item(), drawn[1:].int().tolist()
     shares = torch.nn.functional.one_hot(labels, num_classes).float()

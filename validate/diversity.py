@@ -30,6 +30,17 @@ def similarity(rows: torch.Tensor) -> float:
     return float((total @ total - count) / (count * (count - 1)))
 
 
+def read(path: str | Path) -> pd.DataFrame:
+    """What this module wrote. Raises UserError for a file of other make."""
+    try:
+        table = pd.read_csv(path, dtype={"method": str, "class": str}, keep_default_na=False)
+        table["similarity"] = table["similarity"].astype(float)
+        return table[COLUMNS]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is no table of diversity ({str(error).splitlines()[0]}); run `python -m validate.diversity` "
+                        "again") from None
+
+
 def parse() -> argparse.Namespace:
     parser = cli.Parser("validate.diversity", "Mean cosine similarity of the pairs of images of each class; lower is more "
                         "diverse. The extractor is the teacher or any other checkpoint, of these classes or not.")

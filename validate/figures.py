@@ -27,10 +27,11 @@ GRID = {"light": "#d9dce0", "dark": "#3a3f46"}
 @contextlib.contextmanager
 def _themed(theme: str) -> Iterator[None]:
     ink = INK[theme]
-    with plt.rc_context({"text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink,
-                         "axes.edgecolor": GRID[theme], "grid.color": GRID[theme], "axes.grid": True, "font.size": 10,
-                         "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
-                         "axes.prop_cycle": plt.cycler(color=COLOURS[theme]), "legend.frameon": False, "savefig.transparent": theme == "dark", "figure.constrained_layout.use": True}):
+    with plt.rc_context({
+            "text.color": ink, "axes.labelcolor": ink, "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": GRID[theme],
+            "grid.color": GRID[theme], "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False,
+            "axes.spines.right": False, "axes.prop_cycle": plt.cycler(color=COLOURS[theme]), "font.size": 10,
+            "legend.frameon": False, "savefig.transparent": theme == "dark", "figure.constrained_layout.use": True}):
         yield
 
 

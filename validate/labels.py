@@ -29,7 +29,8 @@ from utils.images import progress
 from validate.train import Step, Stream, teacher_labels
 
 SHARD_BYTES = 64 << 20
-VIEW_FLAGS = ("epochs", "batch_size", "temperature", "mix", "rand_augment", "shuffle_patches", "min_scale", "max_scale", "flip")
+VIEW_FLAGS = ("epochs", "batch_size", "temperature", "mix", "rand_augment", "shuffle_patches", "min_scale", "max_scale",
+              "flip")
 
 
 def folder_of(root: str | Path, seed: int) -> Path:

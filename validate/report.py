@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 
 from utils import cli
 from utils.files import check_output, replacing
-from validate import collect, figures, gallery
+from validate import collect, diversity, figures, gallery
 from validate.collect import Measured
 from validate.gallery import png_uri
 
-TITLES = {"dataset": "data set", "ipc": "IPC", "method": "set", "teacher": "teacher", "student": "student", "protocol": "protocol",
-          "top1": "top-1", "seeds": "seeds", "best_top1": "best epoch", "top5": "top-5", "epochs": "epochs",
-          "seconds": "seconds", "source": "source"}
+TITLES = {"dataset": "data set", "ipc": "IPC", "method": "set", "teacher": "teacher", "student": "student",
+          "protocol": "protocol", "top1": "top-1", "seeds": "seeds", "best_top1": "best epoch", "top5": "top-5",
+          "epochs": "epochs", "seconds": "seconds", "source": "source"}
 NUMBERS = ("ipc", "top1", "seeds", "best_top1", "top5", "epochs", "seconds")
 
 
@@ -31,13 +31,13 @@ def parse() -> argparse.Namespace:
     parser = cli.Parser("validate.report", "One static HTML page of what runs measured: table, curves, diversity, times and "
                         "pictures; its figures as PNG, its table as Markdown and CSV.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="--output-dir of python -m validate, or a script's run folder")
-    parser.add_argument("--output-dir", metavar="DIR", help="gets report.html, results.md, results.csv and figures/; RUN/report if "
-                        "left out")
+    parser.add_argument("--output-dir", metavar="DIR", help="gets report.html, results.md, results.csv and figures/; "
+                        "RUN/report if left out")
     parser.add_argument("--title", default="DELT: what was measured", help="of the page")
     parser.add_argument("--classes", type=cli.positive, default=10, help="most classes in the gallery, evenly spread")
     parser.add_argument("--images", type=cli.positive, default=10, help="most images of a class and set, early to late")
-    parser.add_argument("--full-hard", type=cli.amount, metavar="PERCENT", help="top-1 of the student on the whole data set with "
-                        "hard labels, for LRS; the teacher's own where it is of the same architecture")
+    parser.add_argument("--full-hard", type=cli.amount, metavar="PERCENT", help="top-1 of the student on the whole data set "
+                        "with hard labels, for LRS; the teacher's own where it is of the same architecture")
     args = parser.parse_args()
     args.output_dir = Path(args.output_dir or Path(args.runs[0]) / "report")
     return args
@@ -66,22 +66,24 @@ def write(path: Path, text: str) -> None:
 
 def drawings(args: argparse.Namespace, measured: list[Measured]) -> list[dict[str, Any]]:
     """The page's figures: anchor, title, text and how to draw it (None where there is nothing to draw)."""
-    similar = [pd.read_csv(path) for run in args.runs if (path := Path(run) / "diversity.csv").is_file()]
+    similar = [diversity.read(path) for run in args.runs if (path := Path(run) / "diversity.csv").is_file()]
     table = pd.concat(similar).drop_duplicates(["method", "class"]) if similar else None
     seconds = collect.seconds(measured)
+    curves = [(one.title, [seed["curve"] for seed in one.seeds.values()]) for one in measured]
 
     def entry(anchor: str, title: str, text: str, draw: Callable[[], Figure] | None) -> dict[str, Any]:
         return {"anchor": anchor, "title": title, "text": text, "draw": draw}
 
-    curves = [(one.title, [seed["curve"] for seed in one.seeds.values()]) for one in measured]
     return [
-        entry("curves", "Learning curves", "Top-1 on the test images where it was measured, mean and standard deviation over seeds.",
+        entry("curves", "Learning curves",
+              "Top-1 on the test images where it was measured, mean and standard deviation over seeds.",
               lambda: figures.curves(curves, "top1", "top-1, percent")),
         entry("loss", "Training loss", "Mean over seeds; the losses of soft and of hard labels are different quantities.",
               lambda: figures.curves(curves, "loss", "loss", log=True)),
-        entry("diversity", "Diversity", "Mean cosine similarity of the pairs of images within a class, in a network's penultimate "
-              "features: lower is more diverse." if similar else "Not measured: python -m validate.diversity SET... --output-dir "
-              f"{args.runs[0]} does, then make this page again.", (lambda: figures.diversity(table)) if similar else None),
+        entry("diversity", "Diversity",
+              "Mean cosine similarity of the pairs of images within a class, in a network's penultimate features: lower is "
+              "more diverse." if similar else f"Not measured: python -m validate.diversity SET... --output-dir {args.runs[0]} "
+              "does, then make this page again.", (lambda: figures.diversity(table)) if similar else None),
         entry("time", "Time per stage", "Wall time on the machine that ran it; what was trained or made elsewhere has no bar.",
               lambda: figures.stages(seconds)),
     ]
@@ -113,14 +115,15 @@ def page(args: argparse.Namespace, measured: list[Measured], table: pd.DataFrame
     pictures = [{**figure, **({theme: png_uri(figures.png(figure["draw"], theme)) for theme in ("light", "dark")}
                               if figure["draw"] else {"light": None})} for figure in drawn]
     blocks = gallery.blocks(measured, args.classes, args.images)
-    text_of_gallery = "Each set's images in rank order: of a recovered set from the longest optimised to the shortest. Point at an image " \
-        "for its rank and updates; click to enlarge it." if blocks else "The sets are no longer where the runs found them; nothing to show."
+    gallery_text = "Each set's images in rank order: of a recovered set from the longest optimised to the shortest. Point " \
+        "at an image for its rank and updates; click to enlarge it." if blocks else \
+        "The sets are no longer where the runs found them; nothing to show."
     counts = [len(entry.seeds) for entry in measured]
     return environment.get_template("report.html.j2").render(
         title=args.title, students=sum(counts), sets=len({entry.facts["syn_dir"] for entry in measured}),
-        seeds=f"{min(counts)} to {max(counts)} seeds each" if min(counts) < max(counts) else f"{counts[0]} seed{'s' * (counts[0] > 1)} each",
+        seeds=f"{min(counts)} to {max(counts)} seeds each" if min(counts) < max(counts) else f"seeds each: {counts[0]}",
         command=shlex.join(["python", "-m", "validate.report", *args.runs]), columns=columns, rows=rows,
-        scores=scores(collect.ranking(measured, args.full_hard)), figures=pictures, blocks=blocks, gallery_text=text_of_gallery,
+        scores=scores(collect.ranking(measured, args.full_hard)), figures=pictures, blocks=blocks, gallery_text=gallery_text,
         sections=[("results", "Results"), *((figure["anchor"], figure["title"]) for figure in drawn), ("gallery", "Gallery")])
 
 
