@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -53,7 +54,7 @@ def our_student(place: str, arch: str, batch_size: int, work: str, repeat: int, 
         return lambda: accuracy(student, test, runtime, *FACTS)
     teacher = runtime.frozen(load_teacher(arch, f"{place}/teacher.pth").model)
     stream = Stream(views, protocol, 0, CLASSES, runtime, *FACTS)
-    return lambda: train(student, labelled(stream, teacher), stream, None, "")
+    return lambda: train(student, partial(labelled, stream, teacher), stream, None, "")
 
 
 def main() -> None:

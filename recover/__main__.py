@@ -19,6 +19,7 @@ from utils.checkpoints import Teacher
 from utils.files import UserError, check_output
 from utils.images import ImageFolder, progress, resize_whole, to_batch
 from utils.runtime import Runtime, generator, rank_and_world, versions
+from utils.state import State
 
 
 def parse() -> argparse.Namespace:
@@ -41,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--init", choices=("images", "noise"), default="images")
     parser.add_argument("--batch-by", choices=("class", "index"), default="class")
     parser.add_argument("--image-format", choices=("png", "jpg"), default="png", help="png is lossless; jpg has quality 95")
+    cli.add_save_every(parser, "the unit that is being optimised")
     cli.add_teacher(parser)
     cli.add_common(parser, "images optimised together")
     parser.set_defaults(batch_size=100)
@@ -85,7 +87,7 @@ def main() -> None:
               f"iterations, {len(todo)} of {len(units)} units to do, {teacher.arch} {teacher.input_size} px, {runtime}")
         # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
         objective = make_objective(teacher.model, settings, runtime, args.iterations * len(units))
-        synthesise(todo, store, objective, settings, folder, teacher, args.seed, runtime)
+        synthesise(todo, store, objective, settings, folder, teacher, args.seed, runtime, args.save_every)
 
     seconds = round(time.monotonic() - started, 1)
     if store.complete(units, arguments=vars(args), versions=versions(), teacher_sha256=teacher.sha256,
@@ -101,7 +103,7 @@ def main() -> None:
 
 
 def synthesise(todo: list[Unit], store: Store, objective: Callable, settings: Settings, folder: ImageFolder | None,
-               teacher: Teacher, seed: int, runtime: Runtime) -> None:
+               teacher: Teacher, seed: int, runtime: Runtime, save_every: float) -> None:
     """Recover and save one unit after the other."""
     def start_of(member: tuple[int, int]) -> int:
         return store.rounds[member] * settings.round_iterations
@@ -109,8 +111,6 @@ def synthesise(todo: list[Unit], store: Store, objective: Callable, settings: Se
     updates = sum(settings.iterations - start_of(member) for unit in todo for member in unit.members)
     with progress(total=updates, desc="recover", unit="img") as bar:
         for done, unit in enumerate(todo, start=1):
-            begun = time.monotonic()
-
             def report(step_updates: int, iteration: int, loss: float) -> None:
                 bar.set_postfix_str(f"unit {done}/{len(todo)}, step {iteration}, loss {loss:.3f}", refresh=False)
                 bar.update(step_updates)
@@ -118,7 +118,9 @@ def synthesise(todo: list[Unit], store: Store, objective: Callable, settings: Se
             recovery = Recovery(images_of(unit, folder, teacher, seed), torch.tensor([m[0] for m in unit.members]),
                                 [start_of(m) for m in unit.members], settings, objective, bounds(teacher), runtime,
                                 seed, "recover", unit.number)
-            store.save(unit, to_pixels(recovery.run(report), teacher), seconds=round(time.monotonic() - begun, 2))
+            with State(store.state_path(unit), {**store.settings, "unit": unit.number}, save_every) as state:
+                pixels = to_pixels(recovery.run(report, state), teacher)
+                store.save(unit, pixels, seconds=round(state.seconds, 2))
 
 
 def starting_images(args: argparse.Namespace, teacher: Teacher) -> tuple[list[str], ImageFolder | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 
@@ -12,6 +12,7 @@ from recover.objective import Objective
 from recover.schedule import View, crop_scale, draw_views, learning_rate
 from utils.files import UserError
 from utils.runtime import Runtime
+from utils.state import NoState, State
 
 
 @dataclass(frozen=True)
@@ -78,24 +79,47 @@ class Recovery:
         self.iteration += 1
         return loss.detach()
 
-    def run(self, report: Callable[[int, int, float], None]) -> torch.Tensor:
-        """Every step to the end; returns the images (N, 3, S, S), normalised fp32, in the order they came.
+    def run(self, report: Callable[[int, int, float], None], state: State | None = None) -> torch.Tensor:
+        """Every step that `state` does not hold yet; returns the images (N, 3, S, S), normalised fp32, in the order they came.
 
         `report` gets (image updates since the last report, iteration, loss) now and then. Raises UserError if the
         loss is not finite.
         """
-        updates = 0
+        state = state or NoState()
+        if saved := state.load():
+            self._restore(saved)
+        updates = sum(self._updates(iteration) for iteration in range(self.starts[0], self.iteration))
         while self.iteration < self.settings.iterations:
             loss = self.step()
-            updates += sum(len(member) for member in self.members[:self.active(self.iteration - 1)])
+            updates += self._updates(self.iteration - 1)
             if self.iteration % 20 == 0 or self.iteration == self.settings.iterations:
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise UserError(f"loss is {value} at iteration {self.iteration}; nothing of this unit was saved; "
-                                    f"try a smaller --lr than {self.settings.lr} or --precision fp32")
-                report(updates, self.iteration, value)
+                report(updates, self.iteration, self._finite(loss))
                 updates = 0
+            state.keep(lambda: self._saved(loss))
         return self.images()
+
+    def _updates(self, iteration: int) -> int:
+        return sum(len(member) for member in self.members[:self.active(iteration)])
+
+    def _finite(self, loss: torch.Tensor) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(f"loss is {value} at iteration {self.iteration}; nothing of this unit was saved; "
+                            f"try a smaller --lr than {self.settings.lr} or --precision fp32")
+        return value
+
+    def _saved(self, loss: torch.Tensor) -> dict[str, Any]:
+        self._finite(loss)
+        return {"iteration": self.iteration, "pixels": [pixels.detach() for pixels in self.pixels],
+                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        self.iteration = saved["iteration"]
+        with torch.no_grad():
+            for pixels, kept in zip(self.pixels, saved["pixels"]):
+                pixels.copy_(kept)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.scaler.load_state_dict(saved["scaler"])
 
     def images(self) -> torch.Tensor:
         """The images as they are now, (N, 3, S, S) normalised fp32 on the CPU, in the order they came."""

@@ -65,6 +65,9 @@ class Store:
     def record_path(self, unit: Unit) -> Path:
         return self.folder / RECORDS / f"{unit.number:06d}.json"
 
+    def state_path(self, unit: Unit) -> Path:
+        return self.folder / RECORDS / f"{unit.number:06d}.state"
+
     def finished(self, unit: Unit) -> bool:
         """Whether every image of the unit is on disk with the bytes that were written."""
         path = self.record_path(unit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from utils.files import UserError, check_output, differences, digest
 from utils.images import ImageFolder
 from utils.loader import Batches, TestImages
 from utils.runtime import seeded, versions
+from utils.state import State
 
 
 def parse() -> argparse.Namespace:
@@ -32,6 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--crop-padding", type=cli.count, default=4, metavar="PIXELS", help="of the random crop of images up "
                         "to 64 pixels; larger ones get RandomResizedCrop")
     cli.add_log(parser, "the folder logs beside --output")
+    cli.add_save_every(parser, "the training")
     cli.add_common(parser)
     parser.set_defaults(batch_size=128)
     args = parser.parse_args()
@@ -42,7 +43,6 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    started = time.monotonic()
     runtime = cli.runtime(args)
     facts = known(args.dataset)
     epochs = args.epochs or (facts.squeeze_epochs if facts else 50)
@@ -67,14 +67,16 @@ def main() -> None:
           f"{epochs} epochs, {runtime}")
 
     output = Path(args.output)
-    with closing(log.start(args.log, output.parent / "logs", f"squeeze_{output.stem}", settings)) as curves:
-        train(model, Batches(folder, augmentation(size, args.crop_padding), args.workers), recipe, runtime, mean, std, curves)
+    batches = Batches(folder, augmentation(size, args.crop_padding), args.workers)
+    with closing(log.start(args.log, output.parent / "logs", f"squeeze_{output.stem}", settings)) as curves, \
+            State(output.with_name(f".{output.name}.state"), settings, args.save_every) as state:
+        train(model, batches, recipe, runtime, mean, std, curves, state)
         top1, top5 = accuracy(model, TestImages(test_folder, size, workers=args.workers), runtime, mean, std)
         curves.add(epochs, top1=top1, top5=top5)
-    seconds = round(time.monotonic() - started, 1)
-    checkpoints.save(args.output, model, arch=args.arch, stem=stem, num_classes=len(folder.classes),
-                     classes=folder.classes, input_size=size, mean=list(mean), std=list(std), top1=round(top1, 2),
-                     top5=round(top5, 2), epochs=epochs, seconds=seconds, settings=settings, versions=versions())
+        seconds = round(state.seconds, 1)
+        checkpoints.save(args.output, model, arch=args.arch, stem=stem, num_classes=len(folder.classes),
+                         classes=folder.classes, input_size=size, mean=list(mean), std=list(std), top1=round(top1, 2),
+                         top5=round(top5, 2), epochs=epochs, seconds=seconds, settings=settings, versions=versions())
     print(f"squeeze: top-1 {top1:.2f} % (top-5 {top5:.2f} %) on {len(test_folder):,} test images; {seconds:.0f} s, "
           f"peak memory {runtime.peak_memory_mb():.0f} MB; teacher: {args.output}")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
+import signal
 import sys
 from typing import Callable
 
@@ -15,6 +17,7 @@ from utils.files import UserError
 from utils.images import SMALLEST, ImageFolder, common_size
 from utils.models import STEMS, default_stem
 from utils.runtime import Runtime
+from utils.state import SIGNALS, Stopped
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,6 +113,10 @@ def add_log(parser: Parser, folder: str) -> None:
     parser.add_argument("--log", choices=log.KINDS, help=f"curves, in {folder} (wandb: sent too, unless WANDB_MODE=offline)")
 
 
+def add_save_every(parser: Parser, what: str) -> None:
+    parser.add_argument("--save-every", type=amount, default=5.0, metavar="MINUTES", help=f"how often {what} is saved")
+
+
 def refuse_single_images(parser: Parser, args: argparse.Namespace) -> None:
     if args.batch_size == 1:
         parser.error("--batch-size 1: a single image has no variance for BatchNorm; give 2 or more")
@@ -164,8 +171,9 @@ def folder_for(found: Teacher, path: str, role: str) -> ImageFolder:
 def run(main: Callable[[], None]) -> None:
     """Run a stage's main; show a UserError as one line and end with exit code 2."""
     try:
-        main()
-        sys.stdout.flush()
+        with SIGNALS.listening():
+            main()
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the output, head for one, has seen enough; the interpreter would complain at its own flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -173,6 +181,9 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on with what is finished", file=sys.stderr)
-        sys.exit(130)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        module = sys.modules["__main__"].__spec__
+        command = ["python", "-m", module.name.removesuffix(".__main__")] if module else ["python", sys.argv[0]]
+        print(f"stopped by {stopped or 'SIGINT'}; what is done is saved, and the same command goes on with it: "
+              f"{shlex.join([*command, *sys.argv[1:]])}", file=sys.stderr)
+        sys.exit(128 + getattr(stopped, "number", signal.SIGINT))

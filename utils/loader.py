@@ -33,17 +33,22 @@ class Batches(Dataset):
             batch = to_batch([self.transform(self.folder.read(index)) for index in indices])
         return batch, self.labels[torch.as_tensor(indices)]
 
-    def stream(self, batch_size: int, epochs: int, *names: object) -> Iterator[tuple[torch.Tensor, ...]]:
+    def stream(self, batch_size: int, epochs: int, *names: object, start: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
         """`epochs` passes, each in a random order of its own: uint8 (B, 3, S, S) and labels (B,), B images at most.
 
-        A pass has `steps` batches: a last batch of a single image is left out, BatchNorm has no variance for it. One
+        The first `start` batches are left out. A pass has `steps` batches: a last batch of a single image is left out, BatchNorm has no variance for it. One
         stream for all passes, so that workers start once and read on from one pass to the next.
         """
-        return self.batches(Keys(len(self.folder), batch_size, range(epochs), self.steps(batch_size), names))
+        return self.batches(Keys(len(self.folder), batch_size, range(epochs), self.steps(batch_size), names, start))
 
     def batches(self, keys: Iterable) -> Iterator[tuple[torch.Tensor, ...]]:
         """The batches of `keys`, in their order, read ahead by the workers."""
         return iter(_load(self, keys, self.workers))
+
+    def images(self, steps: int, batch_size: int) -> int:
+        """How many images the first `steps` batches of a stream show."""
+        whole, rest = divmod(steps, self.steps(batch_size))
+        return whole * len(self.folder) + rest * batch_size
 
     def steps(self, batch_size: int) -> int:
         whole, rest = divmod(len(self.folder), batch_size)
@@ -59,11 +64,13 @@ class Keys:
     epochs: range
     steps: int
     names: tuple
+    start: int = 0  # so many batches are left out
 
     def __iter__(self) -> Iterator[tuple[tuple, list[int]]]:
-        for epoch in self.epochs:
+        whole, rest = divmod(self.start, self.steps)
+        for epoch in self.epochs[whole:]:
             order = torch.randperm(self.images, generator=generator(*self.names, epoch)).split(self.batch_size)
-            for step in range(self.steps):
+            for step in range(rest if epoch == self.epochs[whole] else 0, self.steps):
                 yield (*self.names, epoch, step), order[step].tolist()
 
 

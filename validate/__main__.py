@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -15,6 +16,7 @@ from utils.files import UserError, check_output
 from utils.images import ImageFolder
 from utils.loader import TestImages
 from utils.runtime import Runtime, seeded, versions
+from utils.state import State
 from validate import augment, labels
 from validate.protocols import PROTOCOLS, Protocol, named, resolve
 from validate.results import Run, summary
@@ -36,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ipc", type=cli.positive, help="take the first so many images of each class; all if left out")
     parser.add_argument("--evaluations", type=cli.positive, default=3, help="on the test set, evenly over the epochs")
     cli.add_log(parser, "OUTPUT_DIR/logs")
+    cli.add_save_every(parser, "the student in training")
     add_protocol(parser)
     group = parser.add_argument_group("soft labels on disk")
     group.add_argument("--save-labels", metavar="DIR", help="store what the teacher says of every view, and train on that")
@@ -135,15 +138,16 @@ def measure(args: argparse.Namespace, run: Run, protocol: Protocol, folder: Imag
         if args.save_labels:
             labels.save(args.save_labels, stream, teacher, facts, args.top_k, args.overwrite)
         if args.save_labels or args.load_labels:
-            source = labels.Labels(args.save_labels or args.load_labels, seed).labelled(stream)
+            source = partial(labels.Labels(args.save_labels or args.load_labels, seed).labelled, stream)
         else:
-            source = labelled(stream, teacher if protocol.labels == "soft" else None)
+            source = partial(labelled, stream, teacher if protocol.labels == "soft" else None)
         with seeded(seed, "student weights"):
             student = student_of(args, arch, facts)
         name = f"{run.path.stem}_seed{seed}"
-        with closing(log.start(args.log, Path(args.output_dir) / "logs", name, run.settings)) as curves:
-            result = train(runtime.place(student), source, stream, test, f"{arch} seed {seed}", curves)
-        run.add(result, arguments=vars(args), versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
+        with closing(log.start(args.log, Path(args.output_dir) / "logs", name, run.settings)) as curves, \
+                State(run.path.with_name(f".{name}.state"), {**run.settings, "seed": seed}, args.save_every) as state:
+            result = train(runtime.place(student), source, stream, test, f"{arch} seed {seed}", curves, state)
+            run.add(result, arguments=vars(args), versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
     results = [run.results[seed] for seed in seeds_of(args)]
     found = summary(results)
     print(f"validate: {what}: top-1 {found['top1_mean']:.2f} ± {found['top1_std']:.2f} % over {len(results)} "

@@ -13,7 +13,6 @@ Published code stores the same facts for one file a batch (FKD, arXiv 2112.01528
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
@@ -145,19 +144,22 @@ class Labels:
             if not path.is_file() or sha256(path) != sha:
                 raise UserError(f"{path}: missing or damaged; run the command with --save-labels again")
 
-    def labelled(self, stream: Stream) -> Iterator[tuple[Step, torch.Tensor]]:
-        """All batches, shown as they were to the teacher, with its probabilities (B, classes), fp32 on the device."""
+    def labelled(self, stream: Stream, start: int = 0) -> Iterator[tuple[Step, torch.Tensor]]:
+        """All batches from `start` on, shown as they were to the teacher, with its probabilities (B, classes), fp32."""
         for file, epochs, _ in self.shards:
+            first, start = start, max(start - len(epochs) * stream.steps, 0)
+            if start:
+                continue  # all of this shard was seen
             try:
                 tensors = load_file(self.folder / file)
             except (OSError, SafetensorError) as error:
                 raise UserError(f"{self.folder / file}: cannot be read ({error})") from None
             starts = tensors["starts"].long().tolist()
             order, views = tensors["order"].long(), tensors["views"].long()
-            spans = [slice(*span) for span in zip(starts, starts[1:])]
+            spans = [slice(*span) for span in zip(starts, starts[1:])][first:]
             keys = ((name, order[span].tolist(), views[span].tolist())
-                    for (name, _), span in zip(stream.keys(epochs), spans))
-            steps = islice(stream.replay(keys, tensors["mix"]), len(spans))
+                    for (name, _), span in zip(stream.keys(epochs, first), spans))
+            steps = stream.replay(keys, tensors["mix"][first:])
             for step, span in zip(steps, spans):
                 kept = tensors["classes"][span].long() if "classes" in tensors else None
                 target = spread(tensors["values"][span].float(), kept, stream.num_classes)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import asdict, dataclass, field
 from typing import Callable, Iterable, Iterator
 
 import torch
@@ -18,6 +16,7 @@ from utils.images import progress
 from utils.loader import Keys, TestImages
 from utils.log import Log
 from utils.runtime import Runtime, seeded
+from utils.state import NoState, State, snapshot
 from validate import augment
 from validate.augment import Views
 from validate.protocols import Protocol
@@ -63,17 +62,16 @@ class Stream:
         """Of one epoch."""
         return self.views.steps(self.protocol.batch_size)
 
-    def keys(self, epochs: range) -> Keys:
-        return Keys(len(self.views.folder), self.protocol.batch_size, epochs, self.steps, (self.seed, "student"))
+    def keys(self, epochs: range, start: int = 0) -> Keys:
+        return Keys(len(self.views.folder), self.protocol.batch_size, epochs, self.steps, (self.seed, "student"), start)
 
-    def draw(self, epochs: range) -> Iterator[Step]:
-        """The batches of these epochs, freshly drawn."""
-        batches = self.views.batches(self.keys(epochs))
-        for epoch in epochs:
-            for number, (images, labels, order, views) in enumerate(islice(batches, self.steps)):
-                with seeded(self.seed, "mix", epoch, number):
-                    mix = augment.draw_mix(self.protocol.mix, len(images), images.shape[-1])
-                yield self._step(images, labels, order, views, mix)
+    def draw(self, epochs: range, start: int = 0) -> Iterator[Step]:
+        """The batches of these epochs, freshly drawn, but for the first `start`."""
+        batches = self.views.batches(self.keys(epochs, start))
+        for number, (images, labels, order, views) in enumerate(batches, start):
+            with seeded(self.seed, "mix", epochs[number // self.steps], number % self.steps):
+                mix = augment.draw_mix(self.protocol.mix, len(images), images.shape[-1])
+            yield self._step(images, labels, order, views, mix)
 
     def replay(self, keys: Iterable[tuple], mixes: Iterable[torch.Tensor]) -> Iterator[Step]:
         """The batches of recorded `keys` (stream, order, views), mixed as recorded."""
@@ -98,10 +96,10 @@ def teacher_labels(teacher: nn.Module, stream: Stream) -> Callable[[torch.Tensor
     return probabilities
 
 
-def labelled(stream: Stream, teacher: nn.Module | None) -> Iterator[tuple[Step, torch.Tensor]]:
-    """All batches with their targets (B, classes): the teacher's probabilities, or the mixed classes' shares."""
+def labelled(stream: Stream, teacher: nn.Module | None, start: int = 0) -> Iterator[tuple[Step, torch.Tensor]]:
+    """All batches from `start` on with their targets (B, classes): the teacher's probabilities, or the mixed classes' shares."""
     label = teacher_labels(teacher, stream) if teacher else None
-    for step in stream.draw(range(stream.protocol.epochs)):
+    for step in stream.draw(range(stream.protocol.epochs), start):
         yield step, label(step.images) if label else step.shares
 
 
@@ -115,11 +113,14 @@ def evaluated_epochs(epochs: int, evaluations: int) -> set[int]:
     return {round(epochs * k / evaluations) for k in range(1, evaluations + 1)} - {0}
 
 
-def train(student: nn.Module, source: Iterator[tuple[Step, torch.Tensor]], stream: Stream, test: TestImages, name: str,
-          log: Log = Log()) -> Result:
-    """Train `student` in place on the batches of `source` and measure it. Raises UserError on a bad loss."""
-    started = time.monotonic()
-    protocol, runtime = stream.protocol, stream.runtime
+def train(student: nn.Module, source: Callable[[int], Iterator[tuple[Step, torch.Tensor]]], stream: Stream, test: TestImages,
+          name: str, log: Log = Log(), state: State | None = None) -> Result:
+    """Train `student` in place from where `state` has it, on the batches that `source` gives from a step on; measure it.
+
+    Raises UserError on a bad loss.
+    """
+    state = state or NoState()
+    protocol, runtime, steps = stream.protocol, stream.runtime, stream.steps
     decayed = [p for p in student.parameters() if p.ndim > 1]
     plain = [p for p in student.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": protocol.weight_decay},
@@ -127,36 +128,48 @@ def train(student: nn.Module, source: Iterator[tuple[Step, torch.Tensor]], strea
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda epoch: learning_rate(epoch, protocol.epochs, protocol.lr_schedule))
     scaler = runtime.grad_scaler()
-    forward = runtime.compiled(student, protocol.epochs * stream.steps)
+    forward = runtime.compiled(student, protocol.epochs * steps)
     measured = evaluated_epochs(protocol.epochs, protocol.evaluations)
-    result = Result(stream.seed, 0.0, 0.0, 0.0, 0.0)
-    with progress(total=protocol.epochs * len(stream.views.folder), desc=name, unit="img") as bar:
-        for epoch in range(protocol.epochs):
-            student.train()
-            total = torch.zeros((), device=runtime.device)
-            for step, target in islice(source, stream.steps):
-                with runtime.autocast():
-                    loss = _loss(forward(step.images), target, protocol)
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-                total += loss.detach()
-                bar.update(len(step.images))
-            entry = {"epoch": epoch + 1, "loss": total.item() / stream.steps}
-            if not math.isfinite(entry["loss"]):
-                raise UserError(f"loss is {entry['loss']} in epoch {epoch + 1} of seed {stream.seed}; try a smaller --lr "
-                                f"than {protocol.lr}")
-            if epoch + 1 in measured:
-                result.top1, result.top5 = accuracy(student, test, runtime, stream.mean, stream.std)
-                result.best_top1 = max(result.best_top1, result.top1)
-                entry["top1"] = result.top1
-            log.add(epoch + 1, **entry, lr=schedule.get_last_lr()[0])
-            schedule.step()
-            result.curve.append(entry)
-            bar.set_postfix_str(f"epoch {epoch + 1}/{protocol.epochs}, loss {entry['loss']:.4f}"
-                                f"{f', top-1 {result.top1:.2f}' if result.top1 else ''}", refresh=False)
-    result.seconds = round(time.monotonic() - started, 1)
+    parts = {"student": student, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    saved = state.restore(parts) or {"number": 0, "total": 0.0, "result": asdict(Result(stream.seed, 0.0, 0.0, 0.0, 0.0))}
+    result, total = Result(**saved["result"]), torch.tensor(saved["total"], device=runtime.device)
+    student.train()
+
+    def mean_loss(count: int) -> float:
+        value = total.item() / count
+        if not math.isfinite(value):
+            raise UserError(f"loss is {value} in epoch {epoch + 1} of seed {stream.seed}; try a smaller --lr than {protocol.lr}")
+        return value
+
+    with progress(total=protocol.epochs * len(stream.views.folder), desc=name, unit="img",
+                  initial=stream.views.images(saved["number"], protocol.batch_size)) as bar:
+        for number, (step, target) in enumerate(source(saved["number"]), start=saved["number"]):
+            epoch, count = number // steps, number % steps + 1
+            if count == 1:
+                total = torch.zeros((), device=runtime.device)
+            with runtime.autocast():
+                loss = _loss(forward(step.images), target, protocol)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            total += loss.detach()
+            bar.update(len(step.images))
+            if count == steps:
+                entry = {"epoch": epoch + 1, "loss": mean_loss(steps)}
+                if epoch + 1 in measured:
+                    result.top1, result.top5 = accuracy(student, test, runtime, stream.mean, stream.std)
+                    result.best_top1 = max(result.best_top1, result.top1)
+                    entry["top1"] = result.top1
+                    student.train()
+                log.add(epoch + 1, **entry, lr=schedule.get_last_lr()[0])
+                schedule.step()
+                result.curve.append(entry)
+                bar.set_postfix_str(f"epoch {epoch + 1}/{protocol.epochs}, loss {entry['loss']:.4f}"
+                                    f"{f', top-1 {result.top1:.2f}' if result.top1 else ''}", refresh=False)
+            state.keep(lambda: {**snapshot(parts), "number": number + 1, "total": mean_loss(count) * count,
+                                "result": asdict(result)})
+    result.seconds = round(state.seconds, 1)
     return result
 
 

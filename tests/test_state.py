@@ -1,0 +1,166 @@
+"""State on disk: what is cut off goes on to the very same result, and a damaged file does no harm."""
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import ROOT, images
+from helpers import few
+from utils.state import NoState, State
+
+
+class Cut(Exception):
+    """Stands for a kill."""
+
+
+def cutting(monkeypatch, after):
+    """Work dies at the `after`-th step that could be saved, right after having been saved."""
+    keep, seen = State.keep, []
+
+    def dies(self, content):
+        seen.append(1)
+        keep(self, content)
+        if len(seen) == after:
+            self.save(content())
+            raise Cut
+
+    monkeypatch.setattr(State, "keep", dies)
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("after", [1, 2, 5, 11])
+def test_squeeze_goes_on_to_the_same_weights(place, monkeypatch, after):
+    """Three batches of 8 an epoch, four epochs: cut in the first one, at an end, in the midst, before the last."""
+    place.works("squeeze")
+    cutting(monkeypatch, after)
+    with pytest.raises(Cut):
+        place.run("squeeze", output=place / "cut.pth")
+    monkeypatch.undo()
+    assert not (place / "cut.pth").exists() and (place / ".cut.pth.state").exists()
+    place.works("squeeze", output=place / "cut.pth")
+    whole, cut = weights(place / "squeezed.pth"), weights(place / "cut.pth")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert not (place / ".cut.pth.state").exists()
+
+
+@pytest.mark.parametrize("labels", ["teacher", "stored", "hard"])
+@pytest.mark.parametrize("after", [1, 2, 7])
+def test_validate_goes_on_within_a_student(place, monkeypatch, labels, after):
+    import json
+    line = dict(epochs=4, seeds=1, evaluations=2, **{"teacher": {}, "hard": {"protocol": "hard"},
+                                                     "stored": {"save_labels": place / "labels"}}[labels])
+    place.works("validate", output_dir=place / "whole", **line)
+    cutting(monkeypatch, after)
+    with pytest.raises(Cut):
+        place.run("validate", **line)
+    monkeypatch.undo()
+    assert not (place / "measured" / "results.csv").exists()
+    place.works("validate", **line)
+    whole, cut = (json.loads(next((place / name / "results").glob("*.json")).read_text())["seeds"][0]
+                  for name in ("whole", "measured"))
+    assert {**whole, "seconds": 0} == {**cut, "seconds": 0}
+    assert not list((place / "measured" / "results").glob(".*"))
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 7])
+def test_recover_goes_on_within_a_unit(place, monkeypatch, after):
+    place.works("recover", syn_dir=place / "whole")
+    cutting(monkeypatch, after)
+    with pytest.raises(Cut):
+        place.run("recover")
+    monkeypatch.undo()
+    assert (place.syn / ".units" / "000000.state").exists() and not images(place.syn)
+    place.works("recover")
+    assert images(place.syn) == images(place / "whole")
+    assert not (place.syn / ".units").exists()
+
+
+@few
+@given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
+def test_a_damaged_state_is_no_state(tmp_path_factory, noise, position, value):
+    folder = tmp_path_factory.mktemp("state")
+    state = State(folder / "x.state", {"a": 1})
+    state.save({"tensor": torch.arange(50.0), "word": "here"})
+    good = (folder / "x.state").read_bytes()
+    for content in (noise, good[:position], good[:position] + bytes([value ^ good[position] or 1]) + good[position + 1:]):
+        (folder / "x.state").write_bytes(content)
+        assert content == good or State(folder / "x.state", {"a": 1}).load() is None
+
+
+def test_a_state_of_other_work_is_not_used(tmp_path):
+    State(tmp_path / "x.state", {"lr": 1}).save({"number": 3})
+    assert State(tmp_path / "x.state", {"lr": 2}).load() is None
+    state = State(tmp_path / "x.state", {"lr": 1})
+    assert state.load() == {"number": 3}
+    with pytest.raises(ValueError), state:
+        raise ValueError
+    assert state.load(), "an error keeps it"
+    with state:
+        pass
+    assert state.load() is None, "the end removes it"
+
+
+def test_a_damaged_state_is_said(place, capsys):
+    (place / ".squeezed.pth.state").write_bytes(b"cut off")
+    assert "damaged" in place.works("squeeze")
+
+
+def test_seconds_add_up(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    first = State(tmp_path / "x.state", {})
+    clock[0] += 7
+    first.save({})
+    clock[0] += 1000
+    second = State(tmp_path / "x.state", {})
+    second.load()
+    clock[0] += 5
+    assert second.seconds == 12
+
+
+def test_states_are_written_when_it_is_time(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    state, made = State(tmp_path / "x.state", {}, minutes=2), []
+    for second in range(0, 601, 30):
+        clock[0] = second
+        state.keep(lambda: made.append(clock[0]) or {})
+    assert made == [150, 300, 450, 600], "after more than two minutes each"
+    NoState().keep(lambda: made.append("never"))
+    assert "never" not in made
+
+
+LONG = dict(squeeze=dict(epochs=500), validate=dict(epochs=2000, seeds=1, evaluations=1),
+            recover=dict(iterations=4000, round_iterations=1000))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", LONG)
+def test_a_signal_saves_and_says_how_to_go_on(place, stage, number):
+    words = [sys.executable, "-m", stage, *place.command(stage, **LONG[stage])]
+    process = subprocess.Popen(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    state = {"squeeze": place / ".squeezed.pth.state", "recover": place.syn / ".units" / "000000.state"}.get(stage)
+    for line in process.stdout:
+        if line.startswith(f"{stage}:"):
+            break
+    time.sleep(1 + random.random())
+    process.send_signal(number)
+    asked = time.monotonic()
+    _, told = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 10, "within seconds"
+    assert process.returncode == 128 + number, told
+    last = told.strip().splitlines()[-1]
+    assert f"stopped by {signal.Signals(number).name}" in last and f"python -m {stage} --" in last and "Traceback" not in told
+    found = [state] if state else list((place / "measured" / "results").glob(".*.state"))
+    assert len(found) == 1 and found[0].exists()
