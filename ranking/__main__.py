@@ -12,10 +12,11 @@ from ranking import score, select
 from ranking.coreset import CORESETS
 from utils import cli, features
 from utils.checkpoints import Teacher
-from utils.files import check_output, claim, sha256, write_json
+from utils.files import check_output, claim, digest, sha256, write_json
 from utils.images import ImageFolder
 from utils.loader import TestImages
 from utils.runtime import Runtime
+from utils.state import NoState, State
 
 
 def parse() -> argparse.Namespace:
@@ -26,6 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--criterion", choices=(*select.CRITERIA, *CORESETS), default="medium",
                         help="by the scores, or herding and k-center by the teacher's features")
     parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
+    cli.add_save_every(parser, "the scoring")
     cli.add_teacher(parser)
     cli.add_common(parser)
     parser.set_defaults(batch_size=256)
@@ -78,11 +80,24 @@ def ranked(args: argparse.Namespace, folder: ImageFolder) -> pd.DataFrame:
         print(f"ranking: {len(table):,} scores from {args.ranking_file}")
         return table
     runtime, teacher, folder = prepared(args)
-    table = score.score(teacher, folder, runtime, args.batch_size, args.workers)
+    identity = {"images": digest([folder.paths, folder.classes]), "teacher": teacher.sha256, "size": teacher.input_size,
+                "mean": teacher.mean, "std": teacher.std, "batch_size": args.batch_size, "precision": runtime.precision,
+                "compile": args.compile}
+    with state_of(args, identity) as state:
+        table = score.score(teacher, folder, runtime, args.batch_size, args.workers, state)
+        if args.ranking_file:
+            score.write(table, args.ranking_file)
     if args.ranking_file:
-        score.write(table, args.ranking_file)
         print(f"ranking: mean score {table['score'].mean():.3f}; scores: {args.ranking_file}")
     return table
+
+
+def state_of(args: argparse.Namespace, identity: dict) -> State:
+    """Beside --ranking-file; scores that nobody keeps are not worth a file of their own."""
+    if not args.ranking_file:
+        return NoState()
+    path = Path(args.ranking_file)
+    return State(path.with_name(f".{path.name}.state"), identity, args.save_every)
 
 
 def coresets(args: argparse.Namespace) -> dict[str, list[str]]:

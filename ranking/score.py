@@ -13,26 +13,31 @@ from utils.files import UserError, replacing
 from utils.images import ImageFolder, progress
 from utils.loader import TestImages
 from utils.runtime import Runtime
+from utils.state import NoState, State
 
 COLUMNS = ["img_path", "class", "score"]
 
 
 @torch.inference_mode()
-def score(teacher: Teacher, folder: ImageFolder, runtime: Runtime, batch_size: int, workers: int | None) -> pd.DataFrame:
+def score(teacher: Teacher, folder: ImageFolder, runtime: Runtime, batch_size: int, workers: int | None,
+          state: State | None = None) -> pd.DataFrame:
     """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
 
-    Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path.
+    Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. The batches
+    that `state` holds are not scored again.
     """
+    state = state or NoState()
     batches = TestImages(folder, teacher.input_size, batch_size, workers)
     model = runtime.compiled(runtime.frozen(teacher.model), len(batches))
-    scores = []
-    with progress(total=len(folder), desc="ranking", unit="img") as bar:
-        for images, labels in batches:
+    scores = list((state.load() or {"scores": []})["scores"])
+    with progress(total=len(folder), initial=sum(map(len, scores)), desc="ranking", unit="img") as bar:
+        for images, labels in batches.rest(len(scores)):
             with runtime.autocast():
                 logits = model(runtime.normalised(images, teacher.mean, teacher.std))
             probabilities = logits.float().softmax(1)
             scores.append(probabilities.gather(1, labels.to(runtime.device)[:, None])[:, 0].cpu())
             bar.update(len(images))
+            state.keep(lambda: {"scores": scores})
     table = pd.DataFrame({"img_path": folder.paths, "class": [folder.classes[label] for label in folder.labels],
                           "score": torch.cat(scores).double().numpy()})
     return table.sort_values(["class", "score", "img_path"], ascending=[True, False, True], ignore_index=True)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, images
 from helpers import few
+from utils.loader import TestImages
 from utils.state import NoState, State
 
 
@@ -70,6 +71,22 @@ def test_validate_goes_on_within_a_student(place, monkeypatch, labels, after):
                   for name in ("whole", "measured"))
     assert {**whole, "seconds": 0} == {**cut, "seconds": 0}
     assert not list((place / "measured" / "results").glob(".*"))
+
+
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_ranking_goes_on_with_what_is_scored(place, monkeypatch, after):
+    """Batches of 4 of 21 images: six of them."""
+    place.works("ranking", batch_size=4)
+    cutting(monkeypatch, after)
+    with pytest.raises(Cut):
+        place.run("ranking", batch_size=4, ranking_file=place / "cut.csv", output_dir=None)
+    monkeypatch.undo()
+    assert not (place / "cut.csv").exists()
+    seen = []
+    monkeypatch.setattr(TestImages, "__getitem__", lambda self, key, real=TestImages.__getitem__: seen.append(key) or real(self, key))
+    place.works("ranking", batch_size=4, ranking_file=place / "cut.csv", output_dir=None)
+    assert (place / "cut.csv").read_bytes() == (place / "ranking.csv").read_bytes()
+    assert len(seen) == 6 - after and not (place / ".cut.csv.state").exists()
 
 
 @pytest.mark.parametrize("after", [1, 3, 4, 7])

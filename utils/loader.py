@@ -97,6 +97,10 @@ class TestImages(Dataset):
         images = to_batch([self.geometry(self.folder.read(index)) for index in indices])
         return images, self.labels[indices.start:indices.stop]
 
+    def rest(self, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches but for the first `start`, read once."""
+        return iter(_load(self, self._keys[start:], self._workers))
+
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """uint8 (B, 3, S, S) and labels (B,)."""
         if len(self._kept) == len(self._keys):
