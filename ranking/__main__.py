@@ -12,7 +12,7 @@ from ranking import score, select
 from ranking.coreset import CORESETS
 from utils import cli, features
 from utils.checkpoints import Teacher
-from utils.files import check_output, claim, digest, sha256, write_json
+from utils.files import LOCKS, check_output, claim, digest, sha256, write_json
 from utils.images import ImageFolder
 from utils.loader import TestImages
 from utils.runtime import Runtime
@@ -83,6 +83,8 @@ def ranked(args: argparse.Namespace, folder: ImageFolder) -> pd.DataFrame:
     identity = {"images": digest([folder.paths, folder.classes]), "teacher": teacher.sha256, "size": teacher.input_size,
                 "mean": teacher.mean, "std": teacher.std, "batch_size": args.batch_size, "precision": runtime.precision,
                 "compile": args.compile}
+    if args.ranking_file:
+        LOCKS.hold(args.ranking_file)
     with state_of(args, identity) as state:
         table = score.score(teacher, folder, runtime, args.batch_size, args.workers, state)
         if args.ranking_file:

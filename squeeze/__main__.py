@@ -10,7 +10,7 @@ from squeeze.train import Recipe, augmentation, train
 from utils import checkpoints, cli, log, models
 from utils.datasets import known
 from utils.evaluate import accuracy
-from utils.files import UserError, check_output, differences, digest
+from utils.files import LOCKS, UserError, check_output, differences, digest
 from utils.images import ImageFolder
 from utils.loader import Batches, TestImages
 from utils.runtime import seeded, versions
@@ -57,6 +57,7 @@ def main() -> None:
                 "precision": runtime.precision, "compile": args.compile}
     if finished(args, settings):
         return
+    LOCKS.hold(args.output)
 
     size, stem, mean, std = cli.geometry(args, folder)
     folder.load(args.workers)

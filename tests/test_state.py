@@ -157,6 +157,25 @@ def test_states_are_written_when_it_is_time(tmp_path, monkeypatch):
     assert "never" not in made
 
 
+# --- one process at a time --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("stage, output", [("squeeze", "squeezed.pth"), ("ranking", "selected"), ("ranking", "ranking.csv"),
+                                           ("recover", "syn"), ("validate", "measured/results.csv")])
+def test_a_second_process_is_refused_while_the_first_lives(place, stage, output):
+    place.lines["recover"]["syn_dir"] = place / "syn"
+    holder = subprocess.Popen([sys.executable, "-c", "import sys, time; from utils.files import LOCKS\n"
+                               "with LOCKS.releasing(): LOCKS.hold(sys.argv[1]); print('held', flush=True); time.sleep(100)",
+                               str(place / output)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    outcome = place.run(stage, **({"epochs": 1} if stage == "validate" else {}))
+    assert outcome.code == 2 and f"process {holder.pid}" in outcome.err and str(place / output) in outcome.err
+    assert not (place / output).exists()
+    holder.kill()
+    holder.wait()
+    place.works(stage, **({"epochs": 1} if stage == "validate" else {}))
+    assert not list(place.root.rglob(".*.lock")), "and no lock is left"
+
+
 LONG = dict(squeeze=dict(epochs=500), validate=dict(epochs=2000, seeds=1, evaluations=1),
             recover=dict(iterations=4000, round_iterations=1000))
 

@@ -13,7 +13,7 @@ from typing import Callable
 from utils import log
 from utils.checkpoints import Teacher, load_teacher
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, KNOWN, known
-from utils.files import UserError
+from utils.files import LOCKS, UserError
 from utils.images import SMALLEST, ImageFolder, common_size
 from utils.models import STEMS, default_stem
 from utils.runtime import Runtime
@@ -171,7 +171,7 @@ def folder_for(found: Teacher, path: str, role: str) -> ImageFolder:
 def run(main: Callable[[], None]) -> None:
     """Run a stage's main; show a UserError as one line and end with exit code 2."""
     try:
-        with SIGNALS.listening():
+        with SIGNALS.listening(), LOCKS.releasing():
             main()
             sys.stdout.flush()
     except BrokenPipeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -50,6 +51,59 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
             raise UserError(f"{path} cannot be the output: it would mix with the input {source}; choose another folder")
 
 
+class _Locks:
+    """The outputs that this process alone may write into, until its stage ends.
+
+    The system takes a lock back however its process dies, so none is ever left behind.
+    """
+
+    def __init__(self) -> None:
+        self.stack, self.held = contextlib.ExitStack(), set()
+
+    @contextlib.contextmanager
+    def releasing(self) -> Iterator[None]:
+        with self.stack:
+            yield
+        self.held.clear()
+
+    def hold(self, output: str | Path) -> None:
+        """Take the lock of `output`, a hidden file beside it. Raises UserError if another process has it."""
+        output = Path(output).absolute()
+        if output not in self.held:
+            self.stack.enter_context(_locked(output.with_name(f".{output.name}.lock"), output))
+            self.held.add(output)
+
+
+LOCKS = _Locks()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, output: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 200).decode(errors="replace")
+            os.close(descriptor)
+            raise UserError(f"{output}: {owner or 'another process'} is writing there; wait for its end, or choose another "
+                            "output") from None
+        except OSError:  # a file system that has no locks
+            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
+                break
+        os.close(descriptor)  # its last owner has just removed this very file
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
 def write_json(path: str | Path, value: Any) -> None:
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -91,12 +145,13 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
 
     The record is a JSON file `record_name` in the folder, whose `settings` entry names the run. With `overwrite`
     another run's folder is emptied. Raises UserError if the folder holds another run, or files that are no run's
-    (those are never removed), or touches one of the folders `inputs`.
+    (those are never removed), or touches one of the folders `inputs`, or if another process is at work in it.
     """
     folder = Path(folder)
     check_output(folder, *inputs)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; an output folder is needed")
+    LOCKS.hold(folder)
     record_path = folder / record_name
     if record_path.exists():
         record = read_json(record_path)

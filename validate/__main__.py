@@ -12,7 +12,7 @@ from torch import nn
 
 from utils import cli, log, models
 from utils.checkpoints import Teacher
-from utils.files import UserError, check_output
+from utils.files import LOCKS, UserError, check_output
 from utils.images import ImageFolder
 from utils.loader import TestImages
 from utils.runtime import Runtime, seeded, versions
@@ -110,6 +110,7 @@ def main() -> None:
         folder.load(args.workers)
     test = TestImages(test_folder, facts.input_size, workers=args.workers)
     teacher = runtime.frozen(facts.model) if facts.model else None
+    LOCKS.hold(Path(args.output_dir) / "results.csv")
 
     for name in args.protocol:
         for folder, method in zip(sets, args.method):
