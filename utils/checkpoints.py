@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -38,7 +39,10 @@ def save(path: str | Path, model: nn.Module, **facts: Any) -> None:
     """Write the checkpoint that `load` reads: `model` (a state_dict) and plain metadata."""
     with replacing(path) as temporary:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        torch.save({"model": weights, **facts}, temporary)
+        # Through memory: torch's own writer makes a RuntimeError of a full disk.
+        buffer = io.BytesIO()
+        torch.save({"model": weights, **facts}, buffer)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read(path: str | Path) -> dict[str, Any]:

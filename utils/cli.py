@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import shlex
@@ -18,6 +19,10 @@ from utils.images import SMALLEST, ImageFolder, common_size
 from utils.models import STEMS, default_stem
 from utils.runtime import Runtime
 from utils.state import SIGNALS, Stopped
+
+
+# What a disk or its rights do to a correct program.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 class Parser(argparse.ArgumentParser):
@@ -180,6 +185,12 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(141)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        print(f"error: {error.filename or 'writing'}: {error.strerror}; what was finished before is whole, and the same "
+              "command goes on when that is mended", file=sys.stderr)
         sys.exit(2)
     except (Stopped, KeyboardInterrupt) as stopped:
         module = sys.modules["__main__"].__spec__
