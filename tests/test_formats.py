@@ -1,6 +1,7 @@
 """What passes between stages: checkpoints, images, results; and the files and random streams below them."""
 import contextlib
 import csv
+import json
 import os
 import pickle
 import random
@@ -471,6 +472,19 @@ def test_results_of_other_columns_are_left_alone(tmp_path):
     with pytest.raises(UserError, match="results.csv"):
         results.Run(tmp_path, {}, RUN_FACTS).add(result(0))
     assert (tmp_path / "results.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_a_teacher_of_safetensors_is_the_same_teacher(place):
+    from safetensors.torch import save_file
+    content = checkpoints.read(place.teacher)
+    facts = {name: json.dumps(content[name]) for name in ("arch", "stem", "num_classes", "classes", "input_size", "mean", "std")}
+    save_file(content["model"], place / "teacher.safetensors", {**facts, "format": "pt"})
+    place.works("ranking")
+    place.works("ranking", teacher_path=place / "teacher.safetensors", ranking_file=place / "again.csv", output_dir=None)
+    assert (place / "again.csv").read_bytes() == (place / "ranking.csv").read_bytes()
+    (place / "teacher.safetensors").write_bytes(b"\xff" * 100)
+    outcome = place.run("ranking", teacher_path=place / "teacher.safetensors", ranking_file=place / "third.csv")
+    assert outcome.code == 2 and "safetensors" in outcome.err and len(outcome.err.splitlines()) == 1
 
 
 def test_summary_is_mean_and_sample_deviation():

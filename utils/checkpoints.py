@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from utils import models
@@ -48,17 +51,18 @@ def save(path: str | Path, model: nn.Module, **facts: Any) -> None:
 def read(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, its weights under `model` without wrappers' prefixes.
 
-    Accepts a bare state_dict and the keys `model` and `state_dict`. Never unpickles anything but tensors and plain
-    values. Raises UserError for a file that is none of these.
+    Accepts a bare state_dict and the keys `model` and `state_dict`, and safetensors, whose metadata are the facts, each a
+    JSON value. Never unpickles anything but tensors and plain values. Raises UserError for a file that is none of these.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read_safetensors(path) if str(path).endswith(".safetensors") else \
+            torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train one with `python -m squeeze --output {path}`") from None
     except Exception as error:  # whatever a damaged file makes the unpickler raise
         refused = "weights only" in str(error).lower() or "weights_only" in str(error)
         reason = "it holds objects other than tensors and plain values, and they are not run" if refused else \
-            "damaged, or not written by torch.save"
+            "damaged, or not written by torch.save or safetensors"
         raise UserError(f"{path}: cannot be loaded as a checkpoint ({reason})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; a state_dict or a dict with 'model' is needed")
@@ -77,6 +81,15 @@ def read(path: str | Path) -> dict[str, Any]:
     if not weights:
         raise UserError(f"{path}: holds no weights")
     return {**facts, "model": weights}
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        facts = {}
+        for name, text in (file.metadata() or {}).items():
+            with contextlib.suppress(ValueError):  # other tools write other things: not every text is a value
+                facts[name] = json.loads(text)
+        return {**facts, "model": {name: file.get_tensor(name) for name in file.keys()}}
 
 
 def load_teacher(arch: str | None, path: str | None, *, dataset: str | None = None, input_size: int | None = None,
