@@ -10,6 +10,8 @@ import torchvision
 from conftest import INPUT, draw, images, snapshot
 from PIL import Image
 
+from utils.images import ImageFolder
+
 STAGES = ("squeeze", "ranking", "recover", "validate")
 READERS = [("squeeze", "train"), ("squeeze", "val"), ("ranking", "train"), ("recover", "init"), ("validate", "init"),
            ("validate", "val")]  # each stage with the folders that it reads
@@ -443,3 +445,23 @@ def test_a_result_that_is_damaged(place, content):
     [path] = (place / "measured" / "results").glob("*.json")
     path.write_text(content)
     refused(place, "validate", path, epochs=1)
+
+
+# --- links in a folder of images ------------------------------------------------------------------------------------
+
+def test_links_to_images_are_followed(place):
+    elsewhere = place / "elsewhere"
+    shutil.copytree(place.train / "ant", elsewhere)
+    count = len(ImageFolder(place.train, "--train-dir"))
+    (place.train / "ant" / "more").symlink_to(elsewhere)
+    assert len(ImageFolder(place.train, "--train-dir")) == count + 7
+
+
+@pytest.mark.parametrize("link, target, words", [
+    ("ant/loop", "..", "leads back"), ("ant/loop", ".", "leads back"), ("ant/deep/loop", "../..", "leads back"),
+    ("ant/loop", "../../train", "leads back"), ("bee", "nowhere", "nowhere"), ("bee", "bee", "nowhere")])
+def test_links_that_lead_nowhere_or_back(place, link, target, words):
+    (place.train / link).parent.mkdir(exist_ok=True)
+    (place.train / link).symlink_to(target)
+    outcome = place.run("ranking")
+    assert outcome.code == 2 and words in outcome.err and link in outcome.err and len(outcome.err.splitlines()) == 1

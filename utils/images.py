@@ -63,6 +63,9 @@ class ImageFolder:
             raise UserError(f"{self.role} {self.root}: no such folder; give the root of an ImageFolder "
                             "(one sub-folder of images for each class)")
         entries = sorted(os.scandir(self.root), key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                raise UserError(f"{self.role} {entry.path}: is a link that leads nowhere; mend it or remove it")
         folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
         if not folders:
             flat = any(entry.name.lower().endswith(EXTENSIONS) for entry in entries)
@@ -159,9 +162,14 @@ def _names(prefix: str, names: set[str]) -> str:
 
 
 def _image_files(root: Path, name: str) -> list[str]:
+    """All images below a class folder, relative to `root`. Links are followed; raises UserError for one that leads back."""
     found = []
-    for folder, subfolders, files in os.walk(root / name):
+    for folder, subfolders, files in os.walk(root / name, followlinks=True):
         subfolders.sort()
+        for link in (os.path.join(folder, sub) for sub in subfolders):
+            if os.path.islink(link) and os.path.commonpath([os.path.realpath(link), os.path.realpath(folder)]) \
+                    == os.path.realpath(link):
+                raise UserError(f"{link}: is a link that leads back to {os.path.realpath(link)}, a folder around it; remove it")
         relative = Path(folder).relative_to(root).as_posix()
         found += [f"{relative}/{file}" for file in files if file.lower().endswith(EXTENSIONS) and file[0] != "."]
     return sorted(found)
