@@ -114,6 +114,15 @@ def test_augmented_size(tmp_path, config):
     assert len({result.tobytes() for result in results}) > 1
 
 
+@pytest.mark.parametrize("magnitude", range(11))
+def test_every_magnitude_can_be_drawn(tmp_path, magnitude):
+    """Some operations of timm have no meaning for Pillow at an end of their scale."""
+    augmented, image = augmentation(rand_augment=f"rand-m{magnitude}-n2"), picture(tmp_path)
+    for seed in range(60):
+        random.seed(seed), np.random.seed(seed)
+        assert augmented.distort(image).size == image.size
+
+
 @pytest.mark.parametrize("flip, count", [(0.0, 1), (0.5, 2), (1.0, 1)])
 def test_without_rand_augment_and_crop_only_the_flip_is_left(tmp_path, flip, count):
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from typing import Callable
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.auto_augment import rand_augment_transform
 from torch.distributions import Beta
 from torchvision.transforms import RandomResizedCrop
@@ -61,10 +62,19 @@ def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
         return None
     fill = tuple(round(255 * value) for value in mean)
     try:
-        return rand_augment_transform(config, {"translate_const": int(size * 0.45), "img_mean": fill})
+        transform = rand_augment_transform(config, {"translate_const": int(size * 0.45), "img_mean": fill})
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(f"--rand-augment {config}: not a configuration of timm's RandAugment ({error}); "
                         "for example rand-m6-n2-mstd1.0, or none") from None
+    for operation in transform.ops:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
+    """timm asks for 0 bits at low magnitudes, one image in some ten thousand, and newer Pillows refuse that."""
+    return auto_augment.posterize(image, max(bits, 1))
 
 
 def _shuffled(image: Image.Image, patches: int) -> Image.Image:
