@@ -6,11 +6,12 @@ import re
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from PIL import Image
 
 from conftest import CLASSES, snapshot
 from utils.files import UserError
-from validate import collect, diversity, published, report, scores
+from validate import collect, diversity, figures, published, report, scores
 
 
 def stored(run, method="delt", protocol="delt", seeds=((0, 40.0), (1, 44.0)), name=None, **facts):
@@ -118,6 +119,24 @@ def test_the_page_stands_alone(measured):
     assert page.count("<h3>") == 3 + page.count("<h3>DD") and len(re.findall(r"<label ", page)) == 3 * 3 * 4
     assert all(f"{name}, delt, IPC 4, rank 0, 8 updates" in page for name in CLASSES)
     assert all(f"{name}, delt, IPC 4, rank 3, 2 updates" in page for name in CLASSES)
+
+
+@pytest.mark.parametrize("name", ["ours", "a set with a long name that says much", "x" * 60])
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_legends_fit_into_their_figures(name, count):
+    """Drawn to the last: what sticks out would be cut off."""
+    names = [f"{name} {k}" for k in range(count)]
+    curve = [[{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]]
+    rows = pd.DataFrame([{"method": one, "class": label, "similarity": 0.5} for one in names for label in "ab"])
+    for figure in (figures.curves([(one, curve) for one in names], "loss", "loss"), figures.diversity(rows),
+                   figures.stages({one: {"ranking": 60.0, "recover": 120.0} for one in names})):
+        figure.set_layout_engine("constrained")
+        figure.canvas.draw()
+        [legend] = figure.legends
+        box, page = legend.get_window_extent(), figure.bbox
+        assert box.x0 >= page.x0 and box.x1 <= page.x1 and box.y1 <= page.y1 + 1
+        assert box.y0 >= figure.axes[0].get_window_extent().y1, "above the axes, not over them"
+        plt.close(figure)
 
 
 def test_the_gallery_can_be_small(measured):

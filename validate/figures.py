@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 COLOURS = {"light": ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"),
            "dark": ("#56b4e9", "#ff8f4d", "#3ecf9b", "#e8a2cb", "#f2c14e", "#a9d6ff", "#b79ce0", "#a8a8a8")}
 MARKERS = "osD^vPX*"
+WIDTH = 6.2  # inches
 INK = {"light": "#22262b", "dark": "#e4e6e9"}
 GRID = {"light": "#d9dce0", "dark": "#3a3f46"}
 
@@ -56,7 +57,7 @@ def diversity(table: pd.DataFrame) -> Figure:
     means = {method: table.loc[table["method"] == method, "similarity"].mean() for method in methods}
     first = table[table["method"] == methods[0]].sort_values("similarity", kind="stable")
     classes = first["class"].tolist()
-    figure, axes = plt.subplots(figsize=(6.2, 3.6))
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.7))
     for number, method in enumerate(methods):
         values = table[table["method"] == method].set_index("class")["similarity"].reindex(classes)
         many = len(classes) > 40
@@ -68,14 +69,13 @@ def diversity(table: pd.DataFrame) -> Figure:
     axes.set_xlabel("" if named else f"{len(classes)} classes")
     axes.set_ylabel("cosine similarity of pairs\n(lower is more diverse)")
     axes.grid(axis="x", visible=False)
-    figure.legend(loc="outside upper center", ncols=min(3, len(methods)), fontsize=9)
+    _legend(figure)
     return figure
 
 
 def curves(runs: list[tuple[str, list[list[dict]]]], name: str, label: str, log: bool = False) -> Figure:
     """The entry `name` of learning curves where it was measured; one colour a run (title, one curve a seed)."""
-    columns = 2 if max(len(title) for title, _ in runs) > 24 else 3
-    figure, axes = plt.subplots(figsize=(6.2, 3.4 + 0.2 * -(-len(runs) // columns)))
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.5 + 0.1 * len(runs)))
     for number, (title, seeds) in enumerate(runs):
         points = pd.DataFrame([{"epoch": entry["epoch"], "value": entry[name]} for curve in seeds for entry in curve
                                if name in entry], columns=["epoch", "value"]).groupby("epoch")["value"]
@@ -84,14 +84,14 @@ def curves(runs: list[tuple[str, list[list[dict]]]], name: str, label: str, log:
                       marker=_marker(number) if few else None, markersize=5, linewidth=1.3, capsize=2, label=title)
     axes.set(xlabel="epoch", ylabel=label, yscale="log" if log else "linear")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(loc="outside upper center", ncols=columns, fontsize=8)
+    _legend(figure)
     return figure
 
 
 def stages(seconds: dict[str, dict[str, float]]) -> Figure:
     """Seconds of each stage (in order), one bar a set."""
     names = list(dict.fromkeys(stage for found in seconds.values() for stage in found))
-    figure, axes = plt.subplots(figsize=(6.2, 0.9 + 0.38 * len(seconds)))
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.38 * len(seconds)))
     left = [0.0] * len(seconds)
     for number, stage in enumerate(names):
         widths = [found.get(stage, 0.0) / 60 for found in seconds.values()]
@@ -100,8 +100,14 @@ def stages(seconds: dict[str, dict[str, float]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("minutes (validate: one student)")
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside upper center", ncols=len(names), fontsize=9)
+    _legend(figure)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """Above the axes, in as many columns as fit."""
+    longest = max(len(label) for label in figure.axes[0].get_legend_handles_labels()[1])
+    figure.legend(loc="outside upper center", ncols=max(1, min(4, 88 // (longest + 9))), fontsize=8.5)
 
 
 def _colour(number: int) -> str:
