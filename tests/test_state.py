@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, images
 from helpers import few
+from recover.units import Store
 from utils.loader import TestImages
 from utils.state import NoState, State
 
@@ -178,6 +179,24 @@ def test_a_second_process_is_refused_while_the_first_lives(place, stage, output)
 
 LONG = dict(squeeze=dict(epochs=500), validate=dict(epochs=2000, seeds=1, evaluations=1),
             recover=dict(iterations=4000, round_iterations=1000))
+
+
+def test_a_signal_in_the_last_step_ends_the_stage_after_the_unit(place, monkeypatch):
+    """The unit is whole, so nothing of it is lost, and no other is begun."""
+    save = Store.save
+
+    def signalled(self, unit, *args, **facts):
+        save(self, unit, *args, **facts)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Store, "save", signalled)
+    outcome = place.run("recover", batch_size=4)
+    assert outcome.code == 128 + signal.SIGTERM and "stopped by SIGTERM" in outcome.err
+    assert {name.split("/")[0] for name in images(place.syn)} == {"ant"}
+    monkeypatch.undo()
+    place.works("recover", batch_size=4)
+    assert len(images(place.syn)) == 12
+    assert signal.alarm(0) == 0, "no alarm is left"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -40,6 +40,7 @@ class _Signals:
         try:
             yield
         finally:
+            signal.alarm(0)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -123,6 +124,7 @@ class State:
         SIGNALS.waiting = False
         if kind is None:
             self.path.unlink(missing_ok=True)
+            SIGNALS.end()
 
 
 def snapshot(parts: dict[str, Any]) -> dict[str, Any]:
