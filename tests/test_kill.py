@@ -62,7 +62,7 @@ def test_killed_at_random_moments_the_result_is_the_same(place, stage, kills):
         name = f"cut{rounds}"
         while True:
             child = forked(place, stage, name)
-            time.sleep(generator.uniform(0, 0.15 * took))
+            time.sleep(generator.uniform(0, 0.3 * took))
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             if not os.WIFSIGNALED(status):
