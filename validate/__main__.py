@@ -110,7 +110,6 @@ def main() -> None:
         folder.load(args.workers)
     test = TestImages(test_folder, facts.input_size, workers=args.workers)
     teacher = runtime.frozen(facts.model) if facts.model else None
-    LOCKS.hold(Path(args.output_dir) / "results.csv")
 
     for name in args.protocol:
         for folder, method in zip(sets, args.method):
@@ -132,6 +131,7 @@ def measure(args: argparse.Namespace, run: Run, protocol: Protocol, folder: Imag
     streams = [Stream(views, protocol, seed, facts.num_classes, runtime, facts.mean, facts.std) for seed in seeds_of(args)]
     for stream in streams if args.load_labels else []:
         labels.Labels(args.load_labels, stream.seed).check(stream)
+    LOCKS.hold(Path(args.output_dir) / "results.csv")
     for seed, stream in zip(seeds_of(args), streams):
         if seed in run.results:
             print(f"validate: seed {seed} is there already: top-1 {run.results[seed].top1:.2f} %")
