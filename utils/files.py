@@ -58,18 +58,23 @@ class _Locks:
     """
 
     def __init__(self) -> None:
-        self.stack, self.held = contextlib.ExitStack(), set()
+        self.stack: contextlib.ExitStack | None = None
+        self.held: set[Path] = set()
 
     @contextlib.contextmanager
     def releasing(self) -> Iterator[None]:
-        with self.stack:
-            yield
-        self.held.clear()
+        """What is held within is released at the end; outside of a stage nothing is locked."""
+        with contextlib.ExitStack() as self.stack:
+            try:
+                yield
+            finally:
+                self.stack = None
+                self.held.clear()
 
     def hold(self, output: str | Path) -> None:
         """Take the lock of `output`, a hidden file beside it. Raises UserError if another process has it."""
         output = Path(output).absolute()
-        if output not in self.held:
+        if self.stack and output not in self.held:
             self.stack.enter_context(_locked(output.with_name(f".{output.name}.lock"), output))
             self.held.add(output)
 
