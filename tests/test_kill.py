@@ -12,10 +12,10 @@ import torch
 from conftest import images
 
 LINES = {
-    "squeeze": dict(epochs=120, save_every=0),
+    "squeeze": dict(epochs=60, save_every=0),
     "ranking": dict(batch_size=1, save_every=0, criterion="medium"),
-    "recover": dict(iterations=240, round_iterations=60, save_every=0, batch_size=4),
-    "validate": dict(epochs=80, seeds=2, evaluations=2, save_every=0),
+    "recover": dict(iterations=120, round_iterations=30, save_every=0, batch_size=4),
+    "validate": dict(epochs=40, seeds=2, evaluations=2, save_every=0),
 }
 OUTPUT = {"squeeze": "output", "ranking": "output_dir", "recover": "syn_dir", "validate": "output_dir"}
 
