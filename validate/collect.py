@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,13 +117,15 @@ def ranking(measured: list[Measured], full_hard: float | None) -> pd.DataFrame:
 def _teachers(by: dict, group: tuple | list) -> float | None:
     """The teacher's top-1 in percent, where it is of the student's architecture and says so."""
     entry = next(entry for key, entry in by.items() if list(key[:len(GROUP)]) == list(group))
-    found = _teacher_of(entry)
-    return found.get("top1") if found and entry.facts["teacher"] == entry.facts["student"] else None
+    same = entry.facts["teacher"] == entry.facts["student"]
+    return _teacher(entry.arguments.get("teacher_path")).get("top1") if same else None
 
 
-def _teacher_of(entry: Measured) -> dict[str, Any] | None:
-    path = entry.arguments.get("teacher_path")
-    return checkpoints.read(path) if path and Path(path).is_file() else None
+@functools.cache
+def _teacher(path: str | None) -> dict[str, Any]:
+    """What the checkpoint says of itself; nothing if it is no longer there. Read once: it holds the weights, too."""
+    content = checkpoints.read(path) if path and Path(path).is_file() else {}
+    return {name: value for name, value in content.items() if name != "model"}
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -150,18 +153,15 @@ def updates(folder: Path) -> list[int] | None:
 def seconds(measured: list[Measured]) -> dict[str, dict[str, float]]:
     """Set -> stage -> seconds; of validate one student's."""
     found: dict[str, dict[str, float]] = {}
-    teachers: dict[str, dict[str, Any] | None] = {}
     for entry in measured:
         name = f"{entry.facts['method']}, IPC {entry.facts['ipc']}, {entry.facts['student']}"
         if name in found:
             continue
-        path = str(entry.arguments.get("teacher_path"))
-        if path not in teachers:
-            teachers[path] = _teacher_of(entry)
         record = manifest(entry.set_dir)
         recovered = "units" in record
         start = start_of(entry.set_dir) if recovered else entry.set_dir
-        stages = {"squeeze": (teachers[path] or {}).get("seconds"), "ranking": manifest(start).get("seconds") if start else None,
+        stages = {"squeeze": _teacher(entry.arguments.get("teacher_path")).get("seconds"),
+                  "ranking": manifest(start).get("seconds") if start else None,
                   "recover": record.get("seconds") if recovered else None, "validate": entry.mean("seconds")}
         found[name] = {stage: value for stage, value in stages.items() if value}
     return found
