@@ -46,7 +46,7 @@ def our_student(place: str, arch: str, batch_size: int, work: str, repeat: int, 
     views = Views(folder, Augmentation(SIZE, protocol.rand_augment, protocol.shuffle_patches, protocol.min_scale,
                                        protocol.max_scale, protocol.flip, IMAGENET_MEAN))
     # Compiled if a whole student's steps repay it, however few are measured here.
-    whole = runtime.compiles(EPOCHS * views.steps(batch_size))
+    whole = runtime.compiles(EPOCHS * views.passes(batch_size, EPOCHS).steps)
     runtime = Runtime(runtime.device, runtime.precision, "on" if whole else "off")
     student = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
     if work == "evaluation":

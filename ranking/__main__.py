@@ -10,13 +10,13 @@ import pandas as pd
 
 from ranking import score, select
 from ranking.coreset import CORESETS
+from ranking.parts import Parts
 from utils import cli, features
 from utils.checkpoints import Teacher
-from utils.files import LOCKS, check_output, claim, digest, sha256, write_json
+from utils.files import LOCKS, check_output, claim, digest, read_json, sha256, write_json
 from utils.images import ImageFolder
-from utils.loader import TestImages
+from utils.ranks import rank_and_world
 from utils.runtime import Runtime
-from utils.state import NoState, State
 
 
 def parse() -> argparse.Namespace:
@@ -27,7 +27,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--criterion", choices=(*select.CRITERIA, *CORESETS), default="medium",
                         help="by the scores, or herding and k-center by the teacher's features")
     parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
-    cli.add_save_every(parser, "the scoring")
     cli.add_teacher(parser)
     cli.add_common(parser)
     parser.set_defaults(batch_size=256)
@@ -49,13 +48,20 @@ def main() -> None:
     if args.ranking_file:
         check_output(args.ranking_file)
     if args.criterion in CORESETS:
-        chosen = coresets(args)
+        chosen, parts, request = coresets(args)
     else:
-        # Random selection looks at no scores, so it needs neither a teacher nor a ranking file.
-        table = unscored(folder) if args.criterion == "random" else ranked(args, folder)
-        if not args.output_dir:
-            return
-        chosen = select.select_all(table, folder.classes, args.ipc, args.criterion, args.seed)
+        request = None
+        table, parts = scores(args, folder)
+        chosen = None if table is None or not args.output_dir else \
+            select.select_all(table, folder.classes, args.ipc, args.criterion, args.seed)
+    if chosen is not None:
+        write_selection(args, chosen, request, started)
+    if parts:
+        parts.remove()
+
+
+def write_selection(args: argparse.Namespace, chosen: dict[str, list[str]], request: str | None, started: float) -> None:
+    """Copy the chosen images, and say in the manifest by which `request` they were found."""
     settings = {"criterion": args.criterion, "ipc": args.ipc, "images": chosen}
     if args.criterion == "random":
         settings["seed"] = args.seed
@@ -67,61 +73,87 @@ def main() -> None:
     seconds = round(time.monotonic() - started, 1)
     ranking_sha256 = sha256(args.ranking_file) if args.ranking_file and Path(args.ranking_file).exists() else None
     write_json(Path(args.output_dir) / "manifest.json", {
-        "settings": settings, "train_dir": args.train_dir, "ranking_sha256": ranking_sha256, "seconds": seconds,
-        "finished": True})
-    print(f"ranking: {args.ipc} {args.criterion} images of each of {len(folder.classes)} classes in "
-          f"{args.output_dir}; {seconds:.0f} s")
+        "settings": settings, "train_dir": args.train_dir, "ranking_sha256": ranking_sha256, "request": request,
+        "seconds": seconds, "finished": True})
+    print(f"ranking: {args.ipc} {args.criterion} images of each of {len(chosen)} classes in {args.output_dir}; {seconds:.0f} s")
 
 
-def ranked(args: argparse.Namespace, folder: ImageFolder) -> pd.DataFrame:
-    """The scores: read from --ranking-file if it is there, else computed and written to it."""
+def scores(args: argparse.Namespace, folder: ImageFolder) -> tuple[pd.DataFrame | None, Parts | None]:
+    """The scores: read from --ranking-file if it is there, else computed and written to it; and parts to be removed.
+
+    None where another rank has the selection to make.
+    """
+    rank, world = rank_and_world()
+    # Random selection looks at no scores, so it needs neither a teacher nor a ranking file.
+    if args.criterion == "random":
+        return unscored(folder) if rank == 0 else None, None
     if args.ranking_file and Path(args.ranking_file).exists():
+        if rank:
+            return None, None
         table = score.read(args.ranking_file, folder)
         print(f"ranking: {len(table):,} scores from {args.ranking_file}")
-        return table
+        return table, None
+    LOCKS.hold(args.ranking_file or args.output_dir)
     runtime, teacher, folder = prepared(args)
-    identity = {"images": digest([folder.paths, folder.classes]), "teacher": teacher.sha256, "size": teacher.input_size,
-                "mean": teacher.mean, "std": teacher.std, "batch_size": args.batch_size, "precision": runtime.precision,
-                "compile": args.compile}
+    check(args, folder, teacher, runtime)
+    parts = Parts(args.ranking_file or args.output_dir, identity(args, folder, teacher, runtime))
+    table = score.score(teacher, folder, runtime, args.batch_size, args.workers, parts)
+    if table is None:
+        print(f"ranking: rank {rank} of {world} has done its parts; the scores follow when all ranks have")
+        return None, None
     if args.ranking_file:
-        LOCKS.hold(args.ranking_file)
-    with state_of(args, identity) as state:
-        table = score.score(teacher, folder, runtime, args.batch_size, args.workers, state)
-        if args.ranking_file:
-            score.write(table, args.ranking_file)
-    if args.ranking_file:
+        score.write(table, args.ranking_file)
         print(f"ranking: mean score {table['score'].mean():.3f}; scores: {args.ranking_file}")
-    return table
+    return table, parts
 
 
-def state_of(args: argparse.Namespace, identity: dict) -> State:
-    """Beside --ranking-file; scores that nobody keeps are not worth a file of their own."""
-    if not args.ranking_file:
-        return NoState()
-    path = Path(args.ranking_file)
-    return State(path.with_name(f".{path.name}.state"), identity, args.save_every)
+def coresets(args: argparse.Namespace) -> tuple[dict[str, list[str]] | None, Parts | None, str]:
+    """Class -> chosen paths, by the teacher's features; parts to be removed; and what names this choice.
 
-
-def coresets(args: argparse.Namespace) -> dict[str, list[str]]:
-    """Class -> chosen paths, by the teacher's features. One class's features are held at a time."""
+    One class's features are held at a time. None where other ranks have not done their classes yet.
+    """
+    rank, world = rank_and_world()
+    LOCKS.hold(args.output_dir)
     runtime, teacher, folder = prepared(args)
-    images = TestImages(folder, teacher.input_size, args.batch_size, args.workers)
+    wanted = {**identity(args, folder, teacher, runtime), "criterion": args.criterion, "ipc": args.ipc}
+    request = digest(wanted)
+    manifest = Path(args.output_dir) / "manifest.json"
+    if manifest.exists() and (record := read_json(manifest)).get("finished") and record.get("request") == request:
+        return record["settings"]["images"], None, request
+    check(args, folder, teacher, runtime)
+    parts = Parts(args.output_dir, wanted)
+    choose = CORESETS[args.criterion]
     model = runtime.frozen(features.extractor(teacher.model))
-    found = {}
-    for label, rows in features.by_class(model, teacher, images, runtime, "features"):
-        paths = folder.of_class(label)
-        found[folder.classes[label]] = [paths[index] for index in CORESETS[args.criterion](rows, args.ipc)]
-    return found
+    for label, rows in features.by_class(model, teacher, folder, runtime, "features", args.batch_size, args.workers,
+                                         labels=parts.missing(len(folder.classes))):
+        parts.save(label, {"chosen": choose(rows, args.ipc)})
+    found = parts.all(len(folder.classes))
+    if found is None:
+        print(f"ranking: rank {rank} of {world} has done its classes; the selection follows when all ranks have")
+        return None, None, request
+    return {name: [folder.of_class(label)[index] for index in found[label]["chosen"]]
+            for label, name in enumerate(folder.classes)}, parts, request
+
+
+def identity(args: argparse.Namespace, folder: ImageFolder, teacher: Teacher, runtime: Runtime) -> dict:
+    """Everything that decides what the teacher says of the images."""
+    return {"images": digest([folder.paths, folder.classes]), "teacher": teacher.sha256, "size": teacher.input_size,
+            "mean": teacher.mean, "std": teacher.std, "batch_size": args.batch_size, "precision": runtime.precision,
+            "compile": args.compile}
 
 
 def prepared(args: argparse.Namespace) -> tuple[Runtime, Teacher, ImageFolder]:
-    """The teacher, and the train folder in its label order, every image decoded once."""
+    """The teacher, and the train folder in its label order."""
     runtime = cli.runtime(args)
     teacher = cli.teacher(args, args.train_dir, "--train-dir")
     folder = cli.folder_for(teacher, args.train_dir, "--train-dir")
-    folder.load(args.workers)
-    print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.input_size} px), {runtime}")
     return runtime, teacher, folder
+
+
+def check(args: argparse.Namespace, folder: ImageFolder, teacher: Teacher, runtime: Runtime) -> None:
+    """Decode every image once, before the long work."""
+    folder.load(args.workers, keep=False)  # each is looked at once more only, so memory need not grow with their number
+    print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.input_size} px), {runtime}")
 
 
 def unscored(folder: ImageFolder) -> pd.DataFrame:

@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from ranking.parts import Parts
 from utils.checkpoints import Teacher
 from utils.files import UserError, replacing
 from utils.images import ImageFolder, progress
 from utils.loader import TestImages
 from utils.runtime import Runtime
-from utils.state import NoState, State
 
 COLUMNS = ["img_path", "class", "score"]
+PART = 4  # batches: what a kill can cost at most
 
 
 @torch.inference_mode()
 def score(teacher: Teacher, folder: ImageFolder, runtime: Runtime, batch_size: int, workers: int | None,
-          state: State | None = None) -> pd.DataFrame:
+          parts: Parts) -> pd.DataFrame | None:
     """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
 
-    Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. The batches
-    that `state` holds are not scored again.
+    Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. None while other
+    ranks are at work on their `parts`, each of a few batches.
     """
-    state = state or NoState()
     batches = TestImages(folder, teacher.input_size, batch_size, workers)
+    count = math.ceil(len(batches) / PART)
     model = runtime.compiled(runtime.frozen(teacher.model), len(batches))
-    scores = list((state.load() or {"scores": []})["scores"])
-    with progress(total=len(folder), initial=sum(map(len, scores)), desc="ranking", unit="img") as bar:
-        for images, labels in batches.rest(len(scores)):
+    numbers = [number for part in parts.missing(count) for number in range(len(batches))[part * PART:(part + 1) * PART]]
+    scores: list[torch.Tensor] = []
+    with progress(total=len(numbers) * batch_size, desc="ranking", unit="img") as bar:
+        for number, (images, labels) in zip(numbers, batches.some(numbers)):
             with runtime.autocast():
                 logits = model(runtime.normalised(images, teacher.mean, teacher.std))
             probabilities = logits.float().softmax(1)
             scores.append(probabilities.gather(1, labels.to(runtime.device)[:, None])[:, 0].cpu())
             bar.update(len(images))
-            state.keep(lambda: {"scores": scores})
+            if number % PART == PART - 1 or number == len(batches) - 1:
+                parts.save(number // PART, {"scores": torch.cat(scores)})
+                scores = []
+    found = parts.all(count)
+    if found is None:
+        return None
     table = pd.DataFrame({"img_path": folder.paths, "class": [folder.classes[label] for label in folder.labels],
-                          "score": torch.cat(scores).double().numpy()})
+                          "score": torch.cat([part["scores"] for part in found]).double().numpy()})
     return table.sort_values(["class", "score", "img_path"], ascending=[True, False, True], ignore_index=True)
 
 

@@ -18,7 +18,8 @@ from utils import cli
 from utils.checkpoints import Teacher
 from utils.files import UserError, check_output
 from utils.images import ImageFolder, progress, resize_whole, to_batch
-from utils.runtime import Runtime, generator, rank_and_world, versions
+from utils.ranks import rank_and_world
+from utils.runtime import Runtime, generator, versions
 from utils.state import State
 
 

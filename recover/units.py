@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -46,20 +47,20 @@ class Store:
 
     def __init__(self, folder: str | Path, settings: dict, names: dict[tuple[int, int], str],
                  rounds: dict[tuple[int, int], int], rank: int, overwrite: bool, *inputs: str):
-        """Claim the folder. Raises UserError if it holds another run, or touches the folders `inputs`."""
+        """Claim the folder, which all ranks do. Raises UserError if it holds another run, or touches the folders `inputs`."""
         self.folder, self.settings, self.names, self.rounds = Path(folder), settings, names, rounds
-        if rank == 0:
-            claim(self.folder, "manifest.json", settings, overwrite, *inputs)
-        else:
-            self._await_claim()
+        if rank and overwrite:
+            self._await_removal()
+        claim(self.folder, "manifest.json", settings, overwrite and rank == 0, *inputs)
         self.manifest = read_json(self.folder / "manifest.json")
 
-    def _await_claim(self, seconds: float = 120) -> None:
-        until = time.monotonic() + seconds
-        path = self.folder / "manifest.json"
-        while not (path.exists() and read_json(path).get("settings") == self.settings):
-            if time.monotonic() > until:
-                raise UserError(f"{self.folder}: rank 0 did not claim the folder within {seconds:.0f} s")
+    def _await_removal(self, seconds: float = 120) -> None:
+        """Until rank 0, which alone may, has removed another run."""
+        until, path = time.monotonic() + seconds, self.folder / "manifest.json"
+        while time.monotonic() < until:
+            with contextlib.suppress(UserError):
+                if read_json(path).get("settings") == self.settings:
+                    return
             time.sleep(0.2)
 
     def record_path(self, unit: Unit) -> Path:

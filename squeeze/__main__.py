@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from squeeze.train import Recipe, augmentation, train
-from utils import checkpoints, cli, log, models
+from utils import checkpoints, cli, log, models, ranks
 from utils.datasets import known
-from utils.evaluate import accuracy
 from utils.files import LOCKS, UserError, check_output, differences, digest
 from utils.images import ImageFolder
 from utils.loader import Batches, TestImages
 from utils.runtime import seeded, versions
-from utils.state import State
+from utils.state import JointState
+from utils.training import Course
 
 
 def parse() -> argparse.Namespace:
@@ -31,8 +32,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--label-smoothing", type=cli.fraction, default=0.0)
     parser.add_argument("--crop-padding", type=cli.count, default=4, metavar="PIXELS", help="of the random crop of images up "
                         "to 64 pixels; larger ones get RandomResizedCrop")
+    parser.add_argument("--evaluations", type=cli.positive, default=5, help="on the test set, evenly over the epochs; the "
+                        "best one's network is kept beside --output, as NAME_best.pth")
     cli.add_log(parser, "the folder logs beside --output")
-    cli.add_save_every(parser, "the training")
+    cli.add_joint(parser, "the training")
     cli.add_common(parser)
     parser.set_defaults(batch_size=128)
     args = parser.parse_args()
@@ -43,7 +46,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    runtime = cli.runtime(args)
+    with ranks.joined((runtime := cli.runtime(args)).device):
+        squeeze(args, runtime)
+
+
+def squeeze(args: argparse.Namespace, runtime: Runtime) -> None:
+    """Train the teacher, all ranks together; rank 0 writes it, and beside it the one of the best epoch that was measured."""
     facts = known(args.dataset)
     epochs = args.epochs or (facts.squeeze_epochs if facts else 50)
     check_output(args.output)
@@ -51,7 +59,7 @@ def main() -> None:
     test_folder = ImageFolder(args.val_dir, "--val-dir", folder.classes, "--train-dir")
 
     recipe = Recipe(epochs, args.batch_size, args.lr, args.lr_schedule, args.momentum, args.weight_decay,
-                    args.label_smoothing, args.crop_padding, args.seed)
+                    args.label_smoothing, args.crop_padding, args.evaluations, args.seed)
     settings = {**vars(recipe), "arch": args.arch, "images": digest(folder.paths), "dataset": args.dataset,
                 "input_size": args.input_size, "stem": args.stem, "mean": args.mean, "std": args.std,
                 "precision": runtime.precision, "compile": args.compile}
@@ -63,23 +71,29 @@ def main() -> None:
     folder.load(args.workers)
     test_folder.load(args.workers)
     with seeded(args.seed, "initial weights"):
-        model = runtime.place(models.build(args.arch, len(folder.classes), size, stem))
+        model = models.build(args.arch, len(folder.classes), size, stem)
+    model = runtime.place(ranks.synchronised(model, runtime.device) if args.sync_bn else model)
     print(f"squeeze: {args.arch} ({stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} classes, "
           f"{epochs} epochs, {runtime}")
 
     output = Path(args.output)
+    best = output.with_name(f"{output.stem}_best{output.suffix}")
     batches = Batches(folder, augmentation(size, args.crop_padding), args.workers)
+    test = TestImages(test_folder, size, workers=args.workers)
     with closing(log.start(args.log, output.parent / "logs", f"squeeze_{output.stem}", settings)) as curves, \
-            State(output.with_name(f".{output.name}.state"), settings, args.save_every) as state:
-        train(model, batches, recipe, runtime, mean, std, curves, state)
-        top1, top5 = accuracy(model, TestImages(test_folder, size, workers=args.workers), runtime, mean, std)
-        curves.add(epochs, top1=top1, top5=top5)
-        seconds = round(state.seconds, 1)
-        checkpoints.save(args.output, model, arch=args.arch, stem=stem, num_classes=len(folder.classes),
-                         classes=folder.classes, input_size=size, mean=list(mean), std=list(std), top1=round(top1, 2),
-                         top5=round(top5, 2), epochs=epochs, seconds=seconds, settings=settings, versions=versions())
-    print(f"squeeze: top-1 {top1:.2f} % (top-5 {top5:.2f} %) on {len(test_folder):,} test images; {seconds:.0f} s, "
-          f"peak memory {runtime.peak_memory_mb():.0f} MB; teacher: {args.output}")
+            JointState(output.with_name(f".{output.name}.state"), settings, args.save_every) as state:
+        def save(path: Path, course: Course) -> None:
+            if ranks.rank() == 0:
+                checkpoints.save(path, model, arch=args.arch, stem=stem, num_classes=len(folder.classes),
+                                 classes=folder.classes, input_size=size, mean=list(mean), std=list(std),
+                                 top1=round(course.top1, 2), top5=round(course.top5, 2), epochs=epochs,
+                                 seconds=round(state.seconds, 1), settings=settings, versions=versions())
+
+        course = train(model, batches, recipe, runtime, mean, std, test, curves, state, partial(save, best))
+        save(output, course)
+    print(f"squeeze: top-1 {course.top1:.2f} % (top-5 {course.top5:.2f} %) on {len(test_folder):,} test images; "
+          f"{state.seconds:.0f} s, peak memory {runtime.peak_memory_mb():.0f} MB; teacher: {args.output} "
+          f"(best epoch measured: {course.best_top1:.2f} %, {best})")
 
 
 def finished(args: argparse.Namespace, settings: dict) -> bool:

@@ -72,7 +72,7 @@ class Place:
             "squeeze": dict(train_dir=self.train, val_dir=self.val, arch="conv3", output=root / "squeezed.pth", epochs=4,
                             batch_size=8, lr=0.02, input_size=INPUT, mean=MEAN, std=STD),
             "ranking": dict(train_dir=self.train, teacher_path=self.teacher, ranking_file=root / "ranking.csv",
-                            output_dir=root / "selected", ipc=4),
+                            output_dir=root / "selected", ipc=4, workers=0),
             "recover": dict(init_dir=self.init, teacher_path=self.teacher, syn_dir=self.syn, iterations=8,
                             round_iterations=2, batch_size=8),
             "validate": dict(syn_dir=self.init, val_dir=self.val, teacher_path=self.teacher, output_dir=root / "measured",

@@ -15,7 +15,7 @@ from utils.images import ImageFolder
 from utils.loader import Batches
 from validate import augment
 from validate.protocols import PROTOCOLS, resolve
-from validate.train import Stream, _loss, labelled
+from validate.train import Stream, _losses, labelled
 
 CLASSES = 6
 
@@ -200,7 +200,7 @@ def test_an_epoch_shows_each_image_once(tmp_path, count, batch_size, sizes):
     orders = []
     stream = batches.stream(batch_size, 2, 0, "student")
     for _ in range(2):
-        seen = values(islice(stream, batches.steps(batch_size)))
+        seen = values(islice(stream, batches.passes(batch_size, 2).steps))
         assert [len(batch) for batch in seen] == sizes
         flat = sum(seen, [])
         # A last batch of one image is left out: BatchNorm has no variance for it.
@@ -214,7 +214,7 @@ def test_an_epoch_shows_each_image_once(tmp_path, count, batch_size, sizes):
 def test_a_single_image_is_a_batch(tmp_path):
     gray(tmp_path / "a" / "0.png", 5)
     batches = Batches(ImageFolder(tmp_path, "--syn-dir"), unchanged, 0)
-    assert values(batches.stream(4, 2, 0)) == [[1], [1]] and batches.steps(4) == 1
+    assert values(batches.stream(4, 2, 0)) == [[1], [1]] and batches.passes(4, 2).steps == 1
 
 
 def test_labels_go_with_their_images(tmp_path):
@@ -258,7 +258,7 @@ def test_soft_loss_is_the_divergence_from_the_teacher(temperature):
     expected = (p * (p.log() - q.log())).sum() / 7  # batch mean, no factor of the temperature squared
 
     logits = student.float().requires_grad_()
-    loss = _loss(logits, p.float(), protocol(temperature=temperature))
+    loss = _losses(logits, p.float(), protocol(temperature=temperature)).mean()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
@@ -289,4 +289,4 @@ def test_hard_loss_is_cross_entropy_to_the_shares():
     shares = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
     log_q = logits.double() - logits.double().exp().sum(1, keepdim=True).log()
     expected = -(shares * log_q).sum() / 2
-    assert _loss(logits, shares, protocol(labels="hard")).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert _losses(logits, shares, protocol(labels="hard")).mean().item() == pytest.approx(expected.item(), rel=1e-6)

@@ -70,7 +70,7 @@ def test_features_are_what_the_last_layer_sees(place):
     expected = torch.cat(seen)
 
     model = features.extractor(load_teacher(None, place.teacher).model.eval())
-    found = dict(features.by_class(model, teacher, batches, CPU, "test"))
+    found = dict(features.by_class(model, teacher, folder, CPU, "test", 5))
     assert sorted(found) == [0, 1, 2] and [len(found[label]) for label in range(3)] == [7, 7, 7]
     torch.testing.assert_close(torch.cat([found[label] for label in range(3)]), expected, rtol=1e-4, atol=1e-5)
 
@@ -85,7 +85,7 @@ def test_ranking_selects_a_coreset(place, criterion, function):
     place.works("ranking", criterion=criterion, ranking_file=None)
     teacher = load_teacher(None, place.teacher)
     folder = ImageFolder(place.train, "--train-dir")
-    found = dict(features.by_class(features.extractor(teacher.model), teacher, TestImages(folder, teacher.input_size), CPU, ""))
+    found = dict(features.by_class(features.extractor(teacher.model), teacher, folder, CPU, ""))
     expected = {f"{name}/{rank:03d}_{name}{index}.png"
                 for label, name in enumerate(CLASSES) for rank, index in enumerate(function(found[label], 4))}
     assert set(images(place / "selected")) == expected

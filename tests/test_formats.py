@@ -20,7 +20,8 @@ from utils.images import ImageFolder, read_rgb, save_image
 from utils.runtime import Runtime, generator, seeded, stream_seed
 from validate import results
 from validate.protocols import PROTOCOLS, default_lr, resolve
-from validate.train import Result, evaluated_epochs, learning_rate
+from utils.training import evaluated_epochs
+from validate.train import Result, learning_rate
 
 # --- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from conftest import images
 
 LINES = {
     "squeeze": dict(epochs=60, save_every=0),
-    "ranking": dict(batch_size=1, save_every=0, criterion="medium"),
+    "ranking": dict(batch_size=1, criterion="medium"),
     "recover": dict(iterations=120, round_iterations=30, save_every=0, batch_size=4),
     "validate": dict(epochs=40, seeds=2, evaluations=2, save_every=0),
 }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from helpers import CPU, few, gray, noise, tree
 from ranking import score
+from ranking.parts import Parts
 from ranking.select import copy, select, select_all
 from utils.checkpoints import Teacher
 from utils.files import UserError
@@ -131,7 +132,7 @@ def scored(root, names):
             gray(root / name / file, value)
     folder = ImageFolder(root, "--train-dir")
     teacher = Teacher(Brightness(), "none", "cifar", 2, folder.classes, 8, (0.0,) * 3, (1.0,) * 3, "", [])
-    return folder, score.score(teacher, folder, CPU, 3, 0)
+    return folder, score.score(teacher, folder, CPU, 3, 0, Parts(root / "ranking.csv", {}))
 
 
 def test_scores_are_the_probability_of_the_true_class(tmp_path):

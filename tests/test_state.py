@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, images
 from helpers import few
+from ranking.parts import Parts
 from recover.units import Store
 from utils.loader import TestImages
 from utils.state import NoState, State
@@ -74,20 +75,37 @@ def test_validate_goes_on_within_a_student(place, monkeypatch, labels, after):
     assert not list((place / "measured" / "results").glob(".*"))
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
-def test_ranking_goes_on_with_what_is_scored(place, monkeypatch, after):
-    """Batches of 4 of 21 images: six of them."""
-    place.works("ranking", batch_size=4)
-    cutting(monkeypatch, after)
+@pytest.mark.parametrize("criterion", ["medium", "herding"])
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_ranking_goes_on_with_what_is_scored(place, monkeypatch, criterion, after):
+    """21 images. By score: batches of 2, so 11 of them, and three parts of 4; by features: a part a class, of 4 batches."""
+    line = dict(criterion=criterion, batch_size=2, **({} if criterion == "medium" else {"ranking_file": None}))
+    place.works("ranking", **line)
+    cut = place / "cut"
+    line.update(output_dir=cut, **({"ranking_file": place / "cut.csv"} if criterion == "medium" else {}))
+    save, seen = Parts.save, []
+
+    def dies(self, number, content):
+        save(self, number, content)
+        seen.append(number)
+        if len(seen) == after:
+            raise Cut
+
+    monkeypatch.setattr(Parts, "save", dies)
     with pytest.raises(Cut):
-        place.run("ranking", batch_size=4, ranking_file=place / "cut.csv", output_dir=None)
+        place.run("ranking", **line)
     monkeypatch.undo()
-    assert not (place / "cut.csv").exists()
-    seen = []
-    monkeypatch.setattr(TestImages, "__getitem__", lambda self, key, real=TestImages.__getitem__: seen.append(key) or real(self, key))
-    place.works("ranking", batch_size=4, ranking_file=place / "cut.csv", output_dir=None)
-    assert (place / "cut.csv").read_bytes() == (place / "ranking.csv").read_bytes()
-    assert len(seen) == 6 - after and not (place / ".cut.csv.state").exists()
+    assert not cut.exists() and not (place / "cut.csv").exists()
+    looked = []
+    monkeypatch.setattr(TestImages, "__getitem__", lambda self, key, real=TestImages.__getitem__: looked.append(key) or real(self, key))
+    place.works("ranking", **line)
+    assert images(cut) == images(place / "selected")
+    if criterion == "medium":
+        assert (place / "cut.csv").read_bytes() == (place / "ranking.csv").read_bytes()
+        assert len(looked) == 11 - min(4 * after, 11)
+    else:
+        assert len(looked) == 12 - 4 * after
+    assert not list(place.root.glob(".*parts")), "and nothing is left behind"
 
 
 @pytest.mark.parametrize("after", [1, 3, 4, 7])

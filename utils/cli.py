@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import math
 import os
@@ -11,7 +12,7 @@ import signal
 import sys
 from typing import Callable
 
-from utils import log
+from utils import log, ranks
 from utils.checkpoints import Teacher, load_teacher
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, KNOWN, known
 from utils.files import LOCKS, UserError
@@ -122,6 +123,12 @@ def add_save_every(parser: Parser, what: str) -> None:
     parser.add_argument("--save-every", type=amount, default=5.0, metavar="MINUTES", help=f"how often {what} is saved")
 
 
+def add_joint(parser: Parser, what: str) -> None:
+    """What the stages take whose ranks train one network together."""
+    add_save_every(parser, what)
+    parser.add_argument("--sync-bn", action="store_true", help="under torchrun: BatchNorm over the global batch (GPUs only)")
+
+
 def refuse_single_images(parser: Parser, args: argparse.Namespace) -> None:
     if args.batch_size == 1:
         parser.error("--batch-size 1: a single image has no variance for BatchNorm; give 2 or more")
@@ -173,10 +180,19 @@ def folder_for(found: Teacher, path: str, role: str) -> ImageFolder:
     return folder
 
 
+def fail(message: object, code: int = 2) -> None:
+    """End with one line of error. Of several ranks the first one to fail says it."""
+    if ranks.first_to_fail():
+        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a stage's main; show a UserError as one line and end with exit code 2."""
     try:
-        with SIGNALS.listening(), LOCKS.releasing():
+        with SIGNALS.listening(), LOCKS.releasing(), contextlib.ExitStack() as silence:
+            if not ranks.speaks():
+                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
             main()
             sys.stdout.flush()
     except BrokenPipeError:
@@ -184,17 +200,29 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        fail(error)
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        print(f"error: {error.filename or 'writing'}: {error.strerror}; what was finished before is whole, and the same "
-              "command goes on when that is mended", file=sys.stderr)
-        sys.exit(2)
+        fail(f"{error.filename or 'writing'}: {error.strerror}; what was finished before is whole, and the same command "
+             "goes on when that is mended")
+    except RuntimeError as error:
+        if not ranks.is_loss_of_contact(error):
+            raise
+        if SIGNALS.received:  # which has ended the other ranks, too
+            sys.exit(128 + SIGNALS.received)
+        fail("another rank has ended, and this one cannot go on without it; what was saved is whole, and the same command "
+             "goes on with it")
     except (Stopped, KeyboardInterrupt) as stopped:
-        module = sys.modules["__main__"].__spec__
-        command = ["python", "-m", module.name.removesuffix(".__main__")] if module else ["python", sys.argv[0]]
-        print(f"stopped by {stopped or 'SIGINT'}; what is done is saved, and the same command goes on with it: "
-              f"{shlex.join([*command, *sys.argv[1:]])}", file=sys.stderr)
+        if ranks.speaks():
+            print(f"stopped by {stopped or 'SIGINT'}; what is done is saved, and the same command goes on with it: {_command()}",
+                  file=sys.stderr)
         sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
+
+
+def _command() -> str:
+    """What the user gave, to be given again."""
+    module = sys.modules["__main__"].__spec__
+    words = ["-m", module.name.removesuffix(".__main__")] if module else [sys.argv[0]]
+    start = ["torchrun", "..."] if ranks.launched() else ["python"]
+    return shlex.join([*start, *words, *sys.argv[1:]])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from utils.checkpoints import Teacher
 from utils.files import UserError
-from utils.images import progress
-from utils.loader import TestImages
+from utils.images import ImageFolder, progress, resize_for_test
+from utils.loader import Geometry, TestImages
 from utils.runtime import Runtime
 
 
@@ -28,23 +28,23 @@ def extractor(model: nn.Module) -> nn.Module:
 
 
 @torch.inference_mode()
-def by_class(model: nn.Module, facts: Teacher, images: TestImages, runtime: Runtime,
-             what: str) -> Iterator[tuple[int, torch.Tensor]]:
+def by_class(model: nn.Module, facts: Teacher, folder: ImageFolder, runtime: Runtime, what: str, batch_size: int = 256,
+             workers: int | None = None, geometry: Geometry = resize_for_test,
+             labels: Sequence[int] | None = None) -> Iterator[tuple[int, torch.Tensor]]:
     """(label, features (n, D) fp32 on the CPU) by `model`, one class after the other; only one is held at a time.
 
-    `facts` give the normalisation. An ImageFolder's images are in the order of their labels.
+    `facts` give the geometry and the normalisation. `labels`: which classes, all if None; a class's features do not depend
+    on it.
     """
+    images = TestImages(folder, facts.input_size, batch_size, workers, geometry, by_class=True)
     model = runtime.compiled(model, len(images))
-    held: list[torch.Tensor] = []
-    current = 0
-    with progress(total=len(images.folder), desc=what, unit="img") as bar:
-        for batch, labels in images:
-            with runtime.autocast():
-                rows = model(runtime.normalised(batch, facts.mean, facts.std)).float().flatten(1).cpu()
-            for label in labels.unique().tolist():
-                if label != current:
-                    yield current, torch.cat(held)
-                    held, current = [], label
-                held.append(rows[labels == label])
-            bar.update(len(batch))
-    yield current, torch.cat(held)
+    batches = {label: images.of_class(label) for label in (range(len(folder.classes)) if labels is None else labels)}
+    stream = images.some([number for numbers in batches.values() for number in numbers])
+    with progress(total=sum(len(folder.span(label)) for label in batches), desc=what, unit="img") as bar:
+        for label, numbers in batches.items():
+            held = []
+            for batch, _ in (next(stream) for _ in numbers):
+                with runtime.autocast():
+                    held.append(model(runtime.normalised(batch, facts.mean, facts.std)).float().flatten(1).cpu())
+                bar.update(len(batch))
+            yield label, torch.cat(held)

@@ -72,10 +72,14 @@ class _Locks:
                 self.held.clear()
 
     def hold(self, output: str | Path) -> None:
-        """Take the lock of `output`, a hidden file beside it. Raises UserError if another process has it."""
-        output = Path(output).absolute()
+        """Take the lock of `output`, a hidden file beside it. Raises UserError if another process has it.
+
+        The ranks of one run write into one output, so each has a lock of its own.
+        """
+        output, rank = Path(output).absolute(), os.environ.get("RANK", "0")
         if self.stack and output not in self.held:
-            self.stack.enter_context(_locked(output.with_name(f".{output.name}.lock"), output))
+            name = f".{output.name}.lock" if rank == "0" else f".{output.name}.rank{rank}.lock"
+            self.stack.enter_context(_locked(output.with_name(name), output))
             self.held.add(output)
 
 
@@ -158,6 +162,8 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
         raise UserError(f"{folder}: is a file; an output folder is needed")
     LOCKS.hold(folder)
     record_path = folder / record_name
+    # Looked at before the record: another rank may write that one at this very moment.
+    strangers = folder.is_dir() and any(not PARTIAL.match(entry.name) for entry in folder.iterdir())
     if record_path.exists():
         record = read_json(record_path)
         found = record.get("settings") if isinstance(record, dict) else None
@@ -169,7 +175,7 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
             raise UserError(f"{folder} holds another run ({differences(found, settings)}); choose another folder, "
                             "or give --overwrite")
         shutil.rmtree(folder)
-    elif folder.is_dir() and any(not PARTIAL.match(entry.name) for entry in folder.iterdir()):
+    elif strangers:
         raise UserError(f"{folder} is not empty and holds no run of this stage; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "finished": False}

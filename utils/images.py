@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from utils import ranks
 from utils.files import UserError, digest, replacing, sha256
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -77,8 +78,13 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def span(self, label: int) -> range:
+        """Where the images of a class stand: the labels rise."""
+        return range(bisect_left(self.labels, label), bisect_right(self.labels, label))
+
     def of_class(self, label: int) -> list[str]:
-        return self.paths[bisect_left(self.labels, label):bisect_right(self.labels, label)]  # the labels rise
+        span = self.span(label)
+        return self.paths[span.start:span.stop]
 
     def fewest(self) -> int:
         """The number of images in the smallest class."""
@@ -108,11 +114,11 @@ class ImageFolder:
                                         for path, label in zip(self.paths, self.labels)])
         return self._fingerprint
 
-    def load(self, workers: int | None = None) -> list[tuple[int, int]]:
+    def load(self, workers: int | None = None, keep: bool = True) -> list[tuple[int, int]]:
         """Decode every image once, before any long work; return the (width, height) of each.
 
-        The decoded images are kept for `read` while they fit into IN_MEMORY_BYTES together; a larger folder is
-        only checked. A second call costs nothing. Raises UserError for the first image that is damaged.
+        With `keep` the decoded images are kept for `read` while they fit into IN_MEMORY_BYTES together; a larger folder
+        is only checked. A second call costs nothing. Raises UserError for the first image that is damaged.
         """
         if self._sizes:
             return self._sizes
@@ -124,7 +130,7 @@ class ImageFolder:
             # In slices, so that an early error ends the work instead of waiting for all that is queued.
             for start in range(0, len(self), 512):
                 files = [self.root / path for path in self.paths[start:start + 512]]
-                if len(kept) == start:
+                if keep and len(kept) == start:
                     kept.extend(pool.map(read_rgb, files))
                     sizes.extend(image.size for image in kept[start:])
                 else:
@@ -151,8 +157,8 @@ def pick(n: int, most: int) -> list[int]:
 
 
 def progress(**options) -> tqdm:
-    """A tqdm bar that writes seldom where nobody watches, as into a log file."""
-    return tqdm(mininterval=0.5 if sys.stderr.isatty() else 20, maxinterval=60, **options)
+    """A tqdm bar that writes seldom where nobody watches, as into a log file; of several ranks on a terminal one has it."""
+    return tqdm(disable=not ranks.speaks(), mininterval=0.5 if sys.stderr.isatty() else 20, maxinterval=60, **options)
 
 
 def _names(prefix: str, names: set[str]) -> str:

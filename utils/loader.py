@@ -10,8 +10,12 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from utils import ranks
 from utils.images import IN_MEMORY_BYTES, ImageFolder, resize_for_test, to_batch
 from utils.runtime import generator, seeded
+
+
+Geometry = Callable[[int], Callable[[Image.Image], Image.Image]]  # input size -> (image -> image of that size)
 
 
 class Batches(Dataset):
@@ -34,57 +38,77 @@ class Batches(Dataset):
         return batch, self.labels[torch.as_tensor(indices)]
 
     def stream(self, batch_size: int, epochs: int, *names: object, start: int = 0) -> Iterator[tuple[torch.Tensor, ...]]:
-        """`epochs` passes, each in a random order of its own: uint8 (B, 3, S, S) and labels (B,), B images at most.
+        """`epochs` passes, each in a random order of its own, but for the first `start` batches; of each this rank's share.
 
-        The first `start` batches are left out. A pass has `steps` batches: a last batch of a single image is left out, BatchNorm has no variance for it. One
-        stream for all passes, so that workers start once and read on from one pass to the next.
+        uint8 (B, 3, S, S) and labels (B,). One stream for all passes, so that workers start once and read on from one
+        pass to the next.
         """
-        return self.batches(Keys(len(self.folder), batch_size, range(epochs), self.steps(batch_size), names, start))
+        return self.batches(ranks.shares(self.passes(batch_size, epochs).keys(names, start)))
 
     def batches(self, keys: Iterable) -> Iterator[tuple[torch.Tensor, ...]]:
         """The batches of `keys`, in their order, read ahead by the workers."""
         return iter(_load(self, keys, self.workers))
 
-    def images(self, steps: int, batch_size: int) -> int:
-        """How many images the first `steps` batches of a stream show."""
-        whole, rest = divmod(steps, self.steps(batch_size))
-        return whole * len(self.folder) + rest * batch_size
-
-    def steps(self, batch_size: int) -> int:
-        whole, rest = divmod(len(self.folder), batch_size)
-        return whole + (rest > 1 or whole == 0)
+    def passes(self, batch_size: int, epochs: int) -> "Passes":
+        return Passes(len(self.folder), batch_size, epochs)
 
 
 @dataclass(frozen=True)
-class Keys:
-    """The keys of a stream, made as they are needed."""
+class Passes:
+    """`epochs` passes over `images` in batches, counted over all passes from 0.
+
+    A last batch of a single image is left out, BatchNorm has no variance for it.
+    """
 
     images: int
     batch_size: int
-    epochs: range
-    steps: int
-    names: tuple
-    start: int = 0  # so many batches are left out
+    epochs: int
 
-    def __iter__(self) -> Iterator[tuple[tuple, list[int]]]:
-        whole, rest = divmod(self.start, self.steps)
-        for epoch in self.epochs[whole:]:
-            order = torch.randperm(self.images, generator=generator(*self.names, epoch)).split(self.batch_size)
-            for step in range(rest if epoch == self.epochs[whole] else 0, self.steps):
-                yield (*self.names, epoch, step), order[step].tolist()
+    @property
+    def steps(self) -> int:
+        """Batches of one pass."""
+        whole, rest = divmod(self.images, self.batch_size)
+        return whole + (rest > 1 or whole == 0)
+
+    def size(self, number: int) -> int:
+        """How many images batch `number` has."""
+        return min(self.batch_size, self.images - number % self.steps * self.batch_size)
+
+    def shown(self, number: int) -> int:
+        """How many images the batches before batch `number` have."""
+        whole, rest = divmod(number, self.steps)
+        return whole * self.shown_in_pass + rest * self.batch_size
+
+    @property
+    def shown_in_pass(self) -> int:
+        return min(self.images, self.steps * self.batch_size)
+
+    def keys(self, names: tuple, start: int = 0, epochs: range | None = None) -> Iterator[tuple[tuple, list[int]]]:
+        """(stream name, indices) of each batch, made as they are needed; but for the first `start` of these `epochs`."""
+        epochs = range(self.epochs) if epochs is None else epochs
+        whole, rest = divmod(start, self.steps)
+        for epoch in epochs[whole:]:
+            order = torch.randperm(self.images, generator=generator(*names, epoch)).split(self.batch_size)
+            for step in range(rest if epoch == epochs[whole] else 0, self.steps):
+                yield (*names, epoch, step), order[step].tolist()
 
 
 class TestImages(Dataset):
-    """An ImageFolder in the test geometry, or another, and in order; made once where memory allows."""
+    """An ImageFolder in the test geometry, or another, and in order; made once where memory allows.
+
+    Ranks that work together have every world-size-th batch each.
+    """
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
 
     def __init__(self, folder: ImageFolder, size: int, batch_size: int = 256, workers: int | None = None,
-                 geometry: Callable[[int], Callable[[Image.Image], Image.Image]] = resize_for_test):
+                 geometry: Geometry = resize_for_test, by_class: bool = False):
+        """`by_class`: no batch holds images of two classes."""
         self.folder, self.geometry = folder, geometry(size)
         self.labels = torch.tensor(folder.labels)
-        starts = range(0, len(folder), batch_size)
-        self._keys = [range(start, min(start + batch_size, len(folder))) for start in starts]
+        spans = [folder.span(label) for label in range(len(folder.classes))] if by_class else [range(len(folder))]
+        self._keys = [span[start:start + batch_size] for span in spans
+                      for start in range(0, len(span), batch_size)][ranks.rank()::ranks.world()]
         self._workers = _workers(folder, workers)
         self._fits = len(folder) * 3 * size * size <= IN_MEMORY_BYTES
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -97,9 +121,14 @@ class TestImages(Dataset):
         images = to_batch([self.geometry(self.folder.read(index)) for index in indices])
         return images, self.labels[indices.start:indices.stop]
 
-    def rest(self, start: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches but for the first `start`, read once."""
-        return iter(_load(self, self._keys[start:], self._workers))
+    def some(self, numbers: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of these numbers, in their order, read once and not kept."""
+        return iter(_load(self, [self._keys[number] for number in numbers], self._workers))
+
+    def of_class(self, label: int) -> list[int]:
+        """The numbers of a class's batches, where they are by class."""
+        span = self.folder.span(label)
+        return [number for number, key in enumerate(self._keys) if key[0] in span]
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """uint8 (B, 3, S, S) and labels (B,)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from utils import ranks
 from utils.files import UserError
 
 KINDS = ("tensorboard", "wandb")
@@ -63,6 +64,6 @@ def check(kind: str | None) -> None:
 
 def start(kind: str | None, folder: str | Path, name: str, settings: dict[str, Any]) -> Log:
     """The curves of one model, under `folder`. Raises UserError where wandb cannot start."""
-    if kind is None:
+    if kind is None or ranks.rank():
         return Log()
     return (_TensorBoard if kind == "tensorboard" else _WandB)(Path(folder), name, settings)

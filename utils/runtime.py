@@ -197,11 +197,3 @@ def seeded(*names: object) -> Iterator[None]:
 def versions() -> dict[str, str]:
     found = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
     return {"python": platform.python_version(), **found}
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's place under torchrun; (0, 1) without it. Raises UserError for impossible values."""
-    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
-    if not (rank.isdigit() and world.isdigit() and int(rank) < int(world)):
-        raise UserError(f"RANK={rank} with WORLD_SIZE={world}: the rank must be a number from 0 to WORLD_SIZE - 1")
-    return int(rank), int(world)

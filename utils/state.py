@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 
+from utils import ranks
 from utils.files import digest, replacing
 
 GRACE = 8  # seconds that a signal waits for the end of a step, which may be compiling
@@ -82,8 +83,8 @@ class State:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return None
-        known, payload = content[:64], content[65:]
-        if hashlib.sha256(payload).hexdigest().encode() != known:
+        payload = content[65:]
+        if content[:65] != _seal(payload):
             print(f"{self.path}: damaged, and not used; this piece of work starts again")
             return None
         saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
@@ -105,16 +106,19 @@ class State:
         torch.save({"identity": self.identity, "seconds": self.seconds, "content": content}, buffer)
         payload = buffer.getvalue()
         with replacing(self.path) as temporary:
-            temporary.write_bytes(hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload)
+            temporary.write_bytes(_seal(payload) + payload)
         self.written = time.monotonic()
 
     def keep(self, content: Callable[[], dict[str, Any]]) -> None:
         """To be called after each step: saves `content()` when it is time. Raises Stopped, after saving, at a signal."""
-        if SIGNALS.received:
+        asked, late = self._agreed(SIGNALS.received, time.monotonic() - self.written > self.every)
+        if asked or late:
             self.save(content())
-            SIGNALS.end()
-        if time.monotonic() - self.written > self.every:
-            self.save(content())
+        if asked:
+            raise Stopped(asked)
+
+    def _agreed(self, *values: int) -> list[int]:
+        return list(values)
 
     def __enter__(self) -> "State":
         SIGNALS.waiting = True
@@ -123,8 +127,32 @@ class State:
     def __exit__(self, kind: type | None, *_: object) -> None:
         SIGNALS.waiting = False
         if kind is None:
-            self.path.unlink(missing_ok=True)
+            self.remove()
             SIGNALS.end()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+class JointState(State):
+    """The state of work that all ranks do together: they save and stop after the same step, and rank 0 writes."""
+
+    def save(self, content: dict[str, Any]) -> None:
+        if ranks.rank() == 0:
+            super().save(content)
+        self.written = time.monotonic()
+
+    def remove(self) -> None:
+        if ranks.rank() == 0:  # which has written the result by now
+            super().remove()
+
+    def _agreed(self, *values: int) -> list[int]:
+        return ranks.highest(*values)
+
+
+def _seal(payload: bytes) -> bytes:
+    """What stands before a payload and says that it is whole."""
+    return hashlib.sha256(payload).hexdigest().encode() + b"\n"
 
 
 def snapshot(parts: dict[str, Any]) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from torch import nn
 
-from utils import cli, log, models
+from utils import cli, log, models, ranks
 from utils.checkpoints import Teacher
 from utils.files import LOCKS, UserError, check_output
 from utils.images import ImageFolder
 from utils.loader import TestImages
 from utils.runtime import Runtime, seeded, versions
-from utils.state import State
+from utils.state import JointState
 from validate import augment, labels
 from validate.protocols import PROTOCOLS, Protocol, named, resolve
 from validate.results import Run, summary
@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--ipc", type=cli.positive, help="take the first so many images of each class; all if left out")
     parser.add_argument("--evaluations", type=cli.positive, default=3, help="on the test set, evenly over the epochs")
     cli.add_log(parser, "OUTPUT_DIR/logs")
-    cli.add_save_every(parser, "the student in training")
+    cli.add_joint(parser, "the student in training")
     add_protocol(parser)
     group = parser.add_argument_group("soft labels on disk")
     group.add_argument("--save-labels", metavar="DIR", help="store what the teacher says of every view, and train on that")
@@ -93,7 +93,12 @@ def check(parser: cli.Parser, args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse()
-    runtime = cli.runtime(args)
+    with ranks.joined((runtime := cli.runtime(args)).device):
+        validate(args, runtime)
+
+
+def validate(args: argparse.Namespace, runtime: Runtime) -> None:
+    """Measure each student on each set under each protocol; all ranks together."""
     stored = [labels.Labels(args.load_labels, seed) for seed in seeds_of(args)] if args.load_labels else []
     facts = stored[0].facts(args.input_size, args.mean, args.std) if stored else teacher_or_facts(args)
     sets = [cli.folder_for(facts, path, "--syn-dir") for path in args.syn_dir]
@@ -146,7 +151,8 @@ def measure(args: argparse.Namespace, run: Run, protocol: Protocol, folder: Imag
             student = student_of(args, arch, facts)
         name = f"{run.path.stem}_seed{seed}"
         with closing(log.start(args.log, Path(args.output_dir) / "logs", name, run.settings)) as curves, \
-                State(run.path.with_name(f".{name}.state"), {**run.settings, "seed": seed}, args.save_every) as state:
+                JointState(run.path.with_name(f".{name}.state"), {**run.settings, "seed": seed}, args.save_every) as state:
+            student = ranks.synchronised(student, runtime.device) if args.sync_bn else student
             result = train(runtime.place(student), source, stream, test, f"{arch} seed {seed}", curves, state)
             run.add(result, arguments=vars(args), versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
     results = [run.results[seed] for seed in seeds_of(args)]

@@ -74,8 +74,8 @@ def main() -> None:
     model = runtime.frozen(features.extractor(network.model))
     rows = []
     for method, folder in zip(args.method, folders):
-        images = TestImages(folder, network.input_size, args.batch_size, args.workers, resize_whole)
-        for label, found in features.by_class(model, network, images, runtime, method):
+        for label, found in features.by_class(model, network, folder, runtime, method, args.batch_size, args.workers,
+                                              resize_whole):
             rows.append([method, classes[label], len(found), similarity(found), network.arch, str(folder.root)])
     table = pd.DataFrame(rows, columns=COLUMNS)
     with replacing(Path(args.output_dir) / "diversity.csv") as temporary:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save as serialised
 from torch import nn
 from tqdm import tqdm
 
+from utils import ranks
 from utils.checkpoints import Teacher
 from utils.files import UserError, claim, differences, read_json, replacing, sha256, write_json
 from utils.images import progress
@@ -44,40 +45,50 @@ def identity(stream: Stream, **more: object) -> dict:
 
 
 def save(root: str | Path, stream: Stream, teacher: nn.Module, facts: Teacher, top_k: int | None, overwrite: bool) -> None:
-    """Let `teacher` label every step of `stream`; shards that are there already stay.
+    """Let `teacher` label every step of `stream`; shards that are there already stay. Ranks have every world-size-th shard.
 
     Raises UserError if the folder holds other labels.
     """
     folder, kept = folder_of(root, stream.seed), min(top_k or stream.num_classes, stream.num_classes)
     settings = identity(stream, teacher=facts.sha256, kept=kept, precision=stream.runtime.precision)
     record = claim(folder, "index.json", settings, overwrite)
+    ranks.wait()  # until all have seen whether there is work
     if record.get("finished"):
         return
     images, epochs = len(stream.views.folder), stream.protocol.epochs
     width = max(1, min(epochs, SHARD_BYTES // (images * (8 + 4 * kept))))
     label = teacher_labels(teacher, stream)
-    shards = []
-    with progress(total=epochs * images, desc=f"soft labels seed {stream.seed}", unit="img") as bar:
-        for number, start in enumerate(range(0, epochs, width)):
-            span = range(start, min(start + width, epochs))
-            path, note = folder / f"{number:05d}.safetensors", folder / f"{number:05d}.json"
+    spans = [range(start, min(start + width, epochs)) for start in range(0, epochs, width)]
+    notes = [folder / f"{number:05d}.json" for number in range(len(spans))]
+    own = list(zip(spans, notes))[ranks.rank()::ranks.world()]
+    with progress(total=sum(len(span) for span, _ in own) * images, desc=f"soft labels seed {stream.seed}", unit="img") as bar:
+        for span, note in own:
+            path = note.with_suffix(".safetensors")
             if not (note.exists() and path.exists() and read_json(note)["sha256"] == sha256(path)):
                 _save_shard(path, stream, span, label, kept, bar)
                 write_json(note, {"file": path.name, "epochs": [span.start, span.stop], "sha256": sha256(path)})
-            shards.append(read_json(note))
+    ranks.wait()
+    if ranks.rank() == 0:
+        _finish(folder, notes, settings, stream, facts, epochs * images)
+    ranks.wait()
+
+
+def _finish(folder: Path, notes: list[Path], settings: dict, stream: Stream, facts: Teacher, views: int) -> None:
+    """Fold the notes of all shards into the index."""
+    shards = [read_json(note) for note in notes]
     size = sum((folder / shard["file"]).stat().st_size for shard in shards)
     names = {name: getattr(facts, name) for name in ("arch", "stem", "num_classes")}
     write_json(folder / "index.json", {"settings": settings, "finished": True, "bytes": size, **names,
                                        "classes": stream.views.folder.classes, "shards": shards})
-    for note in folder.glob("0*.json"):
+    for note in notes:
         note.unlink()
-    print(f"validate: soft labels in {folder}: {size:,} bytes, {size / (epochs * images):.1f} a view, "
-          f"{kept} of {stream.num_classes} classes kept")
+    print(f"validate: soft labels in {folder}: {size:,} bytes, {size / views:.1f} a view, "
+          f"{settings['kept']} of {stream.num_classes} classes kept")
 
 
 def _save_shard(path: Path, stream: Stream, epochs: range, label: Callable, kept: int, bar: tqdm) -> None:
     orders, views, sizes, mixes, values, classes = [], [], [], [], [], []
-    for step in stream.draw(epochs):
+    for step in stream.draw(epochs, shared=False):
         probabilities = label(step.images)
         if kept < stream.num_classes:
             probabilities, indices = probabilities.topk(kept)
@@ -145,9 +156,12 @@ class Labels:
                 raise UserError(f"{path}: missing or damaged; run the command with --save-labels again")
 
     def labelled(self, stream: Stream, start: int = 0) -> Iterator[tuple[Step, torch.Tensor]]:
-        """All batches from `start` on, shown as they were to the teacher, with its probabilities (B, classes), fp32."""
+        """All batches from `start` on, shown as they were to the teacher, with its probabilities (B, classes), fp32.
+
+        A rank makes the whole batch, because images were mixed with their neighbours, and takes its share of it.
+        """
         for file, epochs, _ in self.shards:
-            first, start = start, max(start - len(epochs) * stream.steps, 0)
+            first, start = start, max(start - len(epochs) * stream.passes.steps, 0)
             if start:
                 continue  # all of this shard was seen
             try:
@@ -163,7 +177,7 @@ class Labels:
             for step, span in zip(steps, spans):
                 kept = tensors["classes"][span].long() if "classes" in tensors else None
                 target = spread(tensors["values"][span].float(), kept, stream.num_classes)
-                yield step, target.to(stream.runtime.device, non_blocking=True)
+                yield step.of(own := ranks.share(range(len(target)))), target[own].to(stream.runtime.device, non_blocking=True)
 
 
 def spread(values: torch.Tensor, classes: torch.Tensor | None, num_classes: int) -> torch.Tensor:

@@ -8,6 +8,7 @@ import statistics
 from dataclasses import asdict
 from pathlib import Path
 
+from utils import ranks
 from utils.files import UserError, digest, read_json, replacing, write_json
 from validate.train import Result
 
@@ -30,12 +31,14 @@ class Run:
             self.results = {entry["seed"]: Result(**entry) for entry in stored}
         except (TypeError, KeyError):
             raise UserError(f"{self.path}: is not a result of this stage; remove it to measure anew") from None
-        for result in self.results.values():
+        for result in self.results.values() if ranks.rank() == 0 else ():
             self._add_row(result)  # lost if the process died between the two files
 
     def add(self, result: Result, **more: object) -> None:
         """Store a finished seed: the JSON first, then its row."""
         self.results[result.seed] = result
+        if ranks.rank():
+            return  # rank 0 writes for all
         ordered = [self.results[seed] for seed in sorted(self.results)]
         write_json(self.path, {**self.facts, **more, **summary(ordered), "settings": self.settings,
                                "seeds": [asdict(entry) for entry in ordered]})

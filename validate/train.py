@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
-from utils.evaluate import accuracy
-from utils.files import UserError
-from utils.images import progress
-from utils.loader import Keys, TestImages
+from utils import ranks
+from utils.loader import Passes, TestImages
 from utils.log import Log
 from utils.runtime import Runtime, seeded
-from utils.state import NoState, State, snapshot
+from utils.state import NoState, State
+from utils.training import Training
 from validate import augment
 from validate.augment import Views
 from validate.protocols import Protocol
@@ -44,6 +43,10 @@ class Step:
     views: torch.Tensor  # (B, 5) as Augmentation.draw has them
     mix: torch.Tensor  # (5,) as draw_mix has it
 
+    def of(self, own: list[int]) -> "Step":
+        """Some of its images."""
+        return Step(self.images[own], self.shares[own], self.order[own], self.views[own], self.mix)
+
 
 @dataclass(frozen=True)
 class Stream:
@@ -58,18 +61,19 @@ class Stream:
     std: tuple
 
     @property
-    def steps(self) -> int:
-        """Of one epoch."""
-        return self.views.steps(self.protocol.batch_size)
+    def passes(self) -> Passes:
+        return self.views.passes(self.protocol.batch_size, self.protocol.epochs)
 
-    def keys(self, epochs: range, start: int = 0) -> Keys:
-        return Keys(len(self.views.folder), self.protocol.batch_size, epochs, self.steps, (self.seed, "student"), start)
+    def keys(self, epochs: range, start: int = 0) -> Iterator[tuple[tuple, list[int]]]:
+        return self.passes.keys((self.seed, "student"), start, epochs)
 
-    def draw(self, epochs: range, start: int = 0) -> Iterator[Step]:
-        """The batches of these epochs, freshly drawn, but for the first `start`."""
-        batches = self.views.batches(self.keys(epochs, start))
+    def draw(self, epochs: range, start: int = 0, shared: bool = True) -> Iterator[Step]:
+        """The batches of these epochs, freshly drawn, but for the first `start`; `shared`: of each this rank's share."""
+        steps, own = self.passes.steps, ("rank", ranks.rank()) if shared and ranks.world() > 1 else ()
+        keys = self.keys(epochs, start)
+        batches = self.views.batches(ranks.shares(keys) if shared else keys)
         for number, (images, labels, order, views) in enumerate(batches, start):
-            with seeded(self.seed, "mix", epochs[number // self.steps], number % self.steps):
+            with seeded(self.seed, "mix", epochs[number // steps], number % steps, *own):
                 mix = augment.draw_mix(self.protocol.mix, len(images), images.shape[-1])
             yield self._step(images, labels, order, views, mix)
 
@@ -87,7 +91,7 @@ class Stream:
 
 def teacher_labels(teacher: nn.Module, stream: Stream) -> Callable[[torch.Tensor], torch.Tensor]:
     """Mixed images (B, 3, S, S) -> softmax(teacher / T) (B, classes), fp32."""
-    label = stream.runtime.compiled(teacher, stream.protocol.epochs * stream.steps)
+    label = stream.runtime.compiled(teacher, stream.protocol.epochs * stream.passes.steps)
 
     def probabilities(images: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), stream.runtime.autocast():
@@ -108,73 +112,32 @@ def learning_rate(epoch: int, epochs: int, schedule: str = "half-cosine") -> flo
     return 0.5 * (1 + math.cos(math.pi * epoch / (epochs if schedule == "cosine" else 2 * epochs)))
 
 
-def evaluated_epochs(epochs: int, evaluations: int) -> set[int]:
-    """Which epochs, counted from 1, are measured on the test set: evenly spread, the last one among them."""
-    return {round(epochs * k / evaluations) for k in range(1, evaluations + 1)} - {0}
-
-
-def train(student: nn.Module, source: Callable[[int], Iterator[tuple[Step, torch.Tensor]]], stream: Stream, test: TestImages,
-          name: str, log: Log = Log(), state: State | None = None) -> Result:
+def train(student: nn.Module, source: Callable[[int], Iterator[tuple[Step, torch.Tensor]]], stream: Stream,
+          test: TestImages | None, name: str, log: Log = Log(), state: State | None = None) -> Result:
     """Train `student` in place from where `state` has it, on the batches that `source` gives from a step on; measure it.
 
     Raises UserError on a bad loss.
     """
     state = state or NoState()
-    protocol, runtime, steps = stream.protocol, stream.runtime, stream.steps
-    decayed = [p for p in student.parameters() if p.ndim > 1]
-    plain = [p for p in student.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": protocol.weight_decay},
-                                   {"params": plain, "weight_decay": 0.0}], protocol.lr, betas=(0.9, 0.999), fused=True)
+    protocol = stream.protocol
+    optimizer = torch.optim.AdamW([{"params": [p for p in student.parameters() if p.ndim > 1],
+                                    "weight_decay": protocol.weight_decay},
+                                   {"params": [p for p in student.parameters() if p.ndim <= 1], "weight_decay": 0.0}],
+                                  protocol.lr, betas=(0.9, 0.999), fused=True)
+    steps = stream.passes.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda epoch: learning_rate(epoch, protocol.epochs, protocol.lr_schedule))
-    scaler = runtime.grad_scaler()
-    forward = runtime.compiled(student, protocol.epochs * steps)
-    measured = evaluated_epochs(protocol.epochs, protocol.evaluations)
-    parts = {"student": student, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    saved = state.restore(parts) or {"number": 0, "total": 0.0, "result": asdict(Result(stream.seed, 0.0, 0.0, 0.0, 0.0))}
-    result, total = Result(**saved["result"]), torch.tensor(saved["total"], device=runtime.device)
-    student.train()
+        optimizer, lambda step: learning_rate(step // steps, protocol.epochs, protocol.lr_schedule))
 
-    def mean_loss(count: int) -> float:
-        value = total.item() / count
-        if not math.isfinite(value):
-            raise UserError(f"loss is {value} in epoch {epoch + 1} of seed {stream.seed}; try a smaller --lr than {protocol.lr}")
-        return value
+    def losses(forward: Callable, batch: tuple[Step, torch.Tensor]) -> torch.Tensor:
+        return _losses(forward(batch[0].images), batch[1], protocol)
 
-    with progress(total=protocol.epochs * len(stream.views.folder), desc=name, unit="img",
-                  initial=stream.views.images(saved["number"], protocol.batch_size)) as bar:
-        for number, (step, target) in enumerate(source(saved["number"]), start=saved["number"]):
-            epoch, count = number // steps, number % steps + 1
-            if count == 1:
-                total = torch.zeros((), device=runtime.device)
-            with runtime.autocast():
-                loss = _loss(forward(step.images), target, protocol)
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            total += loss.detach()
-            bar.update(len(step.images))
-            if count == steps:
-                entry = {"epoch": epoch + 1, "loss": mean_loss(steps)}
-                if epoch + 1 in measured:
-                    result.top1, result.top5 = accuracy(student, test, runtime, stream.mean, stream.std)
-                    result.best_top1 = max(result.best_top1, result.top1)
-                    entry["top1"] = result.top1
-                    student.train()
-                log.add(epoch + 1, **entry, lr=schedule.get_last_lr()[0])
-                schedule.step()
-                result.curve.append(entry)
-                bar.set_postfix_str(f"epoch {epoch + 1}/{protocol.epochs}, loss {entry['loss']:.4f}"
-                                    f"{f', top-1 {result.top1:.2f}' if result.top1 else ''}", refresh=False)
-            state.keep(lambda: {**snapshot(parts), "number": number + 1, "total": mean_loss(count) * count,
-                                "result": asdict(result)})
-    result.seconds = round(state.seconds, 1)
-    return result
+    training = Training(name, stream.passes, stream.runtime, stream.mean, stream.std, protocol.evaluations)
+    course = training.run(student, optimizer, schedule, source, losses, test, log, state)
+    return Result(stream.seed, course.top1, course.best_top1, course.top5, round(state.seconds, 1), course.curve)
 
 
-def _loss(logits: torch.Tensor, target: torch.Tensor, protocol: Protocol) -> torch.Tensor:
-    """fp32. Soft: KL(student / T, teacher / T), batch mean. Hard: cross-entropy to the mixed classes' shares."""
+def _losses(logits: torch.Tensor, target: torch.Tensor, protocol: Protocol) -> torch.Tensor:
+    """(B,) fp32. Soft: KL(student / T, teacher / T). Hard: cross-entropy to the mixed classes' shares."""
     if protocol.labels == "hard":
-        return cross_entropy(logits.float(), target)
-    return kl_div(log_softmax(logits.float() / protocol.temperature, 1), target, reduction="batchmean")
+        return cross_entropy(logits.float(), target, reduction="none")
+    return kl_div(log_softmax(logits.float() / protocol.temperature, 1), target, reduction="none").sum(1)
