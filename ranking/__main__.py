@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 from ranking import score, select
 from ranking.coreset import CORESETS
 from ranking.parts import Parts
-from utils import cli, features
+from utils import cli, features, memory
 from utils.checkpoints import Teacher
 from utils.files import LOCKS, check_output, claim, digest, read_json, sha256, write_json
 from utils.images import ImageFolder
@@ -28,8 +29,7 @@ def parse() -> argparse.Namespace:
                         help="by the scores, or herding and k-center by the teacher's features")
     parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
     cli.add_teacher(parser)
-    cli.add_common(parser)
-    parser.set_defaults(batch_size=256)
+    cli.add_common(parser, "images per batch; 256 if left out")
     args = parser.parse_args()
     if not args.ranking_file and not args.output_dir:
         parser.error("nothing to do: give --ranking-file, --output-dir or both")
@@ -97,7 +97,8 @@ def scores(args: argparse.Namespace, folder: ImageFolder) -> tuple[pd.DataFrame 
     runtime, teacher, folder = prepared(args)
     check(args, folder, teacher, runtime)
     parts = Parts(args.ranking_file or args.output_dir, identity(args, folder, teacher, runtime))
-    table = score.score(teacher, folder, runtime, args.batch_size, args.workers, parts)
+    with memory.guarded(args.batch_size):
+        table = score.score(teacher, folder, runtime, args.batch_size, args.workers, parts)
     if table is None:
         print(f"ranking: rank {rank} of {world} has done its parts; the scores follow when all ranks have")
         return None, None
@@ -124,9 +125,10 @@ def coresets(args: argparse.Namespace) -> tuple[dict[str, list[str]] | None, Par
     parts = Parts(args.output_dir, wanted)
     choose = CORESETS[args.criterion]
     model = runtime.frozen(features.extractor(teacher.model))
-    for label, rows in features.by_class(model, teacher, folder, runtime, "features", args.batch_size, args.workers,
-                                         labels=parts.missing(len(folder.classes))):
-        parts.save(label, {"chosen": choose(rows, args.ipc)})
+    with memory.guarded(args.batch_size):
+        for label, rows in features.by_class(model, teacher, folder, runtime, "features", args.batch_size, args.workers,
+                                             labels=parts.missing(len(folder.classes))):
+            parts.save(label, {"chosen": choose(rows, args.ipc)})
     found = parts.all(len(folder.classes))
     if found is None:
         print(f"ranking: rank {rank} of {world} has done its classes; the selection follows when all ranks have")
@@ -147,6 +149,11 @@ def prepared(args: argparse.Namespace) -> tuple[Runtime, Teacher, ImageFolder]:
     runtime = cli.runtime(args)
     teacher = cli.teacher(args, args.train_dir, "--train-dir")
     folder = cli.folder_for(teacher, args.train_dir, "--train-dir")
+
+    def trial(images: int) -> None:
+        memory.evaluation(runtime.frozen(copy.deepcopy(teacher.model)), images, teacher.input_size, runtime)
+
+    args.batch_size = memory.fitting(args.batch_size, 256, 1, args.ranking_file or args.output_dir, trial)
     return runtime, teacher, folder
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -14,7 +16,7 @@ import torch
 from recover import schedule, sheet
 from recover.engine import Recovery, Settings, make_objective
 from recover.units import Store, Unit, split
-from utils import cli
+from utils import cli, memory
 from utils.checkpoints import Teacher
 from utils.files import UserError, check_output
 from utils.images import ImageFolder, progress, resize_whole, to_batch
@@ -45,8 +47,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--image-format", choices=("png", "jpg"), default="png", help="png is lossless; jpg has quality 95")
     cli.add_save_every(parser, "the unit that is being optimised")
     cli.add_teacher(parser)
-    cli.add_common(parser, "images optimised together")
-    parser.set_defaults(batch_size=100)
+    cli.add_common(parser, "images optimised together; 100 if left out")
     args = parser.parse_args()
     if args.init == "images" and not args.init_dir:
         parser.error("--init-dir is needed unless --init noise is given")
@@ -66,9 +67,12 @@ def main() -> None:
     teacher = cli.teacher(args, args.init_dir, "--init-dir")
     classes, folder = starting_images(args, teacher)
     ipc = args.ipc or (len(folder) // len(classes) if folder else 10)
-    units = split(len(classes), ipc, args.batch_size, args.batch_by)
     round_of = schedule.round_of_ranks(ipc, rounds)
     settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
+    least = ipc if args.batch_by == "class" else 1
+    args.batch_size = memory.fitting(args.batch_size, max(100, least), least, args.syn_dir,
+                                     partial(trial, teacher, settings, runtime))
+    units = split(len(classes), ipc, args.batch_size, args.batch_by)
 
     members = [(label, index) for label in range(len(classes)) for index in range(ipc)]
     sources = {member: folder.root / path for member, path in zip(members, folder.paths)} if folder else {}
@@ -88,7 +92,8 @@ def main() -> None:
               f"iterations, {len(todo)} of {len(units)} units to do, {teacher.arch} {teacher.input_size} px, {runtime}")
         # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
         objective = make_objective(teacher.model, settings, runtime, args.iterations * len(units))
-        synthesise(todo, store, objective, settings, folder, teacher, args.seed, runtime, args.save_every)
+        with memory.guarded(args.batch_size, least):
+            synthesise(todo, store, objective, settings, folder, teacher, args.seed, runtime, args.save_every)
 
     seconds = round(time.monotonic() - started, 1)
     if store.complete(units, arguments=vars(args), versions=versions(), teacher_sha256=teacher.sha256,
@@ -122,6 +127,14 @@ def synthesise(todo: list[Unit], store: Store, objective: Callable, settings: Se
             with State(store.state_path(unit), {**store.settings, "unit": unit.number}, save_every) as state:
                 pixels = to_pixels(recovery.run(report, state), teacher)
                 store.save(unit, pixels, seconds=round(state.seconds, 2))
+
+
+def trial(teacher: Teacher, settings: Settings, runtime: Runtime, images: int) -> None:
+    """One step of a unit of so many images, all of them active."""
+    pixels = torch.zeros(images, 3, teacher.input_size, teacher.input_size)
+    objective = make_objective(copy.deepcopy(teacher.model), settings, replace(runtime, compile="off"), 1)
+    Recovery(pixels, torch.zeros(images, dtype=torch.long), [0] * images, replace(settings, iterations=1), objective,
+             bounds(teacher), runtime, "trial").step().item()
 
 
 def starting_images(args: argparse.Namespace, teacher: Teacher) -> tuple[list[str], ImageFolder | None]:

@@ -40,6 +40,7 @@ class Recovery:
                  objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], bounds: tuple[torch.Tensor, torch.Tensor],
                  runtime: Runtime, *stream: object):
         self.settings, self.objective, self.runtime = settings, objective, runtime
+        self.name = stream[-1]  # of the unit
         self.size = images.shape[-1]
         self.bounds = tuple(bound.to(runtime.device).view(3, 1, 1) for bound in bounds)
         start_of = torch.tensor(starts)
@@ -104,7 +105,7 @@ class Recovery:
     def _finite(self, loss: torch.Tensor) -> float:
         value = loss.item()
         if not math.isfinite(value):
-            raise UserError(f"loss is {value} at iteration {self.iteration}; nothing of this unit was saved; "
+            raise UserError(f"loss is {value} at iteration {self.iteration} of unit {self.name}; nothing of it was saved; "
                             f"try a smaller --lr than {self.settings.lr} or --precision fp32")
         return value
 

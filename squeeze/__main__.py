@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from squeeze.train import Recipe, augmentation, train
-from utils import checkpoints, cli, log, models, ranks
+from utils import checkpoints, cli, log, memory, models, ranks
 from utils.datasets import known
 from utils.files import LOCKS, UserError, check_output, differences, digest
 from utils.images import ImageFolder
@@ -36,8 +36,7 @@ def parse() -> argparse.Namespace:
                         "best one's network is kept beside --output, as NAME_best.pth")
     cli.add_log(parser, "the folder logs beside --output")
     cli.add_joint(parser, "the training")
-    cli.add_common(parser)
-    parser.set_defaults(batch_size=128)
+    cli.add_common(parser, "images per step, of all ranks together; 128 if left out")
     args = parser.parse_args()
     cli.refuse_single_images(parser, args)
     log.check(args.log)
@@ -58,7 +57,12 @@ def squeeze(args: argparse.Namespace, runtime: Runtime) -> None:
     folder = ImageFolder(args.train_dir, "--train-dir")
     test_folder = ImageFolder(args.val_dir, "--val-dir", folder.classes, "--train-dir")
 
-    recipe = Recipe(epochs, args.batch_size, args.lr, args.lr_schedule, args.momentum, args.weight_decay,
+    def trial(images: int) -> None:
+        size, stem, _, _ = cli.geometry(args, folder)
+        memory.training_step(models.build(args.arch, len(folder.classes), size, stem), images, size, runtime)
+
+    batch_size = memory.fitting(args.batch_size, 128, 2, args.output, trial)
+    recipe = Recipe(epochs, batch_size, args.lr, args.lr_schedule, args.momentum, args.weight_decay,
                     args.label_smoothing, args.crop_padding, args.evaluations, args.seed)
     settings = {**vars(recipe), "arch": args.arch, "images": digest(folder.paths), "dataset": args.dataset,
                 "input_size": args.input_size, "stem": args.stem, "mean": args.mean, "std": args.std,
@@ -89,7 +93,8 @@ def squeeze(args: argparse.Namespace, runtime: Runtime) -> None:
                                  top1=round(course.top1, 2), top5=round(course.top5, 2), epochs=epochs,
                                  seconds=round(state.seconds, 1), settings=settings, versions=versions())
 
-        course = train(model, batches, recipe, runtime, mean, std, test, curves, state, partial(save, best))
+        with memory.guarded(batch_size, 2):
+            course = train(model, batches, recipe, runtime, mean, std, test, curves, state, partial(save, best))
         save(output, course)
     print(f"squeeze: top-1 {course.top1:.2f} % (top-5 {course.top5:.2f} %) on {len(test_folder):,} test images; "
           f"{state.seconds:.0f} s, peak memory {runtime.peak_memory_mb():.0f} MB; teacher: {args.output} "

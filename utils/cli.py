@@ -12,7 +12,7 @@ import signal
 import sys
 from typing import Callable
 
-from utils import log, ranks
+from utils import log, memory, ranks
 from utils.checkpoints import Teacher, load_teacher
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, KNOWN, known
 from utils.files import LOCKS, UserError
@@ -23,7 +23,8 @@ from utils.state import SIGNALS, Stopped
 
 
 # What a disk or its rights do to a correct program.
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+                  errno.ENOENT, errno.ENOTDIR)
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +42,10 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
     return int(text)
+
+
+def batch_size(text: str) -> int | str:
+    return text if text == memory.AUTO else positive(text)
 
 
 def count(text: str) -> int:
@@ -93,21 +98,21 @@ def share(text: str) -> float:
     return value
 
 
-def add_common(parser: Parser, batch_size: str = "images per batch") -> None:
+def add_common(parser: Parser, batch_help: str = "images per batch") -> None:
     """What every stage takes."""
-    add_data(parser, batch_size)
+    add_data(parser, batch_help)
     parser.add_argument("--seed", type=count, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace an output of another run")
 
 
-def add_data(parser: Parser, batch_size: str = "images per batch") -> None:
+def add_data(parser: Parser, batch_help: str = "images per batch") -> None:
     group = parser.add_argument_group("data and machine")
     group.add_argument("--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(KNOWN)}")
     group.add_argument("--input-size", type=pixels, metavar="PIXELS", help="read from the teacher or the images if left out")
     group.add_argument("--mean", type=number, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
     group.add_argument("--std", type=spread, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
     group.add_argument("--stem", choices=STEMS, help="cifar for inputs of 64 pixels and less if left out")
-    group.add_argument("--batch-size", type=positive, help=batch_size)
+    group.add_argument("--batch-size", type=batch_size, metavar="N", help=f"{batch_help}; auto: halved until it fits")
     group.add_argument("--workers", type=count, help="processes (threads when checking) that read images; chosen if left out")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",

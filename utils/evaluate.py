@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from utils import ranks
+from utils import memory, ranks
 from utils.loader import TestImages
 from utils.runtime import Runtime
 
@@ -17,7 +17,7 @@ def accuracy(model: nn.Module, images: TestImages, runtime: Runtime, mean: tuple
     hits = torch.zeros(3, dtype=torch.long, device=runtime.device)  # first, among the first five, images
     for batch, labels in images:
         with runtime.autocast():
-            logits = model(runtime.normalised(batch, mean, std))
+            logits = memory.in_halves(lambda images: model(runtime.normalised(images, mean, std)), batch)
         labels = labels.to(runtime.device, non_blocking=True)
         found = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
         hits += torch.stack([found[:, 0].sum(), found.any(1).sum(), labels.new_tensor(len(labels))])

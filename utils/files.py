@@ -163,7 +163,7 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
     LOCKS.hold(folder)
     record_path = folder / record_name
     # Looked at before the record: another rank may write that one at this very moment.
-    strangers = folder.is_dir() and any(not PARTIAL.match(entry.name) for entry in folder.iterdir())
+    entries = {entry.name for entry in folder.iterdir() if not PARTIAL.match(entry.name)} if folder.is_dir() else set()
     if record_path.exists():
         record = read_json(record_path)
         found = record.get("settings") if isinstance(record, dict) else None
@@ -171,11 +171,11 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
             raise UserError(f"{record_path}: is no record of a run; choose another folder")
         if found == settings:
             return record
-        if not overwrite:
+        if not overwrite and entries - {record_name}:  # a run that came to nothing is in nobody's way
             raise UserError(f"{folder} holds another run ({differences(found, settings)}); choose another folder, "
                             "or give --overwrite")
         shutil.rmtree(folder)
-    elif strangers:
+    elif entries:
         raise UserError(f"{folder} is not empty and holds no run of this stage; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "finished": False}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from utils import ranks
+from utils.files import UserError
 from utils.images import IN_MEMORY_BYTES, ImageFolder, resize_for_test, to_batch
 from utils.runtime import generator, seeded
 
@@ -149,6 +150,15 @@ def _workers(folder: ImageFolder, asked: int | None) -> int:
     return 0 if folder.in_memory and not torch.cuda.is_available() else min(8, os.cpu_count() or 1)
 
 
-def _load(source: Dataset, keys: Iterable, workers: int) -> DataLoader:
-    return DataLoader(source, sampler=keys, batch_size=None, num_workers=workers,
-                      pin_memory=torch.cuda.is_available())
+def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
+    """What `source` has at `keys`. Raises UserError where an image cannot be read, or a worker was killed."""
+    try:
+        yield from DataLoader(source, sampler=keys, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available())
+    except UserError as error:
+        # A worker's error comes with its traceback, whose last line is what it says.
+        raise UserError(str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError("a process that reads images was killed, mostly for lack of memory or of shared memory (/dev/shm); "
+                        f"give --workers {workers // 2}, and 0 needs none") from None

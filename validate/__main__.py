@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from utils import cli, log, models, ranks
+from utils import cli, log, memory, models, ranks
 from utils.checkpoints import Teacher
 from utils.files import LOCKS, UserError, check_output
 from utils.images import ImageFolder
@@ -48,6 +49,9 @@ def parse() -> argparse.Namespace:
     cli.add_teacher(parser)
     cli.add_common(parser, "images per step; the published one for the IPC if left out")
     args = parser.parse_args()
+    # The published size of each protocol and set is where the search for one that fits begins.
+    args.fit = args.batch_size == memory.AUTO
+    args.batch_size = None if args.fit else args.batch_size
     check(parser, args)
     return args
 
@@ -120,9 +124,27 @@ def validate(args: argparse.Namespace, runtime: Runtime) -> None:
         for folder, method in zip(sets, args.method):
             for arch in archs:
                 title, protocol = protocol_of(args, name, arch, folder, facts)
+                if args.fit:
+                    title, protocol = fitted(args, title, protocol, arch, method, facts, teacher, runtime)
                 kept = stored[0].kept if stored else args.save_labels and min(args.top_k or facts.num_classes, facts.num_classes)
                 run = make_run(title, protocol, arch, method, folder, test_folder, facts, runtime, args, kept)
-                measure(args, run, protocol, folder, test, teacher, facts, runtime)
+                with memory.guarded(protocol.batch_size, 2):
+                    measure(args, run, protocol, folder, test, teacher, facts, runtime)
+
+
+def fitted(args: argparse.Namespace, title: str, protocol: Protocol, arch: str, method: str, facts: Teacher,
+           teacher: nn.Module | None, runtime: Runtime) -> tuple[str, Protocol]:
+    """The protocol with the largest batch that fits, and what to call it if that is not the published one."""
+    student = student_of(args, arch, facts)
+
+    def trial(images: int) -> None:
+        if teacher:
+            memory.evaluation(teacher, images, facts.input_size, runtime)
+        memory.training_step(student, images, facts.input_size, runtime)
+
+    output = Path(args.output_dir) / re.sub(r"[^\w.-]+", "_", f"{method}_{arch}_{title}")
+    size = memory.fitting(memory.AUTO, protocol.batch_size, 2, output, trial)
+    return title if size == protocol.batch_size else f"{title} batch_size={size}", replace(protocol, batch_size=size)
 
 
 def measure(args: argparse.Namespace, run: Run, protocol: Protocol, folder: ImageFolder, test: TestImages,

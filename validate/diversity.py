@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import normalize
 
-from utils import cli, features
+from utils import cli, features, memory
 from utils.files import UserError, check_output, replacing
 from utils.images import ImageFolder, resize_whole
 from utils.loader import TestImages
@@ -48,8 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--method", nargs="+", metavar="NAME", help="one name for each DIR; the folders' if left out")
     parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets diversity.csv and diversity.png")
     cli.add_teacher(parser)
-    cli.add_data(parser)
-    parser.set_defaults(batch_size=256)
+    cli.add_data(parser, "images per batch; 256 if left out")
     args = parser.parse_args()
     args.method = args.method or [Path(path).resolve().name for path in args.syn_dir]
     if len(args.method) != len(args.syn_dir):
@@ -72,11 +71,14 @@ def main() -> None:
         folder.load(args.workers)
     network = cli.teacher(args, args.syn_dir[0], "DIR")
     model = runtime.frozen(features.extractor(network.model))
+    batch_size = memory.fitting(args.batch_size, 256, 1, Path(args.output_dir) / "diversity.csv",
+                                lambda images: memory.evaluation(model, images, network.input_size, runtime))
     rows = []
-    for method, folder in zip(args.method, folders):
-        for label, found in features.by_class(model, network, folder, runtime, method, args.batch_size, args.workers,
-                                              resize_whole):
-            rows.append([method, classes[label], len(found), similarity(found), network.arch, str(folder.root)])
+    with memory.guarded(batch_size):
+        for method, folder in zip(args.method, folders):
+            for label, found in features.by_class(model, network, folder, runtime, method, batch_size, args.workers,
+                                                  resize_whole):
+                rows.append([method, classes[label], len(found), similarity(found), network.arch, str(folder.root)])
     table = pd.DataFrame(rows, columns=COLUMNS)
     with replacing(Path(args.output_dir) / "diversity.csv") as temporary:
         table.to_csv(temporary, index=False, float_format="%.6f", lineterminator="\n")

@@ -1,0 +1,187 @@
+"""What goes wrong in the midst of work: memory, images, numbers, and folders that may not be written."""
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, images, snapshot
+from helpers import CPU, gray
+from utils import memory
+from utils.files import UserError
+from utils.images import ImageFolder
+from utils.loader import Batches, TestImages
+
+OUTPUT = {"squeeze": "output", "ranking": "output_dir", "recover": "syn_dir", "validate": "output_dir"}
+STAGES = tuple(OUTPUT)
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+IN_LITTLE_MEMORY = """
+import importlib, json, resource, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from conftest import Place
+
+place = Place(Path(sys.argv[3]))
+for stage in place.lines:
+    importlib.import_module(f"{stage}.__main__")
+has = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (has + (450 << 20),) * 2)
+for stage, line in json.loads(sys.argv[4]):
+    outcome = place.run(stage, **line)
+    print(json.dumps([outcome.code, outcome.out + outcome.err]))
+"""
+
+
+def test_out_of_memory_names_a_smaller_batch_and_auto_halves_until_it_fits(place):
+    """A process that may take 450 MB more than its libraries; 12 images of 128 pixels take 100 MB in conv3's first layer."""
+    wide, teacher = dict(input_size=128, epochs=1), dict(teacher_path=place / "wide.pth")
+    place.works("squeeze", batch_size=2, output=place / "wide.pth", **wide)
+    lines = [("squeeze", {**wide, "output": place / "x.pth"}, 21), ("ranking", teacher, 21), ("recover", {**teacher, "ipc": 2}, 6),
+             ("validate", {**teacher, "epochs": 1}, 12)]
+    work = [(stage, {**line, "batch_size": size}) for stage, line, large in lines for size in (large, "auto")]
+    words = json.dumps([(stage, {name: str(value) if isinstance(value, Path) else value for name, value in line.items()})
+                        for stage, line in work])
+    done = subprocess.run([sys.executable, "-c", IN_LITTLE_MEMORY, str(ROOT), str(ROOT / "tests"), str(place.root), words],
+                          text=True, capture_output=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    for (stage, line), (code, told) in zip(work, map(json.loads, done.stdout.splitlines())):
+        assert "Traceback" not in told
+        if line["batch_size"] != "auto":
+            assert code == 2 and f"out of memory with --batch-size {line['batch_size']}" in told, told
+            assert f"--batch-size {line['batch_size'] // 2}" in told and "auto" in told
+            continue
+        assert code == 0, told
+        [chosen] = [int(text.split()[-1]) for text in told.splitlines() if text.startswith("--batch-size auto:")]
+        assert chosen in {"squeeze": (64, 32, 16, 8, 4, 2), "ranking": (128, 64, 32, 16, 8, 4, 2, 1), "recover": (50, 25, 12, 6, 3, 2),
+                          "validate": (5, 2)}[stage]
+        # In all the memory there is, the same command has the same batch, and finds its result.
+        if stage != "validate":
+            before = snapshot(place.root)
+            assert "already" in place.works(stage, **line)
+            assert snapshot(place.root) == before
+
+
+def test_auto_takes_the_default_where_that_fits(tmp_path):
+    tried = []
+    assert memory.fitting("auto", 96, 1, tmp_path / "out", tried.append) == 96 and tried == [96]
+    assert memory.fitting("auto", 64, 1, tmp_path / "out", tried.append) == 96 and tried == [96], "the same command goes on"
+    assert memory.fitting(None, 64, 1, tmp_path / "out", tried.append) == 64
+    assert memory.fitting(7, 64, 1, tmp_path / "out", tried.append) == 7
+
+
+def test_auto_halves_down_to_the_least(tmp_path):
+    tried = []
+
+    def trial(images):
+        tried.append(images)
+        if images > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    assert memory.fitting("auto", 100, 5, tmp_path / "out", trial) == 5
+    assert tried == [100, 50, 25, 12, 6, 5]
+    with pytest.raises(UserError, match="even with --batch-size 6"):
+        memory.fitting("auto", 100, 6, tmp_path / "other", trial)
+    with pytest.raises(RuntimeError, match="shape"):
+        memory.fitting("auto", 100, 6, tmp_path / "third", lambda images: (_ for _ in ()).throw(RuntimeError("shape")))
+
+
+# --- images -------------------------------------------------------------------------------------------------------
+
+def test_an_image_that_is_damaged_meanwhile_is_named(tmp_path):
+    """Read by worker processes, whose errors come with a traceback otherwise."""
+    for number in range(6):
+        gray(tmp_path / "a" / f"{number}.png", 50)
+    folder = ImageFolder(tmp_path, "--train-dir")
+    folder.load(keep=False)
+    (tmp_path / "a" / "3.png").write_bytes(b"gone bad")
+    for workers in (0, 2):
+        with pytest.raises(UserError) as error:
+            list(TestImages(folder, 8, 2, workers).some([0, 1, 2]))
+        assert str(error.value).startswith(str(tmp_path / "a" / "3.png")) and "\n" not in str(error.value)
+
+
+def spoiling(monkeypatch, path, after):
+    """The file vanishes when `after` images were read again after the check."""
+    read, seen = ImageFolder.read, []
+
+    def spoils(self, index):
+        seen.append(index)
+        if len(seen) == after:
+            path.unlink(missing_ok=True)
+        return read(self, index)
+
+    monkeypatch.setattr("utils.images.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(ImageFolder, "read", spoils)
+
+
+@pytest.mark.parametrize("stage, image, after", [("squeeze", "train/moth/moth3.png", 30), ("ranking", "train/zebra/zebra6.png", 5),
+                                                 ("recover", "init/zebra/zebra2.png", 5), ("validate", "init/moth/moth1.png", 14)])
+def test_an_image_that_vanishes_in_mid_run_is_named_and_the_same_command_goes_on(place, monkeypatch, stage, image, after):
+    line = dict(workers=0, batch_size=4)
+    content = (place / image).read_bytes()
+    spoiling(monkeypatch, place / image, after)
+    outcome = place.run(stage, **line)
+    assert outcome.code == 2 and "Traceback" not in outcome.err
+    assert outcome.err.strip().splitlines()[-1].startswith(f"error: {place / image}: cannot be read (no such file)")
+    monkeypatch.undo()
+    (place / image).write_bytes(content)
+    place.works(stage, **line)
+
+
+def test_a_killed_reader_is_said(tmp_path):
+    gray(tmp_path / "a" / "x.png", 1)
+    with pytest.raises(UserError, match="--workers 1"):
+        list(Batches(ImageFolder(tmp_path, "it"), lambda image: os.kill(os.getpid(), 9), 2).stream(1, 1, 0))
+
+
+# --- numbers ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("stage, line, words", [
+    ("squeeze", dict(lr=1e30, save_every=0), ["squeeze: loss is", "epoch 1, step", "1e+30"]),
+    ("validate", dict(lr=1e30, save_every=0, epochs=4), ["conv3 seed 0: loss is", "epoch", "step", "1e+30"]),
+    ("recover", dict(r_bn=1e38, save_every=0), ["loss is", "iteration 1 of unit 0", "--lr than 0.25"])])
+def test_a_loss_that_is_no_number_stops_and_leaves_nothing_bad(place, stage, line, words):
+    outcome = place.run(stage, **line)
+    assert outcome.code == 2 and all(word in outcome.err for word in words), outcome.err
+    for path in place.root.rglob("*.state"):
+        saved = torch.load(io.BytesIO(path.read_bytes()[65:]), weights_only=True)["content"]
+        tensors = [value for value in saved.get("model", {}).values()] + list(saved.get("pixels", []))
+        assert all(torch.isfinite(tensor.float()).all() for tensor in tensors)
+    assert not images(place.syn) and not (place / "squeezed.pth").exists() and not list(place.root.rglob("results.csv"))
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def sealed(tmp_path):
+    """A disk that was mounted for reading only."""
+    disk = tmp_path / "sealed"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("a disk cannot be mounted here")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_output_that_may_not_be_written_is_said_before_any_work(place, sealed, stage):
+    line = {OUTPUT[stage]: sealed / "out"}
+    before = snapshot(place / "train")
+    outcome = place.run(stage, **line)
+    assert outcome.code == 2 and str(sealed) in outcome.err and "Traceback" not in outcome.err
+    assert "images" not in outcome.out and snapshot(place / "train") == before
+
+
+def test_stages_read_with_workers_by_default_where_the_images_stay_on_disk(tmp_path):
+    gray(tmp_path / "a" / "x.png", 1)
+    folder = ImageFolder(tmp_path, "it")
+    assert Batches(folder, CPU, None).workers > 0 and Batches(folder, CPU, 0).workers == 0
+    folder.load()
+    assert Batches(folder, CPU, None).workers == 0 or torch.cuda.is_available()
