@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from pathlib import Path
 from typing import Callable, Iterator
@@ -13,16 +14,17 @@ from torch.nn.functional import cross_entropy
 
 from utils import ranks
 from utils.files import UserError
-from utils.runtime import Runtime
+from utils.runtime import Runtime, release_memory
 
 AUTO = "auto"
+MARGIN = 1 / 4  # of the images tried above those that will be: other things come and go beside a batch
 
 
 def exhausted(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on whatever device."""
     text = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or isinstance(error, RuntimeError) and any(
-        words in text for words in ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED"))
+        words in text for words in ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "can't start new thread"))
 
 
 @contextlib.contextmanager
@@ -66,14 +68,13 @@ def fitting(asked: int | str | None, default: int, least: int, output: str | Pat
 
 def _passes(trial: Callable[[int], None], size: int) -> bool:
     try:
-        trial(size)
+        trial(size + math.ceil(size * MARGIN))
     except (MemoryError, RuntimeError) as error:
         if not exhausted(error):
             raise
         return False
     finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
     return True
 
 

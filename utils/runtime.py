@@ -155,13 +155,25 @@ def _settle_backends(device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
-    elif sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+    elif _has_glibc():
         # glibc returns every large tensor to the kernel and pays page faults for the next one: keeping the
         # memory makes a step about 1.5 times as fast. -4: M_MMAP_MAX, -1: M_TRIM_THRESHOLD, -2: M_TOP_PAD.
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)
         libc.mallopt(-1, 2**31 - 1)
         libc.mallopt(-2, 64 << 20)
+
+
+def release_memory() -> None:
+    """Give back what was freed, to the device and to the system."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if _has_glibc():
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
 
 
 def stream_seed(*names: object) -> int:
