@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import math
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -64,16 +66,18 @@ def read(path: str | Path, folder: ImageFolder) -> pd.DataFrame:
     that the folder does not hold.
     """
     try:
-        table = pd.read_csv(path, dtype={"img_path": str, "class": str}, keep_default_na=False, encoding="utf-8")
-    except (OSError, ValueError) as error:
+        with warnings.catch_warnings(action="error"):  # a row that is longer than the header is no row of scores
+            table = pd.read_csv(path, dtype={"img_path": str, "class": str}, keep_default_na=False, encoding="utf-8",
+                                index_col=False)
+    except (OSError, ValueError, Warning) as error:
         raise UserError(f"--ranking-file {path}: not a readable CSV ({str(error).splitlines()[0]})") from None
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise UserError(f"--ranking-file {path}: lacks the column {', '.join(missing)} (it has "
                         f"{', '.join(map(str, table.columns))}); needed: {', '.join(COLUMNS)}")
     numbers = pd.to_numeric(table["score"], errors="coerce")
-    if numbers.isna().any():
-        row = int(numbers.isna().to_numpy().argmax())
-        raise UserError(f"--ranking-file {path}: line {row + 2}: score '{table['score'][row]}' is not a number")
+    if (bad := ~np.isfinite(numbers.to_numpy(float))).any():
+        row = int(bad.argmax())
+        raise UserError(f"--ranking-file {path}: line {row + 2}: score '{table['score'].iloc[row]}' is not a number")
     owner = {image: folder.classes[label] for image, label in zip(folder.paths, folder.labels)}
     for line, (image, name) in enumerate(zip(table["img_path"], table["class"]), start=2):
         if image not in owner:

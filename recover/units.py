@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,13 @@ from utils.files import UserError, claim, read_json, sha256, write_json
 from utils.images import save_image
 
 RECORDS = ".units"  # one JSON for each finished unit, folded into the manifest when all are
+
+
+def _read_record(path: Path) -> Any:
+    """None if it is not there, or not whole."""
+    with contextlib.suppress(UserError):
+        return read_json(path)
+    return None
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,19 @@ class Store:
     def finished(self, unit: Unit) -> bool:
         """Whether every image of the unit is on disk with the bytes that were written."""
         path = self.record_path(unit)
-        known = read_json(path)["images"] if path.exists() else self.manifest.get("images", {})
-        for member in unit.members:
-            entry, file = known.get(self.names[member]), self.folder / self.names[member]
-            if entry is None or not file.is_file() or sha256(file) != entry["sha256"]:
-                return False
-        return True
+        known = self._entries(unit, _read_record(path) if path.exists() else self.manifest)
+        if known is None and path.exists():
+            print(f"{path}: damaged, and not used; unit {unit.number} is done again")
+        return known is not None and all((self.folder / name).is_file() and sha256(self.folder / name) == entry["sha256"]
+                                         for name, entry in known.items())
+
+    def _entries(self, unit: Unit, record: Any) -> dict[str, dict] | None:
+        """What a `record` says of the unit's images by name; None if it does not say everything."""
+        with contextlib.suppress(TypeError, KeyError):
+            found = {self.names[member]: record["images"][self.names[member]] for member in unit.members}
+            if all(isinstance(entry["sha256"], str) and type(entry["round"]) is int for entry in found.values()):
+                return found
+        return None
 
     def save(self, unit: Unit, pixels: torch.Tensor, **facts: float) -> None:
         """Write the unit's images, uint8 (N, 3, S, S) in the order of its members, then its record."""
@@ -90,20 +105,20 @@ class Store:
 
     def complete(self, units: list[Unit], **facts: object) -> bool:
         """Write the manifest if every unit, of whatever rank, is on disk; say whether it is."""
-        records = []
+        images: dict[str, dict] = {}
+        seconds = 0.0
         for unit in units:
-            path = self.record_path(unit)
-            try:
-                records.append(read_json(path))
-            except UserError:
+            record = _read_record(self.record_path(unit))
+            found = self._entries(unit, record)
+            if found is None:
                 # Not made yet, or another rank has just folded the records into the manifest.
                 if not self.finished(unit):
                     return read_json(self.folder / "manifest.json").get("finished", False)
-                records.append({"images": {self.names[m]: self.manifest["images"][self.names[m]] for m in unit.members}})
-        images = {name: entry for record in records for name, entry in record["images"].items()}
-        seconds = [record["seconds"] for record in records if "seconds" in record]
+                found = self._entries(unit, self.manifest)
+            images |= found
+            seconds += record["seconds"] if record and isinstance(record.get("seconds"), float) else 0
         write_json(self.folder / "manifest.json", {
             "settings": self.settings, "finished": True, **facts,
-            "units": len(units), "unit_seconds": round(sum(seconds), 1), "images": dict(sorted(images.items()))})
+            "units": len(units), "unit_seconds": round(seconds, 1), "images": dict(sorted(images.items()))})
         shutil.rmtree(self.folder / RECORDS, ignore_errors=True)
         return True

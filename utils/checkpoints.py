@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Sequence
@@ -17,8 +18,33 @@ from torch import nn
 from utils import models
 from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, known
 from utils.files import UserError, replacing, sha256
+from utils.images import SMALLEST
 
 PREFIXES = ("module.", "_orig_mod.")
+LARGEST = 4096  # pixels of an input
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_channels(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_number, value))
+
+
+# What a checkpoint may say of itself, and what of it is believed.
+FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "arch": ("a name", lambda value: isinstance(value, str)),
+    "stem": (f"one of {', '.join(models.STEMS)}", lambda value: isinstance(value, str) and value in models.STEMS),
+    "num_classes": ("a whole number", lambda value: type(value) is int and 0 < value < 2**31),
+    "input_size": (f"a whole number of {SMALLEST} to {LARGEST} pixels",
+                   lambda value: type(value) is int and SMALLEST <= value <= LARGEST),
+    "mean": ("three numbers", _is_channels),
+    "std": ("three numbers above 0", lambda value: _is_channels(value) and min(value) > 0),
+    "classes": ("a list of different names", lambda value: isinstance(value, (list, tuple)) and
+                all(isinstance(name, str) for name in value) and len(set(value)) == len(value)),
+    "top1": ("a number", _is_number),
+}
 
 
 @dataclass
@@ -80,7 +106,15 @@ def read(path: str | Path) -> dict[str, Any]:
         weights[name] = tensor
     if not weights:
         raise UserError(f"{path}: holds no weights")
+    check_facts(path, facts)
     return {**facts, "model": weights}
+
+
+def check_facts(path: str | Path, facts: dict[str, Any]) -> None:
+    """Raises UserError if one of the `facts` in the file `path` cannot be."""
+    for name, (kind, holds) in FACTS.items():
+        if facts.get(name) is not None and not holds(facts[name]):
+            raise UserError(f"{path}: its {name} is not {kind}")
 
 
 def _read_safetensors(path: str | Path) -> dict[str, Any]:
@@ -128,6 +162,10 @@ def load_teacher(arch: str | None, path: str | None, *, dataset: str | None = No
     num_classes = fact("num_classes", None, models.read_num_classes(weights), "read from the weights")
     if num_classes is None:
         raise UserError(f"{path}: holds no linear layer to read the number of classes from; is it a {arch}?")
+    if (outputs := models.read_num_classes(weights)) and outputs != num_classes:
+        raise UserError(f"{path}: says that it has {num_classes} classes, and its last layer has {outputs}")
+    if content.get("classes") and len(content["classes"]) != num_classes:
+        raise UserError(f"{path}: names {len(content['classes'])} classes, and has {num_classes}")
     if size is None and size_of_images:
         size = size_of_images()
         assumed.append(f"input_size {size} (from the images)")

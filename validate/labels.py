@@ -23,12 +23,13 @@ from torch import nn
 from tqdm import tqdm
 
 from utils import ranks
-from utils.checkpoints import Teacher
+from utils.checkpoints import Teacher, check_facts
 from utils.files import UserError, claim, differences, read_json, replacing, sha256, write_json
 from utils.images import progress
 from validate.train import Step, Stream, teacher_labels
 
 SHARD_BYTES = 64 << 20
+GEOMETRY = ("input_size", "mean", "std")
 VIEW_FLAGS = ("epochs", "batch_size", "temperature", "mix", "rand_augment", "shuffle_patches", "min_scale", "max_scale",
               "flip")
 
@@ -127,21 +128,25 @@ class Labels:
         if isinstance(self.index, dict) and self.index.get("finished") is False:
             raise UserError(f"{self.folder}: its labels are not complete; run the command with --save-labels again")
         try:
-            self.kept: int = self.index["settings"]["kept"]
+            settings = self.index["settings"]
+            self.kept: int = settings["kept"]
             self.shards: list[tuple[str, range, str]] = [
-                (shard["file"], range(*shard["epochs"]), shard["sha256"]) for shard in self.index["shards"]]
-        except (KeyError, TypeError):
+                (Path(shard["file"]).name, range(*shard["epochs"]), shard["sha256"]) for shard in self.index["shards"]]
+            self.said = {name: self.index[name] for name in ("arch", "stem", "num_classes", "classes")}
+            check_facts(self.folder / "index.json", {**self.said, **{name: settings[name] for name in GEOMETRY}})
+            if None in [*self.said.values(), settings["teacher"]] or type(self.kept) is not int:
+                raise TypeError
+        except (KeyError, TypeError, ValueError):
             raise UserError(f"{self.folder / 'index.json'}: is no index of labels; make them anew with --save-labels") from None
 
     def facts(self, input_size: int | None, mean: Sequence[float] | None, std: Sequence[float] | None) -> Teacher:
         """What the index says of the teacher, without its network. Raises UserError if a given flag says otherwise."""
         settings = self.index["settings"]
-        for name, given in (("input_size", input_size), ("mean", mean), ("std", std)):
+        for name, given in zip(GEOMETRY, (input_size, mean, std)):
             if given is not None and given != settings[name]:
                 raise UserError(f"{self.folder}: its {name} is {settings[name]}, not {given}; leave out the flag")
         return Teacher(model=None, assumed=[], sha256=settings["teacher"], input_size=settings["input_size"],
-                       mean=tuple(settings["mean"]), std=tuple(settings["std"]),
-                       **{name: self.index[name] for name in ("arch", "stem", "num_classes", "classes")})
+                       mean=tuple(settings["mean"]), std=tuple(settings["std"]), **self.said)
 
     def check(self, stream: Stream) -> None:
         """Raises UserError if the labels are not of this stream's images and views, or a shard is damaged."""
