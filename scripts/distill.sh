@@ -48,7 +48,6 @@ INIT=${INIT:-}                             # images or noise
 BATCH_BY=${BATCH_BY:-}                     # class or index
 IMAGE_FORMAT=${IMAGE_FORMAT:-}
 RECOVER_BATCH=${RECOVER_BATCH:-}           # images of a batch
-NPROC=${NPROC:-1}                          # processes (GPUs) that share the synthesis
 
 # validate: students trained on the synthetic images
 STUDENT=${STUDENT:-$ARCH}                  # one architecture or several
@@ -65,6 +64,14 @@ PRECISION=${PRECISION:-auto}               # auto, fp32, bf16 or fp16
 COMPILE=${COMPILE:-auto}                   # auto, on or off
 WORKERS=${WORKERS:-}                       # processes that load images
 
+# Several processes, by torchrun: ranking and recover share their units, squeeze and validate their batches
+NPROC=${NPROC:-1}                          # processes on this machine, one for each GPU
+NNODES=${NNODES:-1}                        # machines, or a range as 1:4; this script is started on each of them
+NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} # this machine's number: 0 also makes the tables and the page
+MASTER_ADDR=${MASTER_ADDR:-}               # NNODES above 1: the machine where all meet, and a free port on it
+MASTER_PORT=${MASTER_PORT:-29400}
+MAX_RESTARTS=${MAX_RESTARTS:-0}            # how often processes that died are replaced
+
 # further arguments of a stage, as they stand
 SQUEEZE_ARGS=${SQUEEZE_ARGS:-}
 RANKING_ARGS=${RANKING_ARGS:-}
@@ -74,8 +81,13 @@ VALIDATE_ARGS=${VALIDATE_ARGS:-}
 # begin, option and run make a stage's command line, piece by piece, and start it.
 begin() {
     line=("$PYTHON_BIN")
-    if [ "$1" = recover ] && [ "$NPROC" -gt 1 ]; then    # what the command torchrun is, found without a PATH
-        line+=(-m torch.distributed.run --standalone --nproc-per-node "$NPROC")
+    if [ "$NPROC" -gt 1 ] || [ "$NNODES" != 1 ]; then
+        line+=(-m utils.launch --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS")
+        if [ "$NNODES" = 1 ]; then
+            line+=(--standalone)
+        else
+            line+=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-id "$NAME-$1")
+        fi
     fi
     line+=(-m "$1")
     option --dataset "$DATASET"
@@ -172,6 +184,7 @@ stage_validate() {
     option --seeds "$SEEDS"
     line+=($VALIDATE_ARGS)
     run
+    [ "$NODE_RANK" -eq 0 ] || return 0
     if [ "$IPC" -gt 1 ]; then    # one image is no pair
         line=("$PYTHON_BIN" -m validate.diversity "${sets[@]}" --method "${methods[@]}")
         option --dataset "$DATASET"
@@ -211,6 +224,12 @@ only STAGES squeeze ranking recover validate
 only PROTOCOL delt rded sre2l hard noaug
 only BASELINES random selection herding k-center
 need_packages
+[ "$NNODES" = 1 ] || [ -n "$MASTER_ADDR" ] ||
+    fail "NNODES=$NNODES: set MASTER_ADDR to the machine where all of them meet (scripts/slurm does)"
+if [ "$NPROC" -gt 1 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then    # or each would compute with a single thread
+    cores=$(getconf _NPROCESSORS_ONLN)
+    export OMP_NUM_THREADS=$((cores > NPROC ? cores / NPROC : 1))
+fi
 
 if [ -n "$RANKER_PATH" ]; then
     [ -f "$RANKER_PATH" ] || fail "RANKER_PATH: no file $RANKER_PATH: set it to a teacher's checkpoint (the stage squeeze trains one)"

@@ -414,11 +414,68 @@ def test_every_setting_of_recover_arrives(distill):
     assert "dataset" not in recover
 
 
-def test_processes_share_the_synthesis_only(distill):
-    calls, _ = distill("distill", NPROC=2)
+STAGES = {"squeeze", "ranking", "recover", "validate"}
+
+
+def test_processes_of_one_machine_share_every_stage(distill):
+    calls, _ = distill("distill", NPROC=2, MAX_RESTARTS=3)
     before = {stage: flags["before"] for stage, flags in calls}
-    assert before["recover"] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    assert before["squeeze"] == before["ranking"] == before["validate"] == ["-m"]
+    launch = ["-m", "utils.launch", "--nproc-per-node", "2", "--max-restarts", "3", "--standalone", "-m"]
+    assert {stage for stage in before if before[stage] == launch} == STAGES
+    assert before["validate.report"] == before["validate.summary"] == ["-m"]
+
+
+def test_machines_meet_at_one_of_them_which_makes_the_page(distill):
+    where = dict(NNODES="1:4", NPROC=8, MASTER_ADDR="node7", MASTER_PORT=1234)
+    calls, _ = distill("distill", **where)
+    recover = dict(calls)["recover"]["before"]
+    for words in ["--nnodes", "1:4"], ["--rdzv-endpoint", "node7:1234"], ["--nproc-per-node", "8"], ["--rdzv-backend", "c10d"]:
+        assert words == recover[recover.index(words[0]):][:2]
+    assert "--standalone" not in recover and "validate.report" in dict(calls)
+    others, _ = distill("distill", SLURM_NODEID=2, **where)
+    assert {stage for stage, _ in others} == STAGES
+    calls, refused = distill("distill", NNODES=2)
+    assert refused.returncode == 2 and "MASTER_ADDR" in refused.stderr and not calls
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """A cluster of stubs: runs a job's script as one of its nodes, and notes what it asks for."""
+    commands, notes = tmp_path / "bin", tmp_path / "notes"
+    commands.mkdir()
+    for name, does in (("srun", 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"'),
+                       ("scontrol", f'[ "$1" = show ] && printf "node7\\nnode8\\n"; echo "$@" >> {notes}')):
+        (commands / name).write_text(f"#!/bin/sh\n{does}\n")
+        (commands / name).chmod(0o755)
+    script = tmp_path / "experiment.sh"
+    script.write_text(f'env | grep -E "^(RANK|WORLD_SIZE|STAGES|NPROC|NNODES|MASTER_ADDR|MASTER_PORT)=" | sort > {tmp_path}/seen\n'
+                      'exit "${CODE:-0}"\n')
+
+    def run(job, **variables):
+        notes.write_text("")
+        done = subprocess.run(["bash", SCRIPTS / "slurm" / f"{job}.sh", script], text=True, capture_output=True, cwd=tmp_path,
+                              env={"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "41",
+                                   "SLURM_GPUS_ON_NODE": "4", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[7-8]", **variables})
+        return done, dict(line.split("=") for line in (tmp_path / "seen").read_text().splitlines()), notes.read_text()
+    return run
+
+
+def test_slurm_jobs_tell_the_script_where_it_is(slurm):
+    _, seen, _ = slurm("one_node")
+    assert seen == {"NPROC": "4"}
+    _, seen, _ = slurm("several_nodes")
+    assert seen == {"NPROC": "4", "NNODES": "2", "MASTER_ADDR": "node7", "MASTER_PORT": "20041"}
+    _, seen, _ = slurm("recover_array", SLURM_ARRAY_TASK_ID="5", SLURM_ARRAY_TASK_MAX="31", SLURM_ARRAY_JOB_ID="40")
+    assert seen == {"NPROC": "1", "RANK": "5", "WORLD_SIZE": "32", "STAGES": "recover"}
+
+
+def test_a_slurm_job_that_a_signal_ended_is_queued_again(slurm):
+    done, _, asked = slurm("one_node", CODE="143")
+    assert done.returncode == 143 and "requeue 41" in asked and "saved" in done.stdout
+    _, _, asked = slurm("recover_array", CODE="143", SLURM_ARRAY_TASK_ID="5", SLURM_ARRAY_TASK_MAX="7", SLURM_ARRAY_JOB_ID="40")
+    assert "requeue 40_5" in asked
+    done, _, asked = slurm("one_node", CODE="2")
+    assert done.returncode == 2 and "requeue" not in asked, "an error would come again"
 
 
 def test_baselines(distill, tmp_path):
