@@ -39,18 +39,6 @@ def line(stage, place, name):
     return {**LINES[stage], OUTPUT[stage]: place / name, **more}
 
 
-def forked(place, stage, name):
-    """The stage in a process of its own, which has nothing to import any more."""
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            code = place.run(stage, **line(stage, place, name)).code
-        finally:
-            os._exit(code)
-    return child
-
-
 # How far into a run a kill may come at most: the first part of a short one is all start.
 @pytest.mark.parametrize("stage, kills, reach", [("recover", 50, 0.3), ("squeeze", 10, 0.3), ("ranking", 10, 1.0),
                                                  ("validate", 10, 0.3)])
@@ -63,7 +51,7 @@ def test_killed_at_random_moments_the_result_is_the_same(place, stage, kills, re
     while killed < kills:
         name = f"cut{rounds}"
         while True:
-            child = forked(place, stage, name)
+            child = place.fork(stage, **line(stage, place, name))
             time.sleep(generator.uniform(0, reach * took))
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
