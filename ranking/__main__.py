@@ -14,7 +14,7 @@ from ranking.coreset import CORESETS
 from ranking.parts import Parts
 from utils import cli, features, memory
 from utils.checkpoints import Teacher
-from utils.files import LOCKS, check_output, claim, digest, read_json, sha256, write_json
+from utils.files import LOCKS, check_folder, check_output, claim, digest, read_json, sha256, write_json
 from utils.images import ImageFolder
 from utils.ranks import rank_and_world
 from utils.runtime import Runtime
@@ -44,7 +44,7 @@ def main() -> None:
     folder = ImageFolder(args.train_dir, "--train-dir")
     if args.output_dir:
         folder.require(args.ipc)
-        check_output(args.output_dir, args.train_dir)
+        check_folder(args.output_dir, "manifest.json", args.train_dir)
     if args.ranking_file:
         check_output(args.ranking_file)
     if args.criterion in CORESETS:

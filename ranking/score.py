@@ -66,10 +66,10 @@ def read(path: str | Path, folder: ImageFolder) -> pd.DataFrame:
     that the folder does not hold.
     """
     try:
-        with warnings.catch_warnings(action="error"):  # a row that is longer than the header is no row of scores
+        with warnings.catch_warnings(action="ignore"):  # of rows longer than the header: they name no image of the folder
             table = pd.read_csv(path, dtype={"img_path": str, "class": str}, keep_default_na=False, encoding="utf-8",
                                 index_col=False)
-    except (OSError, ValueError, Warning) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"--ranking-file {path}: not a readable CSV ({str(error).splitlines()[0]})") from None
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise UserError(f"--ranking-file {path}: lacks the column {', '.join(missing)} (it has "

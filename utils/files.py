@@ -149,6 +149,19 @@ def differences(old: dict, new: dict) -> str:
                      for name in sorted(set(old) | set(new)) if old.get(name) != new.get(name))
 
 
+def check_folder(folder: str | Path, record_name: str, *inputs: str | Path) -> set[str]:
+    """The names in an output folder, if it is there. Raises UserError if it cannot be one, or holds files that are no run's."""
+    folder = Path(folder)
+    check_output(folder, *inputs)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; an output folder is needed")
+    # Listed before the record is looked for: another rank may write that one at this very moment.
+    entries = {entry.name for entry in folder.iterdir() if not PARTIAL.match(entry.name)} if folder.is_dir() else set()
+    if entries and not (folder / record_name).exists():
+        raise UserError(f"{folder} is not empty and holds no run of this stage; choose another folder")
+    return entries
+
+
 def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool, *inputs: str | Path) -> dict:
     """Make `folder` this run's, and return the record of how far the same run came before.
 
@@ -156,14 +169,9 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
     another run's folder is emptied. Raises UserError if the folder holds another run, or files that are no run's
     (those are never removed), or touches one of the folders `inputs`, or if another process is at work in it.
     """
-    folder = Path(folder)
-    check_output(folder, *inputs)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; an output folder is needed")
+    folder, record_path = Path(folder), Path(folder) / record_name
+    entries = check_folder(folder, record_name, *inputs)
     LOCKS.hold(folder)
-    record_path = folder / record_name
-    # Looked at before the record: another rank may write that one at this very moment.
-    entries = {entry.name for entry in folder.iterdir() if not PARTIAL.match(entry.name)} if folder.is_dir() else set()
     if record_path.exists():
         record = read_json(record_path)
         found = record.get("settings") if isinstance(record, dict) else None
@@ -175,8 +183,6 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
             raise UserError(f"{folder} holds another run ({differences(found, settings)}); choose another folder, "
                             "or give --overwrite")
         shutil.rmtree(folder)
-    elif entries:
-        raise UserError(f"{folder} is not empty and holds no run of this stage; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     record = {"settings": settings, "finished": False}
     write_json(record_path, record)
