@@ -66,9 +66,13 @@ def squeeze(args: argparse.Namespace, runtime: Runtime) -> None:
                     args.label_smoothing, args.crop_padding, args.evaluations, args.seed)
     settings = {**vars(recipe), "arch": args.arch, "images": digest(folder.paths), "dataset": args.dataset,
                 "input_size": args.input_size, "stem": args.stem, "mean": args.mean, "std": args.std,
-                "precision": runtime.precision, "compile": args.compile}
-    if finished(args, settings):
+                "precision": runtime.precision, "compile": args.compile, **({"sync_bn": True} if args.sync_bn else {})}
+    output = Path(args.output)
+    best = output.with_name(f"{output.stem}_best{output.suffix}")
+    if finished(args, output, settings):
+        print(f"squeeze: {output} is there already (top-1 {checkpoints.read(output)['top1']:.2f} %)")
         return
+    finished(args, best, settings)  # for its errors: it may be there from an epoch before a kill
     LOCKS.hold(args.output)
 
     size, stem, mean, std = cli.geometry(args, folder)
@@ -80,8 +84,6 @@ def squeeze(args: argparse.Namespace, runtime: Runtime) -> None:
     print(f"squeeze: {args.arch} ({stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} classes, "
           f"{epochs} epochs, {runtime}")
 
-    output = Path(args.output)
-    best = output.with_name(f"{output.stem}_best{output.suffix}")
     batches = Batches(folder, augmentation(size, args.crop_padding), args.workers)
     test = TestImages(test_folder, size, workers=args.workers)
     with closing(log.start(args.log, output.parent / "logs", f"squeeze_{output.stem}", settings)) as curves, \
@@ -101,19 +103,17 @@ def squeeze(args: argparse.Namespace, runtime: Runtime) -> None:
           f"(best epoch measured: {course.best_top1:.2f} %, {best})")
 
 
-def finished(args: argparse.Namespace, settings: dict) -> bool:
-    """Whether --output is this very run's result. Raises UserError if it is another's."""
-    path = Path(args.output)
+def finished(args: argparse.Namespace, path: Path, settings: dict) -> bool:
+    """Whether `path` holds a result of this very run. Raises UserError if it is another's."""
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder; name a file, e.g. {path / 'teacher.pth'}")
     if not path.exists() or args.overwrite:
         return False
     content = checkpoints.read(path)
-    if content.get("settings") != settings:
-        found = content.get("settings")
-        which = f"another run ({differences(found, settings)})" if found else "a checkpoint of other make"
-        raise UserError(f"--output {path} holds {which}; choose another file, or give --overwrite")
-    print(f"squeeze: {path} is there already (top-1 {content['top1']:.2f} %)")
+    found = content.get("settings")
+    if found != settings:
+        which = f"another run ({differences(found, settings)})" if isinstance(found, dict) else "a checkpoint of other make"
+        raise UserError(f"--output {args.output}: {path} holds {which}; choose another file, or give --overwrite")
     return True
 
 

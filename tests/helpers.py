@@ -1,7 +1,10 @@
 """Small builders that several test files share."""
+import contextlib
+import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import settings
 from PIL import Image
@@ -16,6 +19,16 @@ few = settings(deadline=None, max_examples=40)
 def tree(folder):
     """Every file and folder below `folder`, hidden ones too."""
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*"))
+
+
+@contextlib.contextmanager
+def disk(folder, options):
+    """A disk of its own at `folder`, in memory, with these options of mount. Skips the test where none can be mounted."""
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("a disk cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def gray(path, value, size=8):

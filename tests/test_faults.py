@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import ROOT, images, snapshot
-from helpers import CPU, gray
+from helpers import CPU, disk, gray
 from utils import memory
 from utils.files import UserError
 from utils.images import ImageFolder
@@ -167,12 +167,8 @@ def test_a_loss_that_is_no_number_stops_and_leaves_nothing_bad(place, stage, lin
 @pytest.fixture
 def sealed(tmp_path):
     """A disk that was mounted for reading only."""
-    disk = tmp_path / "sealed"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("a disk cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with disk(tmp_path / "sealed", "size=1m,ro") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("stage", STAGES)

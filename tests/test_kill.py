@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import images
+from helpers import disk
 
 LINES = {
     "squeeze": dict(epochs=60, save_every=0),
@@ -67,12 +68,8 @@ def test_killed_at_random_moments_the_result_is_the_same(place, stage, kills, re
 
 @pytest.fixture
 def small_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("a small disk cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", "-l", disk], check=True)
+    with disk(tmp_path / "disk", "size=16k") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("stage", LINES)

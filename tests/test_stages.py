@@ -16,6 +16,12 @@ from conftest import CLASSES, COLOURS, INPUT, MEAN, PIXELS, ROOT, STD, Place, dr
 from PIL import Image
 from torch.nn import functional as F
 
+from helpers import CPU
+from utils.checkpoints import load_teacher
+from utils.evaluate import accuracy
+from utils.images import ImageFolder
+from utils.loader import TestImages
+
 IPC = 4
 RESULT_COLUMNS = "dataset,method,ipc,teacher,student,protocol,seed,top1,best_top1,top5,epochs,seconds,syn_dir"
 TRAINING = dict(seeds=2, seed=5, epochs=4, lr=0.01)  # so fast that the best epoch is not the last
@@ -343,6 +349,23 @@ def test_a_run_that_was_killed_goes_on_with_what_is_finished(unbroken, place, mo
     place.works("recover", **SMALL_UNITS)
     assert images(place.syn) == images(unbroken.syn)
     assert snapshot(place.syn / "ant") == kept
+
+
+def test_squeeze_keeps_the_network_of_the_best_epoch(place):
+    """Of those that were measured; the last of them where several are as good."""
+    place.works("squeeze", epochs=6, evaluations=6, lr=0.5)
+    best, last = (torch.load(place / name, weights_only=True) for name in ("squeezed_best.pth", "squeezed.pth"))
+    assert best["top1"] >= last["top1"] and best["settings"] == last["settings"] and best["arch"] == "conv3"
+    teacher = load_teacher(None, place / "squeezed_best.pth")
+    top1, _ = accuracy(teacher.model, TestImages(ImageFolder(place.val, "--val-dir"), INPUT), CPU, teacher.mean, teacher.std)
+    assert round(top1, 2) == best["top1"]
+
+
+def test_squeeze_leaves_a_file_alone_that_is_called_as_its_best_would_be(place):
+    (place / "squeezed_best.pth").write_bytes(place.teacher.read_bytes())
+    outcome = place.run("squeeze", epochs=1)
+    assert outcome.code == 2 and "squeezed_best.pth holds another run" in outcome.err
+    assert (place / "squeezed_best.pth").read_bytes() == place.teacher.read_bytes() and not (place / "squeezed.pth").exists()
 
 
 def test_two_ranks_make_together_what_one_process_makes(unbroken, place):

@@ -19,7 +19,7 @@ from typing import Callable, Iterator
 import numpy as np
 import torch
 
-from utils import winograd
+from utils import ranks, winograd
 from utils.files import UserError
 
 # Steps that repay the half minute to minute that torch.compile takes once. In low precision on a CPU the work
@@ -96,11 +96,13 @@ class Runtime:
         """`function` of tensors, compiled if the `steps` ahead repay it. Their first dimension may vary.
 
         Compilations are cached on disk by torch: the next process takes seconds for them. On a GPU the kernels of a
-        call are replayed as one CUDA graph.
+        call are replayed as one CUDA graph, but for ranks that train together.
         """
         if not self.compiles(steps):
             return function
-        faster = torch.compile(function, mode="reduce-overhead" if self.device.type == "cuda" else None)
+        # A graph would hold the exchange between ranks, which is not the same in every step.
+        graphs = self.device.type == "cuda" and ranks.world() == 1
+        faster = torch.compile(function, mode="reduce-overhead" if graphs else None)
 
         def call(*tensors: torch.Tensor) -> torch.Tensor:
             for tensor in tensors:

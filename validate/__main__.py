@@ -231,6 +231,8 @@ def make_run(title: str, protocol: Protocol, arch: str, method: str, folder: Ima
                 "test_images": test_folder.fingerprint(), "stem": args.stem, "teacher": facts.sha256,
                 "input_size": facts.input_size, "mean": list(facts.mean), "std": list(facts.std),
                 "precision": runtime.precision}
+    if args.sync_bn:
+        settings["sync_bn"] = True
     if kept:
         # One run, whether it stores its labels first or finds them.
         settings["stored_labels"] = kept
