@@ -61,7 +61,9 @@ class Side:
     """A process that repeats one piece of work on request. `make(**arguments)` returns the work, in that process."""
 
     def __init__(self, make: Callable[..., WORK], **arguments: object):
-        context = multiprocessing.get_context("spawn")
+        # From a server that has imported the libraries and computed nothing, so that no side inherits memory or threads.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["benchmarks.material"])
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, make, arguments))
         os.environ["TQDM_DISABLE"] = "1"  # tqdm reads it when it is imported
@@ -89,7 +91,7 @@ class Side:
 
 
 def _serve(pipe, make: Callable[..., WORK], arguments: dict) -> None:
-    # A process that was spawned would spawn the workers of its DataLoaders too, which published code never does.
+    # The workers of its DataLoaders are plain forks, as published code has them.
     multiprocessing.set_start_method(None, force=True)
     work = make(**arguments)
     work()

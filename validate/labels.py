@@ -52,9 +52,10 @@ def save(root: str | Path, stream: Stream, teacher: nn.Module, facts: Teacher, t
     """
     folder, kept = folder_of(root, stream.seed), min(top_k or stream.num_classes, stream.num_classes)
     settings = identity(stream, teacher=facts.sha256, kept=kept, precision=stream.runtime.precision)
-    record = claim(folder, "index.json", settings, overwrite)
-    ranks.wait()  # until all have seen whether there is work
-    if record.get("finished"):
+    if ranks.rank() == 0:
+        claim(folder, "index.json", settings, overwrite)
+    ranks.wait()
+    if read_json(folder / "index.json").get("finished"):
         return
     images, epochs = len(stream.views.folder), stream.protocol.epochs
     width = max(1, min(epochs, SHARD_BYTES // (images * (8 + 4 * kept))))
