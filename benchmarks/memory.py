@@ -87,7 +87,7 @@ def main() -> None:
                       "--device", "cpu", "--workers", 0]
             found[args.classes * per_class] = {
                 "listing": measured(lambda: ImageFolder(folder, "it")),
-                "checking": measured(lambda: ImageFolder(folder, "it").load(keep=False)),
+                "checking": measured(lambda: ImageFolder(folder, "it").check()),
                 "ranking": measured(stage("ranking", *common)),
                 "selecting": measured(stage("ranking", *common, "--output-dir", root / f"{per_class} selected")),
             }

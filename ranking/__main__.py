@@ -158,8 +158,8 @@ def prepared(args: argparse.Namespace) -> tuple[Runtime, Teacher, ImageFolder]:
 
 
 def check(args: argparse.Namespace, folder: ImageFolder, teacher: Teacher, runtime: Runtime) -> None:
-    """Decode every image once, before the long work."""
-    folder.load(args.workers, keep=False)  # each is looked at once more only, so memory need not grow with their number
+    """Decode the images once, before the long work."""
+    folder.check(args.workers)
     print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.input_size} px), {runtime}")
 
 

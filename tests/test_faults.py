@@ -104,7 +104,7 @@ def test_an_image_that_is_damaged_meanwhile_is_named(tmp_path):
     for number in range(6):
         gray(tmp_path / "a" / f"{number}.png", 50)
     folder = ImageFolder(tmp_path, "--train-dir")
-    folder.load(keep=False)
+    folder.check()
     (tmp_path / "a" / "3.png").write_bytes(b"gone bad")
     for workers in (0, 2):
         with pytest.raises(UserError) as error:

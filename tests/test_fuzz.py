@@ -272,7 +272,7 @@ def test_damaged_images(tmp_path_factory, data):
 
     def read():
         folder = ImageFolder(root, "--train-dir")
-        folder.load(keep=data.draw(st.booleans()))
+        data.draw(st.sampled_from([folder.load, folder.check]))()
         return folder.read(0).size
 
     refused_or(read)
@@ -292,6 +292,6 @@ def test_a_bomb_is_refused_by_what_it_claims(tmp_path):
     assert len(content) < 5000
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(content)
-    for work in (lambda folder: folder.load(), lambda folder: folder.load(keep=False), lambda folder: folder.read(0)):
+    for work in (lambda folder: folder.load(), lambda folder: folder.check(), lambda folder: folder.read(0)):
         with pytest.raises(UserError, match="x.png: .* pixels"):
             work(ImageFolder(tmp_path, "--train-dir"))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-from bisect import bisect_left, bisect_right
 import sys
+from bisect import bisect_left, bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -114,33 +114,45 @@ class ImageFolder:
                                         for path, label in zip(self.paths, self.labels)])
         return self._fingerprint
 
-    def load(self, workers: int | None = None, keep: bool = True) -> list[tuple[int, int]]:
+    def load(self, workers: int | None = None) -> list[tuple[int, int]]:
         """Decode every image once, before any long work; return the (width, height) of each.
 
-        With `keep` the decoded images are kept for `read` while they fit into IN_MEMORY_BYTES together; a larger folder
-        is only checked. A second call costs nothing. Raises UserError for the first image that is damaged.
+        The decoded images are kept for `read` while they fit into IN_MEMORY_BYTES together; a larger folder is
+        only checked. A second call costs nothing. Raises UserError for the first image that is damaged.
         """
         if self._sizes:
             return self._sizes
         kept: list[Image.Image] = []
         sizes: list[tuple[int, int]] = []
-        # Threads are enough: PIL decodes outside of the interpreter's lock.
-        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, \
-                progress(total=len(self), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar:
-            # In slices, so that an early error ends the work instead of waiting for all that is queued.
-            for start in range(0, len(self), 512):
-                files = [self.root / path for path in self.paths[start:start + 512]]
-                if keep and len(kept) == start:
-                    kept.extend(pool.map(read_rgb, files))
-                    sizes.extend(image.size for image in kept[start:])
-                else:
-                    sizes.extend(pool.map(_probe, files))
-                # PIL keeps four bytes for an RGB pixel.
-                if len(kept) == len(sizes) and sum(4 * width * height for width, height in sizes) > IN_MEMORY_BYTES:
-                    kept.clear()
-                bar.update(len(files))
+        for found in self._decoded(self.paths, workers, lambda: read_rgb if len(kept) == len(sizes) else _probe):
+            if isinstance(found[0], Image.Image):
+                kept.extend(found)
+                found = [image.size for image in found]
+            sizes.extend(found)
+            # PIL keeps four bytes for an RGB pixel.
+            if len(kept) == len(sizes) and sum(4 * width * height for width, height in sizes) > IN_MEMORY_BYTES:
+                kept.clear()
         self._kept, self._sizes = kept, sizes
         return sizes
+
+    def check(self, workers: int | None = None) -> None:
+        """Decode this rank's share of the images once and keep none: memory does not grow with their number.
+
+        Raises UserError for the first image that is damaged.
+        """
+        rank, world = ranks.rank_and_world()
+        for _ in self._decoded(self.paths[rank::world], workers, lambda: _probe):
+            pass
+
+    def _decoded(self, paths: list[str], workers: int | None, reader: Callable[[], Callable[[Path], Any]]) -> Iterator[list]:
+        """What `reader()` makes of the files, in slices, so that an early error ends the work instead of waiting for all."""
+        # Threads are enough: PIL decodes outside of the interpreter's lock.
+        with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, \
+                progress(total=len(paths), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar:
+            for start in range(0, len(paths), 512):
+                found = list(pool.map(reader(), [self.root / path for path in paths[start:start + 512]]))
+                yield found
+                bar.update(len(found))
 
     @property
     def in_memory(self) -> bool:
