@@ -13,7 +13,7 @@ from utils.datasets import known
 from utils.files import LOCKS, UserError, check_output, differences, digest
 from utils.images import ImageFolder
 from utils.loader import Batches, TestImages
-from utils.runtime import seeded, versions
+from utils.runtime import Runtime, seeded, versions
 from utils.state import JointState
 from utils.training import Course
 

@@ -16,7 +16,6 @@ from utils.checkpoints import load_teacher
 from utils.files import UserError
 from utils.images import ImageFolder
 from validate import results
-from validate.labels import Labels
 
 fuzzed = settings(deadline=2000, max_examples=150, suppress_health_check=list(HealthCheck))
 

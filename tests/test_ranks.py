@@ -124,17 +124,31 @@ def test_ranks_train_as_one_process_does(place, ranks, batch_size):
     assert several["shown"] < one["shown"], "a rank has seen a part of the images only"
 
 
+SMALL_SHARDS = """
+import validate.labels
+from utils import cli
+from validate.__main__ import main
+validate.labels.SHARD_BYTES = 1
+cli.run(main)
+"""
+
+
 def test_stored_labels_are_the_same_whoever_stores_them(place, monkeypatch):
     """Shards of one epoch, by turns; and students trained on their shares of each stored batch."""
-    import validate.labels
-    place.works("validate", save_labels=place / "one", mix="cutmix")
-    done = launch(place, "validate", 2, save_labels=place / "several", mix="cutmix", output_dir=place / "by two")
+    monkeypatch.setattr("validate.labels.SHARD_BYTES", 1)
+    line = dict(mix="cutmix", epochs=3)
+    place.works("validate", save_labels=place / "one", **line)
+    script = place / "script.py"
+    script.write_text(SMALL_SHARDS)
+    words = place.command("validate", save_labels=place / "several", output_dir=place / "by two", **line)
+    done = subprocess.run([*LAUNCH, "--nproc-per-node", "2", str(script), *words], cwd=ROOT, text=True, capture_output=True,
+                          env={**ENV, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     one, several = ({path.name: path.read_bytes() for path in (place / name / "seed0").iterdir()} for name in ("one", "several"))
-    assert one == several
+    assert one == several and len(one) == 4, "three shards and the index"
     assert len((place / "by two" / "results.csv").read_text().splitlines()) == 2
     [run] = (place / "by two" / "results").glob("*.json")
-    assert json.loads(run.read_text())["seeds"][0]["curve"][-1]["epoch"] == 2
+    assert json.loads(run.read_text())["seeds"][0]["curve"][-1]["epoch"] == 3
 
 
 # --- an end that a person understands ----------------------------------------------------------------------------

@@ -122,6 +122,20 @@ def test_recover_goes_on_within_a_unit(place, monkeypatch, after):
     assert not (place.syn / ".units").exists()
 
 
+@pytest.mark.parametrize("name", [".units/000000.json", "ant/000_ant0.png"])
+def test_a_truncated_file_of_a_finished_unit_is_done_again(place, monkeypatch, name):
+    place.works("recover", syn_dir=place / "whole", batch_size=4)
+    cutting(monkeypatch, 10)  # in the second unit: each has eight steps
+    with pytest.raises(Cut):
+        place.run("recover", batch_size=4)
+    monkeypatch.undo()
+    content = (place.syn / name).read_bytes()
+    (place.syn / name).write_bytes(content[:len(content) // 2])
+    said = place.works("recover", batch_size=4)
+    assert "3 of 3 units to do" in said and ("damaged" in said) == name.endswith("json")
+    assert images(place.syn) == images(place / "whole") and not (place.syn / ".units").exists()
+
+
 @few
 @given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
 def test_a_damaged_state_is_no_state(tmp_path_factory, noise, position, value):

@@ -16,7 +16,6 @@ from torch.nn.functional import normalize
 from utils import cli, features, memory
 from utils.files import UserError, check_output, replacing
 from utils.images import ImageFolder, resize_whole
-from utils.loader import TestImages
 from validate import figures
 
 COLUMNS = ["method", "class", "images", "similarity", "extractor", "syn_dir"]
