@@ -79,7 +79,9 @@ def main() -> None:
     importlib.import_module("ranking.__main__")
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        teacher = material.teacher(root / "teacher.pth", "conv3", args.classes, PIXELS, "cifar")
+        teacher = root / "teacher.pth"
+        # In a process of its own, too: one that has computed with several threads cannot be forked.
+        measured(lambda: material.teacher(teacher, "conv3", args.classes, PIXELS, "cifar"))
         found = {}
         for per_class in (max(args.images // args.classes // 100, 1), args.images // args.classes):
             folder = tiny_images(root / f"{per_class} a class", args.classes, per_class)
