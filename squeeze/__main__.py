@@ -58,6 +58,8 @@ def squeeze(args: argparse.Namespace, runtime: Runtime) -> None:
     test_folder = ImageFolder(args.val_dir, "--val-dir", folder.classes, "--train-dir")
 
     def trial(images: int) -> None:
+        for images_read in (folder, test_folder):  # while there is memory; what is read stays, and is a part of what is needed
+            images_read.load(args.workers)
         size, stem, _, _ = cli.geometry(args, folder)
         memory.training_step(models.build(args.arch, len(folder.classes), size, stem), images, size, runtime)
 
