@@ -25,6 +25,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def children(process: subprocess.Popen) -> list[int]:
+    """The process ids of a launcher's ranks, while there are any."""
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two kills of a short run")
     args = parser.parse_args()
     if args.quick:
-        args.kills, args.iterations = 2, 200
+        args.kills, args.iterations, args.pause = 2, 200, 8
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         line = ["recover", "--init-dir", str(material.images(root / "init", 12, 10, 32)), "--teacher-path",

@@ -14,7 +14,7 @@ from ranking.coreset import CORESETS
 from ranking.parts import Parts
 from utils import cli, features, memory
 from utils.checkpoints import Teacher
-from utils.files import LOCKS, check_folder, check_output, claim, digest, read_json, sha256, write_json
+from utils.files import LOCKS, MANIFEST, check_folder, check_output, claim, digest, read_json, sha256, write_json
 from utils.images import ImageFolder
 from utils.ranks import rank_and_world
 from utils.runtime import Runtime
@@ -44,7 +44,7 @@ def main() -> None:
     folder = ImageFolder(args.train_dir, "--train-dir")
     if args.output_dir:
         folder.require(args.ipc)
-        check_folder(args.output_dir, "manifest.json", args.train_dir)
+        check_folder(args.output_dir, MANIFEST, args.train_dir)
     if args.ranking_file:
         check_output(args.ranking_file)
     if args.criterion in CORESETS:
@@ -65,14 +65,14 @@ def write_selection(args: argparse.Namespace, chosen: dict[str, list[str]], requ
     settings = {"criterion": args.criterion, "ipc": args.ipc, "images": chosen}
     if args.criterion == "random":
         settings["seed"] = args.seed
-    record = claim(args.output_dir, "manifest.json", settings, args.overwrite, args.train_dir)
+    record = claim(args.output_dir, MANIFEST, settings, args.overwrite, args.train_dir)
     copied = select.copy(chosen, Path(args.train_dir), Path(args.output_dir))
     if record.get("finished") and not copied:
         print(f"ranking: {args.output_dir} holds this selection already")
         return
     seconds = round(time.monotonic() - started, 1)
     ranking_sha256 = sha256(args.ranking_file) if args.ranking_file and Path(args.ranking_file).exists() else None
-    write_json(Path(args.output_dir) / "manifest.json", {
+    write_json(Path(args.output_dir) / MANIFEST, {
         "settings": settings, "train_dir": args.train_dir, "ranking_sha256": ranking_sha256, "request": request,
         "seconds": seconds, "finished": True})
     print(f"ranking: {args.ipc} {args.criterion} images of each of {len(chosen)} classes in {args.output_dir}; {seconds:.0f} s")
@@ -94,11 +94,12 @@ def scores(args: argparse.Namespace, folder: ImageFolder) -> tuple[pd.DataFrame 
         print(f"ranking: {len(table):,} scores from {args.ranking_file}")
         return table, None
     LOCKS.hold(args.ranking_file or args.output_dir)
+    apply = memory.way(args.batch_size)
     runtime, teacher, folder = prepared(args)
     check(args, folder, teacher, runtime)
     parts = Parts(args.ranking_file or args.output_dir, identity(args, folder, teacher, runtime))
     with memory.guarded(args.batch_size):
-        table = score.score(teacher, folder, runtime, args.batch_size, args.workers, parts)
+        table = score.score(teacher, folder, runtime, args.batch_size, args.workers, parts, apply)
     if table is None:
         print(f"ranking: rank {rank} of {world} has done its parts; the scores follow when all ranks have")
         return None, None
@@ -115,10 +116,11 @@ def coresets(args: argparse.Namespace) -> tuple[dict[str, list[str]] | None, Par
     """
     rank, world = rank_and_world()
     LOCKS.hold(args.output_dir)
+    apply = memory.way(args.batch_size)
     runtime, teacher, folder = prepared(args)
     wanted = {**identity(args, folder, teacher, runtime), "criterion": args.criterion, "ipc": args.ipc}
     request = digest(wanted)
-    manifest = Path(args.output_dir) / "manifest.json"
+    manifest = Path(args.output_dir) / MANIFEST
     if manifest.exists() and (record := read_json(manifest)).get("finished") and record.get("request") == request:
         return record["settings"]["images"], None, request
     check(args, folder, teacher, runtime)
@@ -127,7 +129,7 @@ def coresets(args: argparse.Namespace) -> tuple[dict[str, list[str]] | None, Par
     model = runtime.frozen(features.extractor(teacher.model))
     with memory.guarded(args.batch_size):
         for label, rows in features.by_class(model, teacher, folder, runtime, "features", args.batch_size, args.workers,
-                                             labels=parts.missing(len(folder.classes))):
+                                             labels=parts.missing(len(folder.classes)), apply=apply):
             parts.save(label, {"chosen": choose(rows, args.ipc)})
     found = parts.all(len(folder.classes))
     if found is None:

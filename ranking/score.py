@@ -6,12 +6,14 @@ import csv
 import math
 import warnings
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ranking.parts import Parts
+from utils import memory
 from utils.checkpoints import Teacher
 from utils.files import UserError, replacing
 from utils.images import ImageFolder, progress
@@ -24,11 +26,11 @@ PART = 4  # batches: what a kill can cost at most
 
 @torch.inference_mode()
 def score(teacher: Teacher, folder: ImageFolder, runtime: Runtime, batch_size: int, workers: int | None,
-          parts: Parts) -> pd.DataFrame | None:
+          parts: Parts, apply: Callable = memory.at_once) -> pd.DataFrame | None:
     """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
 
     Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. None while other
-    ranks are at work on their `parts`, each of a few batches.
+    ranks are at work on their `parts`, each of a few batches. `apply`: memory.at_once or memory.in_halves.
     """
     batches = TestImages(folder, teacher.input_size, batch_size, workers)
     count = math.ceil(len(batches) / PART)
@@ -38,7 +40,7 @@ def score(teacher: Teacher, folder: ImageFolder, runtime: Runtime, batch_size: i
     with progress(total=len(numbers) * batch_size, desc="ranking", unit="img") as bar:
         for number, (images, labels) in zip(numbers, batches.some(numbers)):
             with runtime.autocast():
-                logits = model(runtime.normalised(images, teacher.mean, teacher.std))
+                logits = apply(lambda images: model(runtime.normalised(images, teacher.mean, teacher.std)), images)
             probabilities = logits.float().softmax(1)
             scores.append(probabilities.gather(1, labels.to(runtime.device)[:, None])[:, 0].cpu())
             bar.update(len(images))

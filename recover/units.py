@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from utils.files import UserError, claim, read_json, sha256, write_json
+from utils.files import MANIFEST, UserError, claim, read_json, sha256, write_json
 from utils.images import save_image
 
 RECORDS = ".units"  # one JSON for each finished unit, folded into the manifest when all are
@@ -59,12 +59,12 @@ class Store:
         self.folder, self.settings, self.names, self.rounds = Path(folder), settings, names, rounds
         if rank and overwrite:
             self._await_removal()
-        claim(self.folder, "manifest.json", settings, overwrite and rank == 0, *inputs)
-        self.manifest = read_json(self.folder / "manifest.json")
+        claim(self.folder, MANIFEST, settings, overwrite and rank == 0, *inputs)
+        self.manifest = read_json(self.folder / MANIFEST)
 
     def _await_removal(self, seconds: float = 120) -> None:
         """Until rank 0, which alone may, has removed another run."""
-        until, path = time.monotonic() + seconds, self.folder / "manifest.json"
+        until, path = time.monotonic() + seconds, self.folder / MANIFEST
         while time.monotonic() < until:
             with contextlib.suppress(UserError):
                 if read_json(path).get("settings") == self.settings:
@@ -113,11 +113,11 @@ class Store:
             if found is None:
                 # Not made yet, or another rank has just folded the records into the manifest.
                 if not self.finished(unit):
-                    return read_json(self.folder / "manifest.json").get("finished", False)
+                    return read_json(self.folder / MANIFEST).get("finished", False)
                 found = self._entries(unit, self.manifest)
             images |= found
             seconds += record["seconds"] if record and isinstance(record.get("seconds"), float) else 0
-        write_json(self.folder / "manifest.json", {
+        write_json(self.folder / MANIFEST, {
             "settings": self.settings, "finished": True, **facts,
             "units": len(units), "unit_seconds": round(seconds, 1), "images": dict(sorted(images.items()))})
         shutil.rmtree(self.folder / RECORDS, ignore_errors=True)

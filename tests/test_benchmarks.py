@@ -100,7 +100,10 @@ def test_a_comparison_in_words():
     ("squeeze", ["--arch", "conv3", "--images", "40", "--pairs", "1", "--compile", "off"], r"^squeeze conv3, 40 images .* over 1 pairs"),
     ("validate", ["--arch", "conv3", "--ipc", "2", "--batch-size", "10", "--test-images", "20", "--epochs", "1", "--pairs", "1",
                   "--compile", "off"], r"^student conv3, 300 epochs with 6 and 3 evaluations of 10,000 images, added up: plain "),
-    ("recover", ["--case", "conv3-32", "--steps", "1", "--pairs", "1", "--compile", "off"], r"^step conv3-32, 100 images, .* over 1 pairs")])
+    ("recover", ["--case", "conv3-32", "--steps", "1", "--pairs", "1", "--compile", "off"], r"^step conv3-32, 100 images, .* over 1 pairs"),
+    ("kills", ["--quick"], r"^3 ranks, [12] workers killed, exit code 0: (\d+) of \1 images have the same bytes"),
+    ("memory", ["--quick"], r"^\| selecting \| [\d,]+ \| \d+ \| \d+ \|$"),
+    ("cluster", ["--images-per-second", "16.4"], r"batch 100: 500 units, .* more than 500 GPUs are of no use$")])
 def test_each_benchmark_runs_and_says_what_it_found(module, arguments, said):
     done = subprocess.run([sys.executable, "-m", f"benchmarks.{module}", *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """Several processes, started by torchrun as users start them: the same results, and an end that a person understands."""
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.kills import children
 from conftest import ROOT, images
 
 LAUNCH = [sys.executable, "-m", "utils.launch", "--standalone"]
@@ -31,11 +31,6 @@ def launch(place, stage, ranks, **changes):
 def started(place, stage, ranks, **changes):
     return subprocess.Popen(words(place, stage, ranks, **changes), cwd=ROOT, text=True, env=ENV, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE)
-
-
-def workers(launcher):
-    """The process ids of its ranks, while there are any."""
-    return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
 
 
 def weights(path):
@@ -171,7 +166,7 @@ def when_training(place, launcher):
     while not (place / ".squeezed.pth.state").exists():
         assert time.monotonic() < until and launcher.poll() is None
         time.sleep(0.02)
-    return workers(launcher)
+    return children(launcher)
 
 
 def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(place, whole):
@@ -213,20 +208,6 @@ def test_an_error_of_all_ranks_is_said_once(place):
     [line] = [line for line in done.stderr.splitlines() if "error" in line]
     assert line.startswith("error: conv3 seed 0: loss is") and "epoch 1, step 2" in line and "1e+30" in line
     assert not (place / "measured" / "results.csv").exists()
-
-
-def test_recover_ends_by_itself_however_often_workers_are_killed(place):
-    line = dict(iterations=150, round_iterations=50, save_every=0, batch_size=4)
-    place.works("recover", syn_dir=place / "one", **line)
-    launcher, generator, killed = started(place, "recover", 3, restarts=50, **line), random.Random(0), 0
-    while launcher.poll() is None and killed < 3:
-        time.sleep(generator.uniform(4, 8))
-        if found := workers(launcher):
-            os.kill(generator.choice(found), signal.SIGKILL)
-            killed += 1
-    _, told = launcher.communicate(timeout=200)
-    assert launcher.returncode == 0 and killed, told
-    assert images(place.syn) == images(place / "one")
 
 
 def test_synchronised_batchnorm_is_for_gpus(place):

@@ -1,5 +1,6 @@
 """Work units, and the folder that knows which of them are finished."""
 import json
+import os
 import shutil
 
 import numpy as np
@@ -178,5 +179,5 @@ def test_a_folder_that_nobody_claimed_is_never_emptied(tmp_path, overwrite):
 
 def test_a_run_killed_while_it_claimed_its_folder_can_start_again(tmp_path):
     # What SIGKILL leaves between the writing of the manifest and its renaming.
-    (tmp_path / ".manifest.4711.partial.json").write_text('{"sett')
+    (tmp_path / f".manifest.{os.uname().nodename}.4711.partial.json").write_text('{"sett')
     assert not store(tmp_path).finished(UNITS[0])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
+from utils import memory
 from utils.checkpoints import Teacher
 from utils.files import UserError
 from utils.images import ImageFolder, progress, resize_for_test
@@ -30,11 +31,11 @@ def extractor(model: nn.Module) -> nn.Module:
 @torch.inference_mode()
 def by_class(model: nn.Module, facts: Teacher, folder: ImageFolder, runtime: Runtime, what: str, batch_size: int = 256,
              workers: int | None = None, geometry: Geometry = resize_for_test,
-             labels: Sequence[int] | None = None) -> Iterator[tuple[int, torch.Tensor]]:
+             labels: Sequence[int] | None = None, apply: Callable = memory.at_once) -> Iterator[tuple[int, torch.Tensor]]:
     """(label, features (n, D) fp32 on the CPU) by `model`, one class after the other; only one is held at a time.
 
     `facts` give the geometry and the normalisation. `labels`: which classes, all if None; a class's features do not depend
-    on it.
+    on it. `apply`: memory.at_once or memory.in_halves.
     """
     images = TestImages(folder, facts.input_size, batch_size, workers, geometry, by_class=True)
     model = runtime.compiled(model, len(images))
@@ -45,6 +46,7 @@ def by_class(model: nn.Module, facts: Teacher, folder: ImageFolder, runtime: Run
             held = []
             for batch, _ in (next(stream) for _ in numbers):
                 with runtime.autocast():
-                    held.append(model(runtime.normalised(batch, facts.mean, facts.std)).float().flatten(1).cpu())
+                    found = apply(lambda images: model(runtime.normalised(images, facts.mean, facts.std)), batch)
+                held.append(found.float().flatten(1).cpu())
                 bar.update(len(batch))
             yield label, torch.cat(held)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 
+MANIFEST = "manifest.json"  # what the folder of a selection or of synthetic images says of itself
 PARTIAL = re.compile(r"\..*\.partial\b")  # the temporary names of `replacing`; a kill can leave one behind
 
 
@@ -24,18 +25,42 @@ class UserError(Exception):
 def replacing(path: str | Path) -> Iterator[Path]:
     """Yield a name beside `path` to write to; rename it to `path` if the block succeeds.
 
-    A reader therefore sees the old file or the new one, never a part of it. The temporary name carries the
-    process id, so that two processes never write into the same one.
+    A reader therefore sees the old file or the new one, never a part of it. The temporary name carries the machine
+    and the process id, so that two processes never write into the same one. What killed processes left is removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept, because writers such as PIL choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    temporary = _temporary(path, os.getpid())
     try:
         yield temporary
         os.replace(temporary, path)
+        remove_leftovers(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, process: int | str) -> Path:
+    # The suffix is kept, because writers such as PIL choose the format by it.
+    return path.with_name(f".{path.stem}.{os.uname().nodename}.{process}.partial{path.suffix}")
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove what processes of this machine that are no more have written towards `path`."""
+    before, after = _temporary(Path(path), "|").name.split("|")
+    for entry in os.scandir(Path(path).parent):
+        process = entry.name[len(before):len(entry.name) - len(after)]
+        if entry.name == f"{before}{process}{after}" and process.isdecimal() and not _runs(int(process)):
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def check_output(path: str | Path, *inputs: str | Path) -> None:

@@ -17,6 +17,7 @@ from utils.files import UserError
 from utils.runtime import Runtime, release_memory
 
 AUTO = "auto"
+Function = Callable[[torch.Tensor], torch.Tensor]  # images -> one row for each
 MARGIN = 1 / 4  # of the images tried above those that will be: other things come and go beside a batch
 
 
@@ -90,7 +91,7 @@ def _keep_first(note: Path, size: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def in_halves(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+def in_halves(function: Function, images: torch.Tensor) -> torch.Tensor:
     """`function(images)`, or of their halves where memory does not suffice for all; for networks in eval mode."""
     try:
         return function(images)
@@ -98,6 +99,15 @@ def in_halves(function: Callable[[torch.Tensor], torch.Tensor], images: torch.Te
         if len(images) == 1 or not exhausted(error):
             raise
     return torch.cat([in_halves(function, half) for half in images.chunk(2)])
+
+
+def at_once(function: Function, images: torch.Tensor) -> torch.Tensor:
+    return function(images)
+
+
+def way(asked: int | str | None) -> Callable[[Function, torch.Tensor], torch.Tensor]:
+    """How to put a batch through a network: all of it where the user asked for its size, else in halves if need be."""
+    return in_halves if asked == AUTO else at_once
 
 
 def training_step(model: nn.Module, images: int, size: int, runtime: Runtime) -> None:

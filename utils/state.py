@@ -14,7 +14,7 @@ from typing import Any, Callable, Iterator
 import torch
 
 from utils import ranks
-from utils.files import digest, replacing
+from utils.files import digest, remove_leftovers, replacing
 
 GRACE = 8  # seconds that a signal waits for the end of a step, which may be compiling
 
@@ -132,6 +132,8 @@ class State:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+        if self.path.parent.is_dir():
+            remove_leftovers(self.path)
 
 
 class JointState(State):

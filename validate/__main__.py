@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,7 +19,7 @@ from utils.runtime import Runtime, seeded, versions
 from utils.state import JointState
 from validate import augment, labels
 from validate.protocols import PROTOCOLS, Protocol, named, resolve
-from validate.results import Run, summary
+from validate.results import Run, file_name, summary
 from validate.train import Stream, labelled, train
 
 
@@ -142,7 +141,7 @@ def fitted(args: argparse.Namespace, title: str, protocol: Protocol, arch: str, 
             memory.evaluation(teacher, images, facts.input_size, runtime)
         memory.training_step(student, images, facts.input_size, runtime)
 
-    output = Path(args.output_dir) / re.sub(r"[^\w.-]+", "_", f"{method}_{arch}_{title}")
+    output = Path(args.output_dir) / file_name(method, arch, title)
     size = memory.fitting(memory.AUTO, protocol.batch_size, 2, output, trial)
     return title if size == protocol.batch_size else f"{title} batch_size={size}", replace(protocol, batch_size=size)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from utils import checkpoints
-from utils.files import UserError, digest, read_json
+from utils.files import MANIFEST, UserError, digest, read_json
 from validate import published, scores
 
 GROUP = ["dataset", "ipc", "teacher", "student"]  # what is compared within
@@ -130,7 +130,7 @@ def _teacher(path: str | None) -> dict[str, Any]:
 
 def manifest(folder: Path) -> dict[str, Any]:
     """What ranking or recover wrote beside the images; empty for a folder of other make."""
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     return read_json(path) if path.is_file() else {}
 
 

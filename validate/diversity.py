@@ -76,7 +76,7 @@ def main() -> None:
     with memory.guarded(batch_size):
         for method, folder in zip(args.method, folders):
             for label, found in features.by_class(model, network, folder, runtime, method, batch_size, args.workers,
-                                                  resize_whole):
+                                                  resize_whole, apply=memory.way(args.batch_size)):
                 rows.append([method, classes[label], len(found), similarity(found), network.arch, str(folder.root)])
     table = pd.DataFrame(rows, columns=COLUMNS)
     with replacing(Path(args.output_dir) / "diversity.csv") as temporary:

@@ -22,8 +22,8 @@ class Run:
     def __init__(self, folder: str | Path, settings: dict, facts: dict):
         """`facts` are the columns that are the same for all seeds. Raises UserError for an unreadable older file."""
         self.folder, self.settings, self.facts = Path(folder), settings, facts
-        name = re.sub(r"[^\w.-]+", "_", f"{facts['method']}_{facts['student']}_{facts['protocol']}")
-        self.path = self.folder / "results" / f"{name}_{digest(settings)[:8]}.json"
+        name = file_name(facts["method"], facts["student"], facts["protocol"], digest(settings)[:8])
+        self.path = self.folder / "results" / f"{name}.json"
         if (rows := self.folder / "results.csv").exists():
             read_rows(rows)  # for its errors: before hours of training, not after them
         try:
@@ -49,6 +49,11 @@ class Run:
         row = {**self.facts, "seed": result.seed, "top1": f"{result.top1:.2f}", "best_top1": f"{result.best_top1:.2f}",
                "top5": f"{result.top5:.2f}", "seconds": f"{result.seconds:.1f}"}
         append_row(self.folder / "results.csv", {name: str(row[name]) for name in COLUMNS})
+
+
+def file_name(*words: str) -> str:
+    """The words as a part of a path."""
+    return re.sub(r"[^\w.-]+", "_", "_".join(words))
 
 
 def summary(results: list[Result]) -> dict[str, float]:

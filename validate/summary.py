@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from utils import checkpoints, cli
-from utils.files import UserError, read_json
+from utils.files import MANIFEST, UserError, read_json
 from validate.results import COLUMNS, read_rows
 
 
@@ -43,8 +43,8 @@ def stages(folder: Path, rows: pd.DataFrame) -> list[str]:
         teacher = checkpoints.read(folder / "teacher.pth")
         lines.append(f"squeeze   {teacher['seconds']:7.1f} s   teacher {teacher['arch']}: top-1 {teacher['top1']:.2f} %")
     for name, stage in (("init", "ranking"), ("syn", "recover")):
-        if (folder / name / "manifest.json").exists():
-            record = read_json(folder / name / "manifest.json")
+        if (folder / name / MANIFEST).exists():
+            record = read_json(folder / name / MANIFEST)
             lines.append(f"{stage:9} {record.get('seconds', 0):7.1f} s   {len(images(record)):,} images")
     lines.append(f"validate  {rows['seconds'].sum():7.1f} s   {len(rows)} students")
     return lines
