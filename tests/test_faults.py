@@ -103,6 +103,25 @@ def test_auto_halves_down_to_the_least(tmp_path):
         memory.fitting("auto", 100, 6, tmp_path / "third", lambda images: (_ for _ in ()).throw(RuntimeError("shape")))
 
 
+def test_only_auto_takes_less_of_a_batch_than_it_has():
+    """A trial can pass and the work fail by a little, when other things have come to the memory meanwhile."""
+    sizes = []
+
+    def network(images):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        return images + 1
+
+    images = torch.arange(11)
+    assert memory.way("auto")(network, images).equal(images + 1)
+    assert sizes == [11, 6, 3, 3, 5, 3, 2]
+    for asked in None, 11:
+        with pytest.raises(UserError, match="--batch-size 11; give --batch-size 5, or --batch-size auto"):
+            with memory.guarded(11):
+                memory.way(asked)(network, images)
+
+
 # --- images -------------------------------------------------------------------------------------------------------
 
 def test_an_image_that_is_damaged_meanwhile_is_named(tmp_path):

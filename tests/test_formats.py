@@ -335,6 +335,25 @@ def test_a_bad_image_is_named(tmp_path, monkeypatch, kind, name, kept):
     assert f"c/{name}" in str(error.value)
 
 
+def test_ranks_check_a_share_each_of_a_set_too_large_for_memory_and_know_all_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.images.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("utils.images.SLICE", 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for number in range(14):
+        noise(tmp_path / "c" / f"{number:02d}.png", 0, 30 + number)
+    cut = (tmp_path / "c" / "08.png")
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    told = []
+    for rank in "012":
+        monkeypatch.setenv("RANK", rank)
+        try:
+            assert ImageFolder(tmp_path, "--train-dir").load(2) == [(30 + number, 30 + number) for number in range(14)]
+        except UserError as error:
+            told.append(str(error))
+    [message] = told
+    assert str(cut) in message
+
+
 def test_listing_is_sorted_whatever_the_order_of_creation(tmp_path):
     names = ["b/2.png", "a/10.png", "b/1.JPG", "a/z/0.jpeg", "a/9.png", "c/x.png"]
     expected = ["a/10.png", "a/9.png", "a/z/0.jpeg", "b/1.JPG", "b/2.png", "c/x.png"]

@@ -22,6 +22,7 @@ from utils.files import UserError, digest, replacing, sha256
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
 MAX_PIXELS = 100_000_000  # an image that claims more is refused before it is decoded
+SLICE = 512  # images that are decoded between two looks at what was found
 SMALLEST = 8  # pixels of an input
 SMALL = 64  # pixels; up to this size images get the small-image stem, the padded crop, and a place in memory
 
@@ -118,13 +119,18 @@ class ImageFolder:
         """Decode every image once, before any long work; return the (width, height) of each.
 
         The decoded images are kept for `read` while they fit into IN_MEMORY_BYTES together; a larger folder is
-        only checked. A second call costs nothing. Raises UserError for the first image that is damaged.
+        only checked, by each rank a share. A second call costs nothing. Raises UserError for the first image that is damaged.
         """
         if self._sizes:
             return self._sizes
         kept: list[Image.Image] = []
         sizes: list[tuple[int, int]] = []
-        for found in self._decoded(self.paths, workers, lambda: read_rgb if len(kept) == len(sizes) else _probe):
+        rank, world = ranks.rank_and_world()
+
+        def reader(number: int) -> Callable[[Path], Any]:
+            return read_rgb if len(kept) == len(sizes) else _probe if number % world == rank else _size
+
+        for found in self._decoded(self.paths, workers, reader):
             if isinstance(found[0], Image.Image):
                 kept.extend(found)
                 found = [image.size for image in found]
@@ -141,16 +147,16 @@ class ImageFolder:
         Raises UserError for the first image that is damaged.
         """
         rank, world = ranks.rank_and_world()
-        for _ in self._decoded(self.paths[rank::world], workers, lambda: _probe):
+        for _ in self._decoded(self.paths[rank::world], workers, lambda number: _probe):
             pass
 
-    def _decoded(self, paths: list[str], workers: int | None, reader: Callable[[], Callable[[Path], Any]]) -> Iterator[list]:
-        """What `reader()` makes of the files, in slices, so that an early error ends the work instead of waiting for all."""
+    def _decoded(self, paths: list[str], workers: int | None, reader: Callable[[int], Callable[[Path], Any]]) -> Iterator[list]:
+        """What `reader(number)` makes of each slice's files; in slices, so that an early error need not wait for all."""
         # Threads are enough: PIL decodes outside of the interpreter's lock.
         with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool, \
                 progress(total=len(paths), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar:
-            for start in range(0, len(paths), 512):
-                found = list(pool.map(reader(), [self.root / path for path in paths[start:start + 512]]))
+            for number, start in enumerate(range(0, len(paths), SLICE)):
+                found = list(pool.map(reader(number), [self.root / path for path in paths[start:start + SLICE]]))
                 yield found
                 bar.update(len(found))
 
@@ -207,6 +213,11 @@ def read_rgb(path: Path) -> Image.Image:
         return image.convert("RGB")
     except Exception as error:
         raise _unreadable(path, error) from None
+
+
+def _size(path: Path) -> tuple[int, int]:
+    with _open(path) as image:
+        return image.size
 
 
 def _probe(path: Path) -> tuple[int, int]:
