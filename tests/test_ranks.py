@@ -210,6 +210,13 @@ def test_an_error_of_all_ranks_is_said_once(place):
     assert not (place / "measured" / "results.csv").exists()
 
 
+def test_an_error_does_not_stand_behind_the_bar_of_another_rank(place):
+    """Which of them fails first is chance; rank 0 has the bar, and leaves its own line in good order."""
+    for rank, start in (("0", "error: "), ("1", "\nerror: ")):
+        outcome = place.run("ranking", {"RANK": rank, "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}, ipc=99)
+        assert outcome.code == 2 and outcome.err.startswith(start) and outcome.err.endswith("\n")
+
+
 def test_synchronised_batchnorm_is_for_gpus(place):
     outcome = place.run("squeeze", sync_bn=True)
     assert outcome.code == 2 and "--sync-bn" in outcome.err and not (place / "squeezed.pth").exists()

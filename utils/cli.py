@@ -188,7 +188,8 @@ def folder_for(found: Teacher, path: str, role: str) -> ImageFolder:
 def fail(message: object, code: int = 2) -> None:
     """End with one line of error. Of several ranks the first one to fail says it."""
     if ranks.first_to_fail():
-        print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+        start = "" if ranks.speaks() else "\n"  # the bar of the rank that speaks may stand in this line
+        sys.stderr.write(f"{start}error: {' '.join(str(message).split())}\n")
     sys.exit(code)
 
 

@@ -23,8 +23,8 @@ def main() -> None:
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         if failure.exitcode < 0:
-            print(f"error: rank {rank} was ended by {signal.Signals(-failure.exitcode).name}; what is finished or was saved is "
-                  "whole, and the same command goes on with it", file=sys.stderr)
+            sys.stderr.write(f"\nerror: rank {rank} was ended by {signal.Signals(-failure.exitcode).name}; what is finished or was "
+                             "saved is whole, and the same command goes on with it\n")
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
