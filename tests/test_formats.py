@@ -572,15 +572,15 @@ def test_replacing_removes_what_killed_processes_left_and_nothing_else(tmp_path)
     ended = subprocess.Popen(["true"])
     ended.wait()
     dead, host = ended.pid, os.uname().nodename
-    left = f".x.{host}.{dead}.partial.txt"
-    stays = [f".x.{host}.{os.getppid()}.partial.txt",  # at work just now, perhaps
-             f".x.another-machine.{dead}.partial.txt", f".x.{host}.{dead}.partial.png", f".y.{host}.{dead}.partial.txt",
-             f".x.{host}.mine.partial.txt"]
+    left = f".x|[*].{host}.{dead}.partial.txt"
+    stays = [f".x|[*].{host}.{os.getppid()}.partial.txt",  # at work just now, perhaps
+             f".x|[*].another-machine.{dead}.partial.txt", f".x|[*].{host}.{dead}.partial.png", f".y.{host}.{dead}.partial.txt",
+             f".x|[*].{host}.mine.partial.txt"]
     for name in [left, *stays]:
         (tmp_path / name).touch()
-    with replacing(tmp_path / "x.txt") as temporary:
+    with replacing(tmp_path / "x|[*].txt") as temporary:
         temporary.write_text("one")
-    assert tree(tmp_path) == sorted([*stays, "x.txt"])
+    assert tree(tmp_path) == sorted([*stays, "x|[*].txt"])
 
 
 def draws():

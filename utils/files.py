@@ -30,7 +30,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path, os.getpid())
+    temporary = path.with_name(str(os.getpid()).join(_around(path)))
     try:
         yield temporary
         os.replace(temporary, path)
@@ -39,18 +39,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _temporary(path: Path, process: int | str) -> Path:
+def _around(path: Path) -> tuple[str, str]:
+    """What stands before and after the process id in the temporary names of `path`."""
     # The suffix is kept, because writers such as PIL choose the format by it.
-    return path.with_name(f".{path.stem}.{os.uname().nodename}.{process}.partial{path.suffix}")
+    return f".{path.stem}.{os.uname().nodename}.", f".partial{path.suffix}"
 
 
 def remove_leftovers(path: str | Path) -> None:
     """Remove what processes of this machine that are no more have written towards `path`."""
-    before, after = _temporary(Path(path), "|").name.split("|")
-    for entry in os.scandir(Path(path).parent):
-        process = entry.name[len(before):len(entry.name) - len(after)]
-        if entry.name == f"{before}{process}{after}" and process.isdecimal() and not _runs(int(process)):
-            Path(entry.path).unlink(missing_ok=True)
+    before, after = _around(path := Path(path))
+    for name in os.listdir(path.parent):
+        if name.startswith(before) and name.endswith(after):
+            process = name[len(before):len(name) - len(after)]
+            if process.isdecimal() and not _runs(int(process)):
+                path.with_name(name).unlink(missing_ok=True)
 
 
 def _runs(process: int) -> bool:
