@@ -122,7 +122,7 @@ def test_the_page_stands_alone(measured):
 
 
 @pytest.mark.parametrize("name", ["ours", "a set with a long name that says much", "x" * 60])
-@pytest.mark.parametrize("count", [1, 3, 9])
+@pytest.mark.parametrize("count", [1, 3, 9, 24])
 def test_legends_fit_into_their_figures(name, count):
     """Drawn to the last: what sticks out would be cut off."""
     names = [f"{name} {k}" for k in range(count)]
@@ -135,8 +135,17 @@ def test_legends_fit_into_their_figures(name, count):
         [legend] = figure.legends
         box, page = legend.get_window_extent(), figure.bbox
         assert box.x0 >= page.x0 and box.x1 <= page.x1 and box.y1 <= page.y1 + 1
-        assert box.y0 >= figure.axes[0].get_window_extent().y1, "above the axes, not over them"
+        axes = figure.axes[0].get_window_extent()
+        assert box.y0 >= axes.y1, "above the axes, not over them"
+        assert axes.height > figure.dpi * 0.3 * min(count, 5), "and does not take their place"
         plt.close(figure)
+
+
+def test_each_of_many_curves_has_a_look_of_its_own():
+    figure = figures.curves([(str(k), [[{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]]) for k in range(24)], "loss", "loss")
+    lines = [container.lines[0] for container in figure.axes[0].containers]
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 24
+    plt.close(figure)
 
 
 def test_the_gallery_can_be_small(measured):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from pathlib import Path
 from typing import Callable, Iterator
 
@@ -20,6 +21,7 @@ matplotlib.use("Agg")
 COLOURS = {"light": ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f"),
            "dark": ("#56b4e9", "#ff8f4d", "#3ecf9b", "#e8a2cb", "#f2c14e", "#a9d6ff", "#b79ce0", "#a8a8a8")}
 MARKERS = "osD^vPX*"
+LINES = ("solid", "dashed", "dotted", "dashdot")  # where there are more than colours and markers
 WIDTH = 6.2  # inches
 INK = {"light": "#22262b", "dark": "#e4e6e9"}
 GRID = {"light": "#d9dce0", "dark": "#3a3f46"}
@@ -75,13 +77,14 @@ def diversity(table: pd.DataFrame) -> Figure:
 
 def curves(runs: list[tuple[str, list[list[dict]]]], name: str, label: str, log: bool = False) -> Figure:
     """The entry `name` of learning curves where it was measured; one colour a run (title, one curve a seed)."""
-    figure, axes = plt.subplots(figsize=(WIDTH, 3.5 + 0.1 * len(runs)))
+    figure, axes = plt.subplots(figsize=(WIDTH, 3.7))
     for number, (title, seeds) in enumerate(runs):
         points = pd.DataFrame([{"epoch": entry["epoch"], "value": entry[name]} for curve in seeds for entry in curve
                                if name in entry], columns=["epoch", "value"]).groupby("epoch")["value"]
         few = len(points) <= 40
         axes.errorbar(points.mean().index, points.mean(), points.std().fillna(0) if few else None, color=_colour(number),
-                      marker=_marker(number) if few else None, markersize=5, linewidth=1.3, capsize=2, label=title)
+                      marker=_marker(number) if few else None, markersize=5, linewidth=1.3, capsize=2, label=title,
+                      linestyle=LINES[number // len(MARKERS) % len(LINES)])
     axes.set(xlabel="epoch", ylabel=label, yscale="log" if log else "linear")
     axes.xaxis.get_major_locator().set_params(integer=True)
     _legend(figure)
@@ -105,9 +108,12 @@ def stages(seconds: dict[str, dict[str, float]]) -> Figure:
 
 
 def _legend(figure: Figure) -> None:
-    """Above the axes, in as many columns as fit."""
-    longest = max(len(label) for label in figure.axes[0].get_legend_handles_labels()[1])
-    figure.legend(loc="outside upper center", ncols=max(1, min(4, 88 // (longest + 9))), fontsize=8.5)
+    """Above the axes, in as many columns as fit. The figure grows with it, the axes keep their height."""
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    columns = max(1, min(4, 88 // (max(map(len, labels)) + 9)))
+    rows = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(rows - 2, 0))
+    figure.legend(loc="outside upper center", ncols=columns, fontsize=8.5)
 
 
 def _colour(number: int) -> str:
