@@ -141,6 +141,13 @@ def test_legends_fit_into_their_figures(name, count):
         plt.close(figure)
 
 
+@pytest.mark.parametrize("init, shown", [("images", True), ("noise", False)])
+def test_a_set_from_noise_has_no_starting_images(place, init, shown):
+    """Its --init-dir only names the classes."""
+    place.works("recover", init=init, ipc=4)
+    assert (collect.start_of(place.syn) == place.init) == shown
+
+
 def test_each_of_many_curves_has_a_look_of_its_own():
     figure = figures.curves([(str(k), [[{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]]) for k in range(24)], "loss", "loss")
     lines = [container.lines[0] for container in figure.axes[0].containers]

@@ -24,8 +24,10 @@ MARGIN = 1 / 4  # of the images tried above those that will be: other things com
 def exhausted(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on whatever device."""
     text = str(error)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or isinstance(error, RuntimeError) and any(
-        words in text for words in ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "can't start new thread"))
+    # oneDNN says no more than "could not create a primitive" when it finds no place for its code.
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or text == "could not create a primitive" or \
+        isinstance(error, RuntimeError) and any(words in text for words in (
+            "DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "can't start new thread"))
 
 
 @contextlib.contextmanager
@@ -98,6 +100,7 @@ def in_halves(function: Function, images: torch.Tensor) -> torch.Tensor:
     except (MemoryError, RuntimeError) as error:
         if len(images) == 1 or not exhausted(error):
             raise
+    release_memory()  # what the allocator keeps is of no use to others, such as a convolution's compiler
     return torch.cat([in_halves(function, half) for half in images.chunk(2)])
 
 

@@ -135,8 +135,9 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def start_of(folder: Path) -> Path | None:
-    """The folder of images that a recovered set started from, if it is known and there."""
-    init = manifest(folder).get("arguments", {}).get("init_dir")
+    """The folder of images that a recovered set started from, if it is known and there; None for one that began as noise."""
+    record = manifest(folder)
+    init = record.get("arguments", {}).get("init_dir") if record.get("settings", {}).get("init") != "noise" else None
     return next((path for path in (Path(init), folder.parent / Path(init).name) if path.is_dir()), None) if init else None
 
 
