@@ -29,6 +29,9 @@ class Run:
         try:
             stored = read_json(self.path)["seeds"] if self.path.exists() else []
             self.results = {entry["seed"]: Result(**entry) for entry in stored}
+            if not all(isinstance(value, (int, float)) for one in self.results.values()
+                       for value in (one.seed, one.top1, one.best_top1, one.top5, one.seconds)):
+                raise TypeError
         except (TypeError, KeyError):
             raise UserError(f"{self.path}: is not a result of this stage; remove it to measure anew") from None
         for result in self.results.values() if ranks.rank() == 0 else ():
