@@ -2,172 +2,295 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import copy
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from ranking import score, select
-from ranking.coreset import CORESETS
-from ranking.parts import Parts
-from utils import cli, features, memory
-from utils.checkpoints import Teacher
-from utils.files import LOCKS, MANIFEST, check_folder, check_output, claim, digest, read_json, sha256, write_json
-from utils.images import ImageFolder
-from utils.ranks import rank_and_world
-from utils.runtime import Runtime
+from ranking import score, selection
+from ranking.criteria import CRITERIA, Candidates, Criterion
+from ranking.score import Scorer
+from utils import cli
+from utils.cli import MachineFlags, TeacherFlags
+from utils.data.geometry import GeometryFlags
+from utils.data.image_folder import ImageFolder
+from utils.data.manifest import MANIFEST
+from utils.fit.batch_size import find_batch_size, try_evaluation
+from utils.nets.features import FeatureReader, extractor
+from utils.nets.frozen import frozen
+from utils.nets.teacher import Teacher
+from utils.run import entry
+from utils.run.device import Runtime
+from utils.run.distributed import rank_from_environment
+from utils.run.errors import UserError
+from utils.run.files import digest, read_json, sha256, write_json
+from utils.run.memory import explain_out_of_memory
+from utils.run.outputs import check_folder, check_output, claim, locked
+from utils.run.shared_work import SharedWork
+
+BATCH_SIZE = 256
 
 
-def parse() -> argparse.Namespace:
+@dataclass(frozen=True)
+class Job:
+    """The command line."""
+
+    train_dir: str
+    ranking_file: str | None
+    output_dir: str | None
+    criterion: str
+    ipc: int
+    seed: int
+    overwrite: bool
+    teacher: TeacherFlags
+    geometry: GeometryFlags
+    machine: MachineFlags
+
+    @property
+    def chooses(self) -> Criterion:
+        return CRITERIA[self.criterion]
+
+    @property
+    def output(self) -> Path:
+        """What the work is for; its pieces lie beside it."""
+        return Path(self.output_dir if self.chooses.needs == "features" or not self.ranking_file else self.ranking_file)
+
+    @property
+    def parts(self) -> Path:
+        return self.output.with_name(f".{self.output.name}.parts")
+
+
+def parse() -> Job:
     parser = cli.Parser("ranking", "Score every image by the teacher's probability of its class; select --ipc a class.")
     parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
     parser.add_argument("--ranking-file", metavar="FILE.csv", help="scores: reused if the file is there, else written")
     parser.add_argument("--output-dir", metavar="DIR", help="ImageFolder of the selection (none if left out)")
-    parser.add_argument("--criterion", choices=(*select.CRITERIA, *CORESETS), default="medium",
-                        help="by the scores, or herding and k-center by the teacher's features")
+    parser.add_argument(
+        "--criterion",
+        choices=tuple(CRITERIA),
+        default="medium",
+        help="by the scores, or herding and k-center by the teacher's features",
+    )
     parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
     cli.add_teacher(parser)
-    cli.add_common(parser, "images per batch; 256 if left out")
+    cli.add_common(parser, f"images per batch; {BATCH_SIZE} if left out")
     args = parser.parse_args()
     if not args.ranking_file and not args.output_dir:
         parser.error("nothing to do: give --ranking-file, --output-dir or both")
-    if args.criterion in CORESETS and not args.output_dir:
+    if CRITERIA[args.criterion].needs == "features" and not args.output_dir:
         parser.error(f"--criterion {args.criterion} scores nothing: give --output-dir")
-    return args
+    return Job(
+        train_dir=args.train_dir,
+        ranking_file=args.ranking_file,
+        output_dir=args.output_dir,
+        criterion=args.criterion,
+        ipc=args.ipc,
+        seed=args.seed,
+        overwrite=args.overwrite,
+        teacher=cli.group(args, TeacherFlags),
+        geometry=cli.group(args, GeometryFlags),
+        machine=cli.group(args, MachineFlags),
+    )
 
 
 def main() -> None:
-    args = parse()
+    job = parse()
     started = time.monotonic()
-    folder = ImageFolder(args.train_dir, "--train-dir")
-    if args.output_dir:
-        folder.require(args.ipc)
-        check_folder(args.output_dir, MANIFEST, args.train_dir)
-    if args.ranking_file:
-        check_output(args.ranking_file)
-    if args.criterion in CORESETS:
-        chosen, parts, request = coresets(args)
-    else:
-        request = None
-        table, parts = scores(args, folder)
-        chosen = None if table is None or not args.output_dir else \
-            select.select_all(table, folder.classes, args.ipc, args.criterion, args.seed)
-    if chosen is not None:
-        write_selection(args, chosen, request, started)
-    if parts:
-        parts.remove()
+    folder = ImageFolder(job.train_dir, "--train-dir")
+    if job.output_dir:
+        folder.require(job.ipc)
+        check_folder(job.output_dir, MANIFEST, job.train_dir)
+    if job.ranking_file:
+        check_output(job.ranking_file)
+    with contextlib.ExitStack() as locks:
+        # A ranking file that is there is only read, perhaps by several at a time.
+        for output in (job.output_dir, None if existing_ranking(job) else job.ranking_file):
+            if output:
+                locks.enter_context(locked(output))
+        select = by_features if job.chooses.needs == "features" else by_scores
+        chosen, request = select(job, folder)
+        if chosen is not None:
+            write_selection(job, chosen, request, started)
+            remove_parts(job)
 
 
-def write_selection(args: argparse.Namespace, chosen: dict[str, list[str]], request: str | None, started: float) -> None:
-    """Copy the chosen images, and say in the manifest by which `request` they were found."""
-    settings = {"criterion": args.criterion, "ipc": args.ipc, "images": chosen}
-    if args.criterion == "random":
-        settings["seed"] = args.seed
-    record = claim(args.output_dir, MANIFEST, settings, args.overwrite, args.train_dir)
-    copied = select.copy(chosen, Path(args.train_dir), Path(args.output_dir))
-    if record.get("finished") and not copied:
-        print(f"ranking: {args.output_dir} holds this selection already")
-        return
-    seconds = round(time.monotonic() - started, 1)
-    ranking_sha256 = sha256(args.ranking_file) if args.ranking_file and Path(args.ranking_file).exists() else None
-    write_json(Path(args.output_dir) / MANIFEST, {
-        "settings": settings, "train_dir": args.train_dir, "ranking_sha256": ranking_sha256, "request": request,
-        "seconds": seconds, "finished": True})
-    print(f"ranking: {args.ipc} {args.criterion} images of each of {len(chosen)} classes in {args.output_dir}; {seconds:.0f} s")
+def by_scores(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | None, None]:
+    """Class -> chosen paths, and nothing to name the choice by: the scores and the criterion do.
 
-
-def scores(args: argparse.Namespace, folder: ImageFolder) -> tuple[pd.DataFrame | None, Parts | None]:
-    """The scores: read from --ranking-file if it is there, else computed and written to it; and parts to be removed.
-
-    None where another rank has the selection to make.
+    None where nothing is to be selected, or another process will do so.
     """
-    rank, world = rank_and_world()
-    # Random selection looks at no scores, so it needs neither a teacher nor a ranking file.
-    if args.criterion == "random":
-        return unscored(folder) if rank == 0 else None, None
-    if args.ranking_file and Path(args.ranking_file).exists():
-        if rank:
-            return None, None
-        table = score.read(args.ranking_file, folder)
-        print(f"ranking: {len(table):,} scores from {args.ranking_file}")
-        return table, None
-    LOCKS.hold(args.ranking_file or args.output_dir)
-    apply = memory.way(args.batch_size)
-    runtime, teacher, folder = prepared(args)
-    check(args, folder, teacher, runtime)
-    parts = Parts(args.ranking_file or args.output_dir, identity(args, folder, teacher, runtime))
-    with memory.guarded(args.batch_size):
-        table = score.score(teacher, folder, runtime, args.batch_size, args.workers, parts, apply)
-    if table is None:
-        print(f"ranking: rank {rank} of {world} has done its parts; the scores follow when all ranks have")
+    table = scores(job, folder)
+    if table is None or not job.output_dir:
+        if table is not None:
+            remove_parts(job)
         return None, None
-    if args.ranking_file:
-        score.write(table, args.ranking_file)
-        print(f"ranking: mean score {table['score'].mean():.3f}; scores: {args.ranking_file}")
-    return table, parts
+    rows = {name: group for name, group in table.groupby("class")}
+    counts = {name: len(rows.get(name, ())) for name in folder.classes}
+    if few := [f"{name} ({n})" for name, n in counts.items() if n < job.ipc]:
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        raise UserError(
+            f"--ipc {job.ipc}: too few images in class {', '.join(few[:5])}{more}; "
+            f"at most {min(counts.values())} can be selected"
+        )
+    chosen = {}
+    for name in folder.classes:
+        stream = (job.seed, "random selection", name)
+        images = Candidates(rows[name]["img_path"].tolist(), stream, rows[name]["score"].tolist())
+        chosen[name] = [images.paths[index] for index in job.chooses.choose(images, job.ipc)]
+    return chosen, None
 
 
-def coresets(args: argparse.Namespace) -> tuple[dict[str, list[str]] | None, Parts | None, str]:
-    """Class -> chosen paths, by the teacher's features; parts to be removed; and what names this choice.
+def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
+    """The scores: read from --ranking-file if it is there, else computed and written to it.
 
-    One class's features are held at a time. None where other ranks have not done their classes yet.
+    None where other processes have not done their pieces yet, or will select.
     """
-    rank, world = rank_and_world()
-    LOCKS.hold(args.output_dir)
-    apply = memory.way(args.batch_size)
-    runtime, teacher, folder = prepared(args)
-    wanted = {**identity(args, folder, teacher, runtime), "criterion": args.criterion, "ipc": args.ipc}
+    rank, _ = rank_from_environment()
+    if job.chooses.needs == "nothing":  # neither a teacher nor a ranking file
+        classes = [folder.classes[label] for label in folder.labels]
+        table = pd.DataFrame({"img_path": folder.paths, "class": classes, "score": 0.0})
+        return table if rank == 0 else None
+    if existing_ranking(job):
+        if rank:
+            return None
+        table = score.read(job.ranking_file, folder)
+        print(f"ranking: {len(table):,} scores from {job.ranking_file}")
+        return table
+    runtime, teacher, folder, batch_size = prepare(job)
+    machine = job.machine
+    scorer = Scorer(
+        frozen(teacher.network, runtime),
+        teacher.geometry,
+        runtime,
+        batch_size,
+        machine.workers,
+        machine.finds_batch_size,
+    )
+    with explain_out_of_memory(batch_size):
+        table = scorer.score(folder, job.parts, identity(job, folder, teacher, runtime, batch_size))
+    if table is None:
+        print("ranking: this process has done its pieces; the scores follow when all are done")
+    elif job.ranking_file:
+        score.write(table, job.ranking_file)
+        print(f"ranking: mean score {table['score'].mean():.3f}; scores: {job.ranking_file}")
+    return table
+
+
+def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | None, str]:
+    """Class -> chosen paths, by the teacher's features, and what names this choice.
+
+    One class's features are held at a time. None where other processes have not done their classes yet.
+    """
+    runtime, teacher, folder, batch_size = prepare(job, check=False)
+    wanted = {
+        **identity(job, folder, teacher, runtime, batch_size),
+        "criterion": job.criterion,
+        "ipc": job.ipc,
+    }
     request = digest(wanted)
-    manifest = Path(args.output_dir) / MANIFEST
+    manifest = Path(job.output_dir) / MANIFEST
     if manifest.exists() and (record := read_json(manifest)).get("finished") and record.get("request") == request:
-        return record["settings"]["images"], None, request
-    check(args, folder, teacher, runtime)
-    parts = Parts(args.output_dir, wanted)
-    choose = CORESETS[args.criterion]
-    model = runtime.frozen(features.extractor(teacher.model))
-    with memory.guarded(args.batch_size):
-        for label, rows in features.by_class(model, teacher, folder, runtime, "features", args.batch_size, args.workers,
-                                             labels=parts.missing(len(folder.classes)), apply=apply):
-            parts.save(label, {"chosen": choose(rows, args.ipc)})
-    found = parts.all(len(folder.classes))
+        return record["settings"]["images"], request
+    check_images(job, folder, teacher, runtime)
+    reader = FeatureReader(
+        frozen(extractor(teacher.network), runtime),
+        teacher.geometry,
+        runtime,
+        batch_size,
+        job.machine.workers,
+        may_split=job.machine.finds_batch_size,
+    )
+    with explain_out_of_memory(batch_size), SharedWork(job.parts, wanted, len(folder.classes)) as work:
+        for label, features in reader.by_class(folder, "features", work.take()):
+            stream = (job.seed, "random selection", folder.classes[label])
+            images = Candidates(folder.of_class(label), stream, features=features)
+            work.save(label, {"chosen": [images.paths[index] for index in job.chooses.choose(images, job.ipc)]})
+        found = work.records()
     if found is None:
-        print(f"ranking: rank {rank} of {world} has done its classes; the selection follows when all ranks have")
-        return None, None, request
-    return {name: [folder.of_class(label)[index] for index in found[label]["chosen"]]
-            for label, name in enumerate(folder.classes)}, parts, request
+        print("ranking: this process has done its classes; the selection follows when all are done")
+        return None, request
+    return {name: record["chosen"] for name, record in zip(folder.classes, found)}, request
 
 
-def identity(args: argparse.Namespace, folder: ImageFolder, teacher: Teacher, runtime: Runtime) -> dict:
-    """Everything that decides what the teacher says of the images."""
-    return {"images": digest([folder.paths, folder.classes]), "teacher": teacher.sha256, "size": teacher.input_size,
-            "mean": teacher.mean, "std": teacher.std, "batch_size": args.batch_size, "precision": runtime.precision,
-            "compile": args.compile}
-
-
-def prepared(args: argparse.Namespace) -> tuple[Runtime, Teacher, ImageFolder]:
-    """The teacher, and the train folder in its label order."""
-    runtime = cli.runtime(args)
-    teacher = cli.teacher(args, args.train_dir, "--train-dir")
-    folder = cli.folder_for(teacher, args.train_dir, "--train-dir")
+def prepare(job: Job, check: bool = True) -> tuple[Runtime, Teacher, ImageFolder, int]:
+    """The machine, the teacher, the train folder in its label order, and the batch size."""
+    runtime = job.machine.runtime()
+    [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", job.machine.workers)
+    folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
 
     def trial(images: int) -> None:
-        memory.evaluation(runtime.frozen(copy.deepcopy(teacher.model)), images, teacher.input_size, runtime)
+        network = frozen(copy.deepcopy(teacher.network), runtime)
+        try_evaluation(network, images, teacher.geometry.input_size, runtime)
 
-    args.batch_size = memory.fitting(args.batch_size, 256, 1, args.ranking_file or args.output_dir, trial)
-    return runtime, teacher, folder
+    batch_size = job.machine.batch_size or BATCH_SIZE
+    if job.machine.finds_batch_size:
+        batch_size = find_batch_size(BATCH_SIZE, 1, job.ranking_file or job.output_dir, trial)
+    if check:
+        check_images(job, folder, teacher, runtime)
+    return runtime, teacher, folder, batch_size
 
 
-def check(args: argparse.Namespace, folder: ImageFolder, teacher: Teacher, runtime: Runtime) -> None:
-    """Decode the images once, before the long work."""
-    folder.check(args.workers)
-    print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.input_size} px), {runtime}")
+def check_images(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime) -> None:
+    """Decode the images once, before the long work; of several processes each a part."""
+    folder.check(job.machine.workers)
+    print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
 
 
-def unscored(folder: ImageFolder) -> pd.DataFrame:
-    return pd.DataFrame({"img_path": folder.paths, "class": [folder.classes[i] for i in folder.labels], "score": 0.0})
+def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, batch_size: int) -> dict:
+    """Everything that decides what the teacher says of the images."""
+    return {
+        "images": digest([folder.paths, folder.classes]),
+        "teacher": teacher.sha256,
+        "size": teacher.geometry.input_size,
+        "mean": teacher.geometry.mean,
+        "std": teacher.geometry.std,
+        "batch_size": batch_size,
+        "precision": runtime.precision,
+        "compile": job.machine.compile,
+    }
+
+
+def write_selection(job: Job, chosen: dict[str, list[str]], request: str | None, started: float) -> None:
+    """Copy the chosen images, and say in the manifest how they were chosen, and which bytes they have."""
+    settings = {"criterion": job.criterion, "ipc": job.ipc, "images": chosen}
+    if job.criterion == "random":
+        settings["seed"] = job.seed
+    record = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
+    copied, digests = selection.copy(chosen, Path(job.train_dir), Path(job.output_dir))
+    if record.get("finished") and not copied:
+        print(f"ranking: {job.output_dir} is complete")
+        return
+    seconds = round(time.monotonic() - started, 1)
+    manifest = {
+        "settings": settings,
+        "train_dir": job.train_dir,
+        "ranking_sha256": sha256(job.ranking_file) if existing_ranking(job) else None,
+        "request": request,
+        "seconds": seconds,
+        "sha256": digests,
+        "finished": True,
+    }
+    write_json(Path(job.output_dir) / MANIFEST, manifest)
+    print(
+        f"ranking: {job.ipc} {job.criterion} images of each of {len(chosen)} classes in {job.output_dir}; "
+        f"{seconds:.0f} s"
+    )
+
+
+def existing_ranking(job: Job) -> bool:
+    return bool(job.ranking_file) and Path(job.ranking_file).exists()
+
+
+def remove_parts(job: Job) -> None:
+    """Remove what the work left beside its output, also where a process was killed after the output was complete."""
+    SharedWork(job.parts, {}, 0).remove()
+    if existing_ranking(job):
+        with contextlib.suppress(UserError), locked(job.ranking_file):  # a lock that a killed process left
+            pass
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

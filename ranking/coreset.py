@@ -5,8 +5,10 @@ The baselines that a distilled set has to beat at the same number of images.
 
 from __future__ import annotations
 
-import torch
-from torch.nn.functional import normalize
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def herding(features: torch.Tensor, count: int) -> list[int]:
@@ -14,13 +16,14 @@ def herding(features: torch.Tensor, count: int) -> list[int]:
 
     `features` (n, D) are scaled to length 1 as in iCaRL. Returns `count` indices; equally good ones by index.
     """
-    features = normalize(features.double(), dim=1)
-    target, total = features.mean(0), torch.zeros(features.shape[1], dtype=torch.double)
-    free = torch.ones(len(features), dtype=torch.bool)
+    features = features.double()
+    features = features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    target, total = features.mean(0), features.new_zeros(features.shape[1])
+    free = features.new_ones(len(features)).bool()
     chosen = []
     for number in range(1, count + 1):
         distance = (target - (total + features) / number).norm(dim=1)
-        best = int(distance.where(free, torch.inf).argmin())
+        best = int(distance.where(free, float("inf")).argmin())
         free[best] = False
         total += features[best]
         chosen.append(best)
@@ -41,6 +44,3 @@ def k_center(features: torch.Tensor, count: int) -> list[int]:
         chosen.append(int(nearest.argmax()))
         nearest = nearest.minimum((features - features[chosen[-1]]).norm(dim=1))
     return chosen
-
-
-CORESETS = {"herding": herding, "k-center": k_center}

@@ -1,58 +1,90 @@
-"""Scores: how sure the teacher is of each real image."""
+"""Scores: how sure the teacher is of each real image; the ranking file that holds them."""
 
 from __future__ import annotations
 
 import csv
 import math
 import warnings
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Iterator
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
 
-from ranking.parts import Parts
-from utils import memory
-from utils.checkpoints import Teacher
-from utils.files import UserError, replacing
-from utils.images import ImageFolder, progress
-from utils.loader import TestImages
-from utils.runtime import Runtime
+from utils.data.geometry import Geometry
+from utils.data.image_folder import ImageFolder
+from utils.data.loader import EvalBatches
+from utils.run import distributed
+from utils.run.device import Runtime
+from utils.run.errors import UserError
+from utils.run.files import replacing
+from utils.run.memory import run_batch
+from utils.run.progress import progress
+from utils.run.shared_work import SharedWork
 
 COLUMNS = ["img_path", "class", "score"]
-PART = 4  # batches: what a kill can cost at most
+PIECE = 4  # batches: what a kill can cost at most
 
 
-@torch.inference_mode()
-def score(teacher: Teacher, folder: ImageFolder, runtime: Runtime, batch_size: int, workers: int | None,
-          parts: Parts, apply: Callable = memory.at_once) -> pd.DataFrame | None:
-    """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
+@dataclass(frozen=True)
+class Scorer:
+    """Scores the images of a folder by a frozen network on the device."""
 
-    Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. None while other
-    ranks are at work on their `parts`, each of a few batches. `apply`: memory.at_once or memory.in_halves.
-    """
-    batches = TestImages(folder, teacher.input_size, batch_size, workers)
-    count = math.ceil(len(batches) / PART)
-    model = runtime.compiled(runtime.frozen(teacher.model), len(batches))
-    numbers = [number for part in parts.missing(count) for number in range(len(batches))[part * PART:(part + 1) * PART]]
-    scores: list[torch.Tensor] = []
-    with progress(total=len(numbers) * batch_size, desc="ranking", unit="img") as bar:
-        for number, (images, labels) in zip(numbers, batches.some(numbers)):
-            with runtime.autocast():
-                logits = apply(lambda images: model(runtime.normalised(images, teacher.mean, teacher.std)), images)
-            probabilities = logits.float().softmax(1)
-            scores.append(probabilities.gather(1, labels.to(runtime.device)[:, None])[:, 0].cpu())
-            bar.update(len(images))
-            if number % PART == PART - 1 or number == len(batches) - 1:
-                parts.save(number // PART, {"scores": torch.cat(scores)})
-                scores = []
-    found = parts.all(count)
-    if found is None:
-        return None
-    table = pd.DataFrame({"img_path": folder.paths, "class": [folder.classes[label] for label in folder.labels],
-                          "score": torch.cat([part["scores"] for part in found]).double().numpy()})
-    return table.sort_values(["class", "score", "img_path"], ascending=[True, False, True], ignore_index=True)
+    network: nn.Module
+    geometry: Geometry
+    runtime: Runtime
+    batch_size: int
+    workers: int | None
+    may_split: bool = False  # batches that do not fit into memory
+
+    @torch.inference_mode()
+    def score(self, folder: ImageFolder, parts: Path, identity: dict) -> pd.DataFrame | None:
+        """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
+
+        Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. The
+        work is shared with other processes by the folder `parts`; None while they are at work on the rest of it.
+        """
+        batches = EvalBatches(folder, self.geometry.input_size, self.batch_size, self.workers)
+        network = self.runtime.compiled(self.network, len(batches))
+        with SharedWork(parts, identity, math.ceil(len(batches) / PIECE)) as work:
+            pending: deque[range] = deque()  # the batches of each piece; workers read ahead
+
+            def numbers() -> Iterator[int]:
+                for piece in work.take():
+                    pending.append(range(len(batches))[piece * PIECE : (piece + 1) * PIECE])
+                    yield from pending[-1]
+
+            total = len(work.missing()) * PIECE * self.batch_size // distributed.rank_from_environment()[1]
+            scores: list[torch.Tensor] = []
+            with progress(total=min(total, len(folder)), desc="ranking", unit="img") as bar:
+                for images, labels in batches.read(numbers()):
+                    scores.append(self._scores(network, images, labels))
+                    bar.update(len(images))
+                    if len(scores) == len(pending[0]):
+                        piece = pending.popleft().start // PIECE
+                        work.save(piece, {"scores": torch.cat(scores).double().tolist()})
+                        scores = []
+            found = work.records()
+        if found is None:
+            return None
+        table = pd.DataFrame(
+            {
+                "img_path": folder.paths,
+                "class": [folder.classes[label] for label in folder.labels],
+                "score": np.concatenate([record["scores"] for record in found]),
+            }
+        )
+        return table.sort_values(["class", "score", "img_path"], ascending=[True, False, True], ignore_index=True)
+
+    def _scores(self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        device = self.runtime.device
+        with self.runtime.autocast():
+            logits = run_batch(lambda images: network(self.geometry.normalise(images, device)), images, self.may_split)
+        return logits.float().softmax(1).gather(1, labels.to(device)[:, None])[:, 0].cpu()
 
 
 def write(table: pd.DataFrame, path: str | Path) -> None:
@@ -68,14 +100,19 @@ def read(path: str | Path, folder: ImageFolder) -> pd.DataFrame:
     that the folder does not hold.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of rows longer than the header: they name no image of the folder
-            table = pd.read_csv(path, dtype={"img_path": str, "class": str}, keep_default_na=False, encoding="utf-8",
-                                index_col=False)
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # of rows longer than the header: they name no image of the folder
+            table = pd.read_csv(
+                path, dtype={"img_path": str, "class": str}, keep_default_na=False, encoding="utf-8", index_col=False
+            )
     except (OSError, ValueError) as error:
         raise UserError(f"--ranking-file {path}: not a readable CSV ({str(error).splitlines()[0]})") from None
     if missing := [name for name in COLUMNS if name not in table.columns]:
-        raise UserError(f"--ranking-file {path}: lacks the column {', '.join(missing)} (it has "
-                        f"{', '.join(map(str, table.columns))}); needed: {', '.join(COLUMNS)}")
+        raise UserError(
+            f"--ranking-file {path}: lacks the column {', '.join(missing)} (it has "
+            f"{', '.join(map(str, table.columns))}); needed: {', '.join(COLUMNS)}"
+        )
     numbers = pd.to_numeric(table["score"], errors="coerce")
     if (bad := ~np.isfinite(numbers.to_numpy(float))).any():
         row = int(bad.argmax())
@@ -83,11 +120,17 @@ def read(path: str | Path, folder: ImageFolder) -> pd.DataFrame:
     owner = {image: folder.classes[label] for image, label in zip(folder.paths, folder.labels)}
     for line, (image, name) in enumerate(zip(table["img_path"], table["class"]), start=2):
         if image not in owner:
-            raise UserError(f"--ranking-file {path}: line {line} names {image}, which is not in {folder.role} "
-                            f"{folder.root}; give the folder it was made from, or remove the file to score anew")
+            raise UserError(
+                f"--ranking-file {path}: line {line} names {image}, which is not in {folder.role} "
+                f"{folder.root}; give the folder it was made from, or remove the file to score anew"
+            )
         if owner[image] != name:
-            raise UserError(f"--ranking-file {path}: line {line} gives {image} the class '{name}', but it lies in "
-                            f"the folder of '{owner[image]}'")
+            raise UserError(
+                f"--ranking-file {path}: line {line} gives {image} the class '{name}', but it lies in "
+                f"the folder of '{owner[image]}'"
+            )
     if table["img_path"].duplicated().any():
-        raise UserError(f"--ranking-file {path}: names {table['img_path'][table['img_path'].duplicated()].iloc[0]} twice")
+        raise UserError(
+            f"--ranking-file {path}: names {table['img_path'][table['img_path'].duplicated()].iloc[0]} twice"
+        )
     return table.assign(score=numbers)[COLUMNS]

@@ -1,196 +1,281 @@
-"""python -m recover: EarlyLate synthesis of the selected images against the frozen teacher."""
+"""python -m recover: synthesis of images against frozen teachers, DELT's or another method's."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import re
-import time
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable
+from typing import Any
 
 import torch
 
-from recover import schedule, sheet
-from recover.engine import Recovery, Settings, make_objective
-from recover.units import Store, Unit, split
-from utils import cli, memory
-from utils.checkpoints import Teacher
-from utils.files import UserError, check_output
-from utils.images import ImageFolder, progress, resize_whole, to_batch
-from utils.ranks import rank_and_world
-from utils.runtime import Runtime, generator, versions
-from utils.state import State
+from recover.earlylate import CURRICULA, EarlyLate
+from recover.engine import Engine, Recovery, Start
+from recover.methods import METHODS
+from recover.objectives import OBJECTIVES
+from recover.objectives.base import COMBINATIONS, Objective
+from recover.settings import Settings
+from recover.starts import Starts
+from recover.synthetic_set import SyntheticSet
+from recover.units import Unit, split
+from utils import cli
+from utils.cli import MachineFlags, TeacherFlags
+from utils.data import gallery
+from utils.data.gallery import ImageSet
+from utils.data.geometry import Geometry, GeometryFlags, plain
+from utils.fit.batch_size import find_batch_size
+from utils.nets.teacher import Teacher
+from utils.run import entry, registry
+from utils.run.device import Runtime, versions
+from utils.run.distributed import rank_from_environment
+from utils.run.memory import explain_out_of_memory
+from utils.run.outputs import check_output, locked
+from utils.run.progress import progress
+
+BATCH_SIZE = 100
 
 
-def parse() -> argparse.Namespace:
-    parser = cli.Parser("recover", "Optimise the selected images by EarlyLate. --round-iterations 0 --batch-by index is "
-                        "CDA; --init noise --batch-by index --round-iterations 0 --milestone 0 is SRe2L's synthesis.")
-    parser.add_argument("--init-dir", metavar="DIR", help="ImageFolder of the selection, file names in rank order; with "
-                        "--init noise it only names the classes, and may be left out if the teacher does")
+@dataclass(frozen=True)
+class Job:
+    """The command line."""
+
+    method: str  # its name, and what was changed
+    settings: Settings
+    init_dir: str | None
+    syn_dir: Path
+    contact_sheet: Path
+    ipc: int | None
+    seed: int
+    image_format: str
+    save_every: float  # minutes
+    overwrite: bool
+    teacher: TeacherFlags
+    geometry: GeometryFlags
+    machine: MachineFlags
+    arguments: dict[str, Any]  # as they were given, for the manifest
+
+
+def parse() -> Job:
+    parser = cli.Parser("recover", "Optimise images against frozen teachers, by the recipe of --method.")
+    parser.add_argument(
+        "--init-dir",
+        metavar="DIR",
+        help="ImageFolder of the selection, file names in order; with --init noise it only names the classes, and may "
+        "be left out if the teacher does",
+    )
     parser.add_argument("--syn-dir", required=True, metavar="DIR", help="ImageFolder to write")
     parser.add_argument("--contact-sheet", metavar="FILE.png", help="SYN_DIR/contact_sheet.png if left out")
     parser.add_argument("--ipc", type=cli.positive, help="images per class; as many as --init-dir has if left out")
-    parser.add_argument("--iterations", type=cli.positive, default=4000, help="ITR, of the images that start first")
-    parser.add_argument("--round-iterations", type=cli.count, default=500, help="ROUND_ITR; 0: all start at once")
-    parser.add_argument("--lr", type=cli.amount, default=0.25)
-    parser.add_argument("--r-bn", type=cli.amount, default=0.01, help="weight of the BatchNorm statistics")
-    parser.add_argument("--first-bn-multiplier", type=cli.amount, default=10.0, help="of the first BatchNorm's weight")
-    parser.add_argument("--jitter", type=cli.count, default=0, metavar="PIXELS", help="random roll of each step's view")
-    parser.add_argument("--curriculum", choices=schedule.CURRICULA, default="cosine", help="how the crop shrinks")
-    parser.add_argument("--milestone", type=cli.fraction, default=1.0, help="share of ITR until the crop is smallest")
-    parser.add_argument("--min-crop", type=cli.fraction, default=0.08, help="smallest share of the image in a crop")
-    parser.add_argument("--init", choices=("images", "noise"), default="images")
-    parser.add_argument("--batch-by", choices=("class", "index"), default="class")
-    parser.add_argument("--image-format", choices=("png", "jpg"), default="png", help="png is lossless; jpg has quality 95")
+    parser.add_argument(
+        "--image-format", choices=("png", "jpg"), default="png", help="png is lossless; jpg has quality 95"
+    )
+    add_method(parser)
     cli.add_save_every(parser, "the unit that is being optimised")
-    cli.add_teacher(parser)
-    cli.add_common(parser, "images optimised together; 100 if left out")
+    cli.add_teacher(parser, several="see --combine")
+    cli.add_common(parser, f"images optimised together; {BATCH_SIZE} if left out")
     args = parser.parse_args()
-    if args.init == "images" and not args.init_dir:
+    sheet = args.contact_sheet or str(Path(args.syn_dir) / "contact_sheet.png")
+    if not sheet.endswith(".png") or Path(sheet).is_dir():
+        parser.error(f"--contact-sheet {sheet}: name a .png file")
+    method, settings = chosen_method(parser, vars(args))
+    if settings.init == "images" and not args.init_dir:
         parser.error("--init-dir is needed unless --init noise is given")
-    if args.contact_sheet and (not args.contact_sheet.endswith(".png") or Path(args.contact_sheet).is_dir()):
-        parser.error(f"--contact-sheet {args.contact_sheet}: name a .png file")
-    if args.min_crop == 0:
-        parser.error("--min-crop must be above 0")
-    return args
+    return Job(
+        method=method,
+        settings=settings,
+        init_dir=args.init_dir,
+        syn_dir=Path(args.syn_dir),
+        contact_sheet=Path(sheet),
+        ipc=args.ipc,
+        seed=args.seed,
+        image_format=args.image_format,
+        save_every=args.save_every,
+        overwrite=args.overwrite,
+        teacher=cli.group(args, TeacherFlags),
+        geometry=cli.group(args, GeometryFlags),
+        machine=cli.group(args, MachineFlags),
+        arguments=vars(args),
+    )
+
+
+def add_method(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("method", "a flag given beside --method wins, and shows in the set's name")
+    group.add_argument("--method", choices=tuple(METHODS), default="delt", help="the recipe, of recover/methods.py")
+    group.add_argument("--objective", choices=tuple(OBJECTIVES), help="what the images minimise")
+    group.add_argument("--iterations", type=cli.positive, help="ITR, of the images that start first")
+    group.add_argument("--round-iterations", type=cli.non_negative, help="ROUND_ITR; 0: all start at once")
+    group.add_argument("--lr", type=cli.non_negative_float)
+    group.add_argument("--r-bn", type=cli.non_negative_float, help="weight of the BatchNorm statistics")
+    group.add_argument("--first-bn-multiplier", type=cli.non_negative_float, help="of the first BatchNorm's weight")
+    group.add_argument(
+        "--combine",
+        choices=tuple(COMBINATIONS),
+        help="several teachers: the mean of their losses, or one a step in turn",
+    )
+    group.add_argument("--jitter", type=cli.non_negative, metavar="PIXELS", help="random roll of each step's view")
+    group.add_argument("--curriculum", choices=CURRICULA, help="how the crop shrinks")
+    group.add_argument("--milestone", type=cli.fraction, help="share of ITR until the crop is smallest")
+    group.add_argument("--min-crop", type=cli.positive_fraction, help="smallest share of the image in a crop")
+    group.add_argument("--init", choices=("images", "noise"))
+    group.add_argument("--batch-by", choices=("class", "index"))
+    group.add_argument(
+        "--option", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the method's objective"
+    )
+
+
+def chosen_method(parser: cli.Parser, flags: dict[str, Any]) -> tuple[str, Settings]:
+    """What to call the method, and its settings. Raises UserError for an option that it does not have."""
+    name = flags["method"]
+    recipe = METHODS[name]
+    given = {setting: flags[setting] for setting in recipe if setting in flags}
+    options = {setting: value for setting, value in recipe.items() if setting not in flags}
+    for text in flags["option"]:
+        option, _, value = text.partition("=")
+        if option not in options:
+            known = ", ".join(options) or "none"
+            parser.error(f"--option {text}: {name} has no such option; its options: {known}")
+        try:
+            given[option] = type(options[option])(value)
+        except ValueError:
+            parser.error(f"--option {text}: '{value}' is not a {type(options[option]).__name__}")
+    title, recipe = registry.with_changes(METHODS, name, given)
+    return title, Settings.of(recipe)
 
 
 def main() -> None:
-    args = parse()
-    started = time.monotonic()
-    rounds = schedule.count_rounds(args.iterations, args.round_iterations)
-    rank, world = rank_and_world()
-    runtime = cli.runtime(args)
-    teacher = cli.teacher(args, args.init_dir, "--init-dir")
-    classes, folder = starting_images(args, teacher)
-    ipc = args.ipc or (len(folder) // len(classes) if folder else 10)
-    round_of = schedule.round_of_ranks(ipc, rounds)
-    settings = Settings(**{name: getattr(args, name) for name in Settings.__dataclass_fields__})
-    least = ipc if args.batch_by == "class" else 1
-    args.batch_size = memory.fitting(args.batch_size, max(100, least), least, args.syn_dir,
-                                     partial(trial, teacher, settings, runtime))
-    units = split(len(classes), ipc, args.batch_size, args.batch_by)
-
-    members = [(label, index) for label in range(len(classes)) for index in range(ipc)]
-    sources = {member: folder.root / path for member, path in zip(members, folder.paths)} if folder else {}
-    sheet_path = Path(args.contact_sheet or Path(args.syn_dir) / "contact_sheet.png")
-    check_output(sheet_path)
-    names = {m: file_name(classes[m[0]], m[1], ipc, sources.get(m), args.image_format) for m in members}
-    store = Store(args.syn_dir, identity(args, settings, teacher, ipc, folder, runtime), names,
-                  {m: round_of[m[1]] for m in members}, rank, args.overwrite,
-                  *([args.init_dir] if args.init_dir else []))
-
-    todo = [unit for unit in units[rank::world] if not store.finished(unit)]
-    if not todo and store.manifest.get("finished") and sheet_path.exists():
-        print(f"recover: {args.syn_dir} is complete already")
-        return
-    if todo:
-        print(f"recover: {len(classes)} classes x {ipc} images, {rounds} round{'s' * (rounds > 1)}, {args.iterations} "
-              f"iterations, {len(todo)} of {len(units)} units to do, {teacher.arch} {teacher.input_size} px, {runtime}")
-        # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
-        objective = make_objective(teacher.model, settings, runtime, args.iterations * len(units))
-        with memory.guarded(args.batch_size, least):
-            synthesise(todo, store, objective, settings, folder, teacher, args.seed, runtime, args.save_every)
-
-    seconds = round(time.monotonic() - started, 1)
-    if store.complete(units, arguments=vars(args), versions=versions(), teacher_sha256=teacher.sha256,
-                      rounds=rounds, seconds=seconds, peak_memory_mb=runtime.peak_memory_mb()):
-        before = [[sources.get((label, index)) for index in range(ipc)] for label in range(len(classes))]
-        after = [[store.folder / names[label, index] for index in range(ipc)] for label in range(len(classes))]
-        sheet.draw(sheet_path, classes, before, after,
-                   [args.iterations - number * args.round_iterations for number in round_of])
-        print(f"recover: {len(members)} images in {args.syn_dir}; {seconds:.0f} s, peak memory "
-              f"{runtime.peak_memory_mb():.0f} MB; contact sheet: {sheet_path}")
+    job = parse()
+    settings, runtime, workers = job.settings, job.machine.runtime(), job.machine.workers
+    teachers = job.teacher.load(job.geometry, job.init_dir, "--init-dir", workers)
+    geometry = teachers[0].geometry  # of the pixels that are optimised
+    if settings.init == "noise":
+        starts = Starts.of_noise(job.init_dir, geometry, job.ipc)
     else:
-        print(f"recover: rank {rank} of {world} has done its units; the manifest follows when all ranks have")
+        starts = Starts.of_folder(job.init_dir, geometry, job.ipc, workers)
+    schedule = EarlyLate(starts.ipc, **settings.schedule)
+    check_output(job.contact_sheet)
+
+    with locked(job.syn_dir):
+        least = starts.ipc if settings.batch_by == "class" else 1
+        batch_size = unit_size(job, teachers, schedule, runtime, least)
+        units = split(len(starts.classes), starts.ipc, batch_size, settings.batch_by)
+        # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
+        steps = settings.iterations * len(units)
+        objective = OBJECTIVES[settings.objective](teachers, settings)
+        found = {**identity(job, objective, geometry, runtime), "batch_size": batch_size}
+        found |= {"ipc": starts.ipc, "init": starts.identity()}
+        names = {member: starts.output_name(member, job.image_format) for member in starts.members}
+        synthetic_set = SyntheticSet(job.syn_dir, found, units, names)
+        synthetic_set.claim(job.overwrite, *([job.init_dir] if job.init_dir else []))
+
+        missing = synthetic_set.missing()
+        if not missing and synthetic_set.finished and job.contact_sheet.exists():
+            synthetic_set.work.remove()
+            print(f"recover: {job.syn_dir} is complete")
+            return
+        if missing:
+            print(
+                f"recover: {job.method}: {len(starts.classes)} classes x {starts.ipc} images, {schedule.rounds} "
+                f"round{'s' * (schedule.rounds > 1)}, {settings.iterations} iterations, {len(missing)} of {len(units)} "
+                f"units to do, {', '.join(t.arch for t in teachers)} {geometry.input_size} px, {runtime}"
+            )
+            engine = Engine(objective, geometry, schedule, runtime, settings.jitter, steps)
+            with explain_out_of_memory(batch_size, least):
+                synthesise(job, engine, starts, synthetic_set, missing)
+        finish(job, teachers, schedule, starts, synthetic_set, runtime)
 
 
-def synthesise(todo: list[Unit], store: Store, objective: Callable, settings: Settings, folder: ImageFolder | None,
-               teacher: Teacher, seed: int, runtime: Runtime, save_every: float) -> None:
-    """Recover and save one unit after the other."""
-    def start_of(member: tuple[int, int]) -> int:
-        return store.rounds[member] * settings.round_iterations
+def synthesise(job: Job, engine: Engine, starts: Starts, synthetic_set: SyntheticSet, missing: list[Unit]) -> None:
+    """Recover and save one unit after the other, as long as there are any left."""
+    schedule, geometry = engine.schedule, engine.geometry
+    updates = sum(schedule.updates_of[position] for unit in missing for _, position in unit.members)
+    _, world_size = rank_from_environment()
+    with progress(total=updates // world_size, desc="recover", unit="img") as bar:
+        for done, unit in enumerate(synthetic_set.take(), start=1):
 
-    updates = sum(settings.iterations - start_of(member) for unit in todo for member in unit.members)
-    with progress(total=updates, desc="recover", unit="img") as bar:
-        for done, unit in enumerate(todo, start=1):
             def report(step_updates: int, iteration: int, loss: float) -> None:
-                bar.set_postfix_str(f"unit {done}/{len(todo)}, step {iteration}, loss {loss:.3f}", refresh=False)
+                text = f"unit {done}/{len(missing)}, step {iteration}, loss {loss:.3f}"
+                bar.set_postfix_str(text, refresh=False)
                 bar.update(step_updates)
 
-            recovery = Recovery(images_of(unit, folder, teacher, seed), torch.tensor([m[0] for m in unit.members]),
-                                [start_of(m) for m in unit.members], settings, objective, bounds(teacher), runtime,
-                                seed, "recover", unit.number)
-            with State(store.state_path(unit), {**store.settings, "unit": unit.number}, save_every) as state:
-                pixels = to_pixels(recovery.run(report, state), teacher)
-                store.save(unit, pixels, seconds=round(state.seconds, 2))
+            positions = [position for _, position in unit.members]
+            start = Start(
+                starts.images(unit, job.seed),
+                torch.tensor([label for label, _ in unit.members]),
+                [schedule.start_of[position] for position in positions],
+            )
+            recovery = Recovery(engine, start, job.seed, "recover", unit.number)
+            with synthetic_set.state(unit, job.save_every) as state:
+                pixels = (geometry.denormalise(recovery.run(report, state)) * 255).round().clamp(0, 255).byte()
+                facts = [{"round": schedule.round_of[position]} for position in positions]
+                synthetic_set.save(unit, pixels, facts, seconds=round(state.seconds, 2))
 
 
-def trial(teacher: Teacher, settings: Settings, runtime: Runtime, images: int) -> None:
-    """One step of a unit of so many images, all of them active."""
-    pixels = torch.zeros(images, 3, teacher.input_size, teacher.input_size)
-    objective = make_objective(copy.deepcopy(teacher.model), settings, replace(runtime, compile="off"), 1)
-    Recovery(pixels, torch.zeros(images, dtype=torch.long), [0] * images, replace(settings, iterations=1), objective,
-             bounds(teacher), runtime, "trial").step().item()
+def finish(
+    job: Job,
+    teachers: list[Teacher],
+    schedule: EarlyLate,
+    starts: Starts,
+    synthetic_set: SyntheticSet,
+    runtime: Runtime,
+) -> None:
+    """Write the manifest and the contact sheet if all units are done, by whatever process."""
+    if not synthetic_set.complete(
+        method=job.method,
+        arguments=job.arguments,
+        versions=versions(),
+        teachers=[{"arch": teacher.arch, "sha256": teacher.sha256} for teacher in teachers],
+        rounds=schedule.rounds,
+        peak_memory_mb=runtime.peak_memory_mb(),
+    ):
+        print("recover: this process has done its units; the manifest follows when all are done")
+        return
+    after = {name: [] for name in starts.classes}
+    before = {name: [] for name in starts.classes}
+    for label, position in starts.members:
+        name = starts.classes[label]
+        after[name].append(synthetic_set.folder / synthetic_set.names[label, position])
+        before[name].append(starts.path((label, position)))
+    sets = [ImageSet("recovered", after, schedule.updates_of)]
+    if starts.folder:
+        sets.insert(0, ImageSet("start", before))
+    gallery.draw(job.contact_sheet, starts.classes, sets)
+    print(
+        f"recover: {len(starts.members)} images in {job.syn_dir}; {synthetic_set.seconds:.0f} s, peak memory "
+        f"{runtime.peak_memory_mb():.0f} MB; contact sheet: {job.contact_sheet}"
+    )
 
 
-def starting_images(args: argparse.Namespace, teacher: Teacher) -> tuple[list[str], ImageFolder | None]:
-    """Class names in label order, and the first IPC images of each class (None for noise), all decoded once."""
-    if args.init == "noise":
-        if teacher.classes:
-            return teacher.classes, None
-        if not args.init_dir:
-            raise UserError(f"{args.teacher_path or args.teacher_arch}: does not name its classes; give an ImageFolder "
-                            "with the class folders as --init-dir")
-        return cli.folder_for(teacher, args.init_dir, "--init-dir").classes, None
-    folder = cli.folder_for(teacher, args.init_dir, "--init-dir")
-    folder = folder.first(args.ipc or folder.fewest())
-    folder.load(args.workers)
-    return folder.classes, folder
+def unit_size(job: Job, teachers: list[Teacher], schedule: EarlyLate, runtime: Runtime, least: int) -> int:
+    """Images of a unit: as asked, or the largest number that fits."""
+    default, settings = max(BATCH_SIZE, least), job.settings
+
+    def trial(images: int) -> None:
+        """One step of a unit of so many images, all of them active."""
+        objective = OBJECTIVES[settings.objective](copy.deepcopy(teachers), settings)
+        short = replace(schedule, iterations=1, round_iterations=0)
+        geometry = teachers[0].geometry
+        engine = Engine(objective, geometry, short, replace(runtime, compile="off"), settings.jitter, 1)
+        pixels = torch.zeros(images, 3, geometry.input_size, geometry.input_size)
+        Recovery(engine, Start(pixels, torch.zeros(images, dtype=torch.long), [0] * images), "trial").step().item()
+
+    if job.machine.finds_batch_size:
+        return find_batch_size(default, least, job.syn_dir, trial)
+    return job.machine.batch_size or default
 
 
-def identity(args: argparse.Namespace, settings: Settings, teacher: Teacher, ipc: int, folder: ImageFolder | None,
-             runtime: Runtime) -> dict:
-    """Everything that decides the bytes of the result: a folder with another identity holds another run."""
-    return {**asdict(settings), "ipc": ipc, "seed": args.seed, "batch_size": args.batch_size, "batch_by": args.batch_by,
-            "image_format": args.image_format, "init": folder.fingerprint() if folder else "noise",
-            "teacher": teacher.sha256, "arch": teacher.arch,
-            "input_size": teacher.input_size, "mean": list(teacher.mean), "std": list(teacher.std),
-            "device": runtime.device.type, "precision": runtime.precision, "compile": args.compile}
-
-
-def file_name(name: str, index: int, ipc: int, source: Path | None, image_format: str) -> str:
-    """class/RANK_stem.format: sorting by name gives the rank."""
-    stem = re.sub(r"^\d{3,}_", "", source.stem) if source else "noise"
-    return f"{name}/{index:0{max(3, len(str(ipc - 1)))}d}_{stem}.{image_format}"
-
-
-def images_of(unit: Unit, folder: ImageFolder | None, teacher: Teacher, seed: int) -> torch.Tensor:
-    """Where the unit's images start: normalised fp32 (N, 3, S, S)."""
-    size = teacher.input_size
-    if folder is None:
-        return torch.stack([torch.randn(3, size, size, generator=generator(seed, "noise", *member))
-                            for member in unit.members])
-    geometry = resize_whole(size)
-    ipc = len(folder) // len(folder.classes)
-    batch = to_batch([geometry(folder.read(label * ipc + index)) for label, index in unit.members])
-    return (batch / 255 - torch.tensor(teacher.mean).view(3, 1, 1)) / torch.tensor(teacher.std).view(3, 1, 1)
-
-
-def bounds(teacher: Teacher) -> tuple[torch.Tensor, torch.Tensor]:
-    """Black and white, normalised, each (3,)."""
-    mean, std = torch.tensor(teacher.mean), torch.tensor(teacher.std)
-    return -mean / std, (1 - mean) / std
-
-
-def to_pixels(images: torch.Tensor, teacher: Teacher) -> torch.Tensor:
-    """Normalised (N, 3, S, S) -> uint8."""
-    pixels = images * torch.tensor(teacher.std).view(3, 1, 1) + torch.tensor(teacher.mean).view(3, 1, 1)
-    return (pixels * 255).round().clamp(0, 255).byte()
+def identity(job: Job, objective: Objective, geometry: Geometry, runtime: Runtime) -> dict[str, Any]:
+    """What decides the bytes of the result, beside the starting images: another identity is another run."""
+    return {
+        **job.settings.plain,
+        **objective.identity(),
+        **plain(geometry),
+        "seed": job.seed,
+        "image_format": job.image_format,
+        "device": runtime.device.type,
+        "precision": runtime.precision,
+        "compile": job.machine.compile,
+    }
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

@@ -8,68 +8,102 @@ from typing import Any, Callable
 
 import torch
 
-from recover.objective import Objective
-from recover.schedule import View, crop_scale, draw_views, learning_rate
-from utils.files import UserError
-from utils.runtime import Runtime
-from utils.state import NoState, State
+from recover.earlylate import EarlyLate
+from recover.objectives.base import Batch, Objective
+from recover.views import View, draw_views
+from utils.data.geometry import Geometry
+from utils.nets.frozen import frozen
+from utils.run.device import Runtime
+from utils.run.errors import UserError
+from utils.run.resume import NoState, State
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The arguments that decide what an image becomes."""
+class Start:
+    """Where a unit begins: images (N, 3, S, S) normalised fp32, labels (N,), and each image's first iteration."""
 
-    iterations: int
-    round_iterations: int
-    lr: float
-    r_bn: float
-    first_bn_multiplier: float
-    jitter: int
-    curriculum: str
-    milestone: float
-    min_crop: float
+    images: torch.Tensor
+    labels: torch.Tensor
+    starts: list[int]
+
+
+class Engine:
+    """What all units have in common: the schedule, and an objective on the device."""
+
+    def __init__(
+        self, objective: Objective, geometry: Geometry, schedule: EarlyLate, runtime: Runtime, jitter: int, steps: int
+    ):
+        """`geometry` says how images are normalised, `jitter` in pixels; compiled if `steps` in all units repay it."""
+        self.objective = frozen(objective, runtime)
+        self.geometry, self.schedule, self.runtime, self.jitter, self.steps = geometry, schedule, runtime, jitter, steps
+        self._initial = {name: tensor.clone() for name, tensor in objective.state().items()}
+        self._functions: dict[int, Callable] = {}
+
+    def reset(self) -> None:
+        """Give the objective's state the values that each unit begins with."""
+        self.load_state(self._initial)
+
+    def load_state(self, saved: dict[str, torch.Tensor]) -> None:
+        for name, tensor in self.objective.state().items():
+            tensor.copy_(saved[name])
+
+    def loss(self, iteration: int) -> Callable[..., torch.Tensor]:
+        """(images, labels, members, iteration), tensors on the device -> the scalar loss at this iteration."""
+        objective = self.objective.at(iteration)
+        if id(objective) not in self._functions:
+
+            def function(images: torch.Tensor, labels: torch.Tensor, members: torch.Tensor, now: torch.Tensor):
+                return objective(Batch(images, self.geometry, labels, members, now))
+
+            self._functions[id(objective)] = self.runtime.compiled(function, self.steps)
+        return self._functions[id(objective)]
 
 
 class Recovery:
-    """The state of one unit: pixels, their optimiser, the views to come.
+    """The state of one unit: pixels, their optimiser, the views to come."""
 
-    `images` (N, 3, S, S) are normalised fp32, `labels` (N,), `starts` gives each image's first iteration.
-    """
-
-    def __init__(self, images: torch.Tensor, labels: torch.Tensor, starts: list[int], settings: Settings,
-                 objective: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], bounds: tuple[torch.Tensor, torch.Tensor],
-                 runtime: Runtime, *stream: object):
-        self.settings, self.objective, self.runtime = settings, objective, runtime
-        self.name = stream[-1]  # of the unit
-        self.size = images.shape[-1]
-        self.bounds = tuple(bound.to(runtime.device).view(3, 1, 1) for bound in bounds)
-        start_of = torch.tensor(starts)
+    def __init__(self, engine: Engine, start: Start, *stream: object):
+        """`stream` names the unit's random stream; its last word names the unit."""
+        self.engine, self.schedule, self.runtime = engine, engine.schedule, engine.runtime
+        engine.reset()
+        device = self.runtime.device
+        self.name = stream[-1]
+        self.size = start.images.shape[-1]
+        self.bounds = engine.geometry.bounds(device)
+        start_of = torch.tensor(start.starts)
         # Images that start together are one parameter, so that the optimiser keeps a state of its own for each
         # group, made when the group first has a gradient, and never touches the groups that have none.
-        self.starts = sorted(set(starts))
-        self.members = [torch.nonzero(start_of == start)[:, 0] for start in self.starts]
-        self.pixels = [images[member].to(runtime.device).requires_grad_() for member in self.members]
-        self.labels = [labels[member].to(runtime.device) for member in self.members]
-        self.optimizer = torch.optim.Adam(self.pixels, settings.lr, betas=(0.5, 0.9), eps=1e-8, fused=True)
-        self.scaler = runtime.grad_scaler()
+        self.starts = sorted(set(start.starts))
+        self.groups = [torch.nonzero(start_of == first)[:, 0] for first in self.starts]
+        self.pixels = [start.images[group].to(device).requires_grad_() for group in self.groups]
+        self.members = torch.cat(self.groups).to(device)
+        self.labels = start.labels.to(device)[self.members]
+        self.optimizer = torch.optim.Adam(self.pixels, self.schedule.lr, betas=(0.5, 0.9), eps=1e-8, fused=True)
+        self.scaler = self.runtime.grad_scaler()
         self.iteration = self.starts[0]
-        scales = [crop_scale(i, settings.iterations, settings.curriculum, settings.milestone, settings.min_crop)
-                  for i in range(settings.iterations)]
-        self.views: list[View] = draw_views(self.size, scales, settings.jitter, *stream)
+        scales = [self.schedule.min_scale(i) for i in range(self.schedule.iterations)]
+        self.views: list[View] = draw_views(self.size, scales, engine.jitter, *stream)
 
-    def active(self, iteration: int) -> int:
+    def active_groups(self, iteration: int) -> int:
         """How many groups take part in `iteration`."""
         return sum(start <= iteration for start in self.starts)
 
+    def active_images(self, iteration: int) -> int:
+        return sum(len(group) for group in self.groups[: self.active_groups(iteration)])
+
     def step(self) -> torch.Tensor:
         """One update of the active images; returns the loss, without waiting for the device."""
-        groups = self.active(self.iteration)
+        groups, images = self.active_groups(self.iteration), self.active_images(self.iteration)
         rows, columns = self.views[self.iteration].matrices(self.size, self.runtime.device)
         batch = rows @ torch.cat(self.pixels[:groups]) @ columns
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = learning_rate(self.iteration, self.settings.iterations, self.settings.lr)
+            parameters["lr"] = self.schedule.learning_rate(self.iteration)
+        # Filled on the device, which a copy from the host would make wait.
+        now = torch.full((), self.iteration, device=self.runtime.device)
         with self.runtime.autocast():
-            loss = self.objective(batch.contiguous(memory_format=torch.channels_last), torch.cat(self.labels[:groups]))
+            loss = self.engine.loss(self.iteration)(
+                batch.contiguous(memory_format=torch.channels_last), self.labels[:images], self.members[:images], now
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -81,7 +115,7 @@ class Recovery:
         return loss.detach()
 
     def run(self, report: Callable[[int, int, float], None], state: State | None = None) -> torch.Tensor:
-        """Every step that `state` does not hold yet; returns the images (N, 3, S, S), normalised fp32, in the order they came.
+        """Every step that `state` does not hold yet; returns the images (N, 3, S, S), normalised fp32, in their order.
 
         `report` gets (image updates since the last report, iteration, loss) now and then. Raises UserError if the
         loss is not finite.
@@ -89,30 +123,34 @@ class Recovery:
         state = state or NoState()
         if saved := state.load():
             self._restore(saved)
-        updates = sum(self._updates(iteration) for iteration in range(self.starts[0], self.iteration))
-        while self.iteration < self.settings.iterations:
+        updates = sum(map(self.active_images, range(self.starts[0], self.iteration)))
+        while self.iteration < self.schedule.iterations:
             loss = self.step()
-            updates += self._updates(self.iteration - 1)
-            if self.iteration % 20 == 0 or self.iteration == self.settings.iterations:
+            updates += self.active_images(self.iteration - 1)
+            if self.iteration % 20 == 0 or self.iteration == self.schedule.iterations:
                 report(updates, self.iteration, self._finite(loss))
                 updates = 0
-            state.keep(lambda: self._saved(loss))
+            state.save_if_due(lambda: self._saved(loss))
         return self.images()
-
-    def _updates(self, iteration: int) -> int:
-        return sum(len(member) for member in self.members[:self.active(iteration)])
 
     def _finite(self, loss: torch.Tensor) -> float:
         value = loss.item()
         if not math.isfinite(value):
-            raise UserError(f"loss is {value} at iteration {self.iteration} of unit {self.name}; nothing of it was saved; "
-                            f"try a smaller --lr than {self.settings.lr} or --precision fp32")
+            raise UserError(
+                f"loss is {value} at iteration {self.iteration} of unit {self.name}; nothing of it was saved; "
+                f"try a smaller --lr than {self.schedule.lr} or --precision fp32"
+            )
         return value
 
     def _saved(self, loss: torch.Tensor) -> dict[str, Any]:
         self._finite(loss)
-        return {"iteration": self.iteration, "pixels": [pixels.detach() for pixels in self.pixels],
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return {
+            "iteration": self.iteration,
+            "pixels": [pixels.detach() for pixels in self.pixels],
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "objective": self.engine.objective.state(),
+        }
 
     def _restore(self, saved: dict[str, Any]) -> None:
         self.iteration = saved["iteration"]
@@ -121,14 +159,9 @@ class Recovery:
                 pixels.copy_(kept)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.scaler.load_state_dict(saved["scaler"])
+        self.engine.load_state(saved["objective"])
 
     def images(self) -> torch.Tensor:
         """The images as they are now, (N, 3, S, S) normalised fp32 on the CPU, in the order they came."""
-        order = torch.cat(self.members).argsort()
+        order = torch.cat(self.groups).argsort()
         return torch.cat([pixels.detach().cpu() for pixels in self.pixels])[order]
-
-
-def make_objective(model: torch.nn.Module, settings: Settings, runtime: Runtime, steps: int) -> Callable:
-    """The objective on the device; compiled if `steps` repay it."""
-    objective = runtime.frozen(Objective(model, settings.r_bn, settings.first_bn_multiplier))
-    return runtime.compiled(objective, steps)

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# CIFAR-10, ResNet-18, 50 images per class.
-# Each variable can be set in the environment; scripts/distill.sh lists them all.
+# CIFAR-10, ResNet-18, 50 images per class. Reference teacher: 93.9 %.
+# ITR 1000 and ROUND_ITR 125 are a quarter of the published work (4000 and 500); lr 0.25 as published.
+# Set any variable in the environment: IPC=20, but DELT_ARCH=conv3 for ARCH and the like; scripts/distill.sh lists them.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 DATASET=${DATASET:-cifar10}
 TRAIN_DIR=${TRAIN_DIR:-data/cifar10/train}
 VAL_DIR=${VAL_DIR:-data/cifar10/val}
 ARCH=${ARCH:-resnet18}
 IPC=${IPC:-50}
-ITR=${ITR:-1000}
-ROUND_ITR=${ROUND_ITR:-125}
+ITR=${ITR-1000}
+ROUND_ITR=${ROUND_ITR-125}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

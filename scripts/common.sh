@@ -1,4 +1,37 @@
-# Sourced by the other scripts: where the repository is, which Python runs it, how an error is told.
+# Sourced first by every script: the system, the repository's root, the Python to use, and how errors are shown.
+
+# Sourced a second time, by distill.sh of a thin script: what was set since then stays. (No array comes from outside.)
+if [ -n "${RESERVED[1]:-}" ]; then return 0; fi
+
+# Clusters and shells export these names for purposes of their own (ARCH=x86_64). They are taken from the script's own
+# lines or from DELT_ARCH, DELT_SEED and so on, and never from the environment. All other variables can be set there.
+RESERVED=(ARCH NAME SEED LR DEVICE INIT METHOD STAGES WORKERS NPROC)
+IGNORED=    # what the environment sets and no script reads; distill.sh names it
+for name in "${RESERVED[@]}"; do
+    given=DELT_$name
+    if [ -n "${!given+set}" ]; then
+        unset "$name"
+        printf -v "$name" %s "${!given}"
+    else
+        [ -z "${!name:-}" ] || IGNORED+=" $name (DELT_$name is read)"
+        unset "$name"
+    fi
+done
+for given in ${!DELT_@}; do
+    name=${given#DELT_}
+    case " ${RESERVED[*]} " in *" $name "*) ;; *) IGNORED+=" $given ($name is read)" ;; esac
+done
+unset name given
+
+fail() {
+    echo "$(basename "$0"): $*" >&2
+    exit 2
+}
+
+case $(uname -s) in
+    Linux|Darwin) ;;    # WSL is a Linux
+    *) fail "runs on Linux, macOS and WSL (Windows Subsystem for Linux), and this is $(uname -s)" ;;
+esac
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
@@ -7,11 +40,6 @@ if [ -z "${PYTHON_BIN:-}" ]; then
     PYTHON_BIN=$ROOT/.venv/bin/python
     [ -x "$PYTHON_BIN" ] || PYTHON_BIN=python3
 fi
-
-fail() {
-    echo "$(basename "$0"): $*" >&2
-    exit 2
-}
 
 need_packages() {
     "$PYTHON_BIN" -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||

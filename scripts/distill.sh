@@ -3,16 +3,19 @@
 #
 #   TRAIN_DIR=my/train VAL_DIR=my/val IPC=10 bash scripts/distill.sh
 #
-# Each variable below can be set in the environment, and relative paths count from the repository's root. An empty
-# one leaves the stage its own default (python -m recover --help). What is finished is skipped, so the same command
-# goes on where it was stopped. The scripts named for a data set only set these variables and source this file.
+# Each variable below can be set in the environment, except those that other programs use, too: ARCH NAME SEED LR DEVICE
+# INIT METHOD STAGES WORKERS NPROC are taken from a script's own lines or from DELT_ARCH, DELT_SEED and so on.
+# Relative paths count from the repository's root. An empty variable leaves the stage its own default (python -m recover
+# --help). The same command resumes: finished work is skipped. The scripts named for a data set only set these variables
+# and source this file; another method on the settings of one of them, with the rounds of its own recipe:
+#
+#   DELT_METHOD=cda ROUND_ITR= RUN_DIR=runs/cda bash scripts/cifar10_resnet18_ipc10.sh
 set -euo pipefail
 set -f    # STAGES, STUDENT, PROTOCOL, BASELINES and the *_ARGS are split into words, and nothing more
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 
-# Not read from the environment: some systems (WSL) set NAME to the machine's name. RUN_DIR is there to choose.
-NAME=$(basename "$0" .sh)
+NAME=${NAME:-$(basename "$0" .sh)}         # of the run: runs/NAME
 
 # What is distilled, and where the run's files go
 STAGES=${STAGES:-squeeze ranking recover validate}    # any of them, in this order
@@ -28,15 +31,16 @@ SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-}
 
 # ranking: which real images start the synthesis
 IPC=${IPC:-10}                             # images per class
-CRITERION=${CRITERION:-medium}             # medium, top, min or random
+CRITERION=${CRITERION:-medium}             # python -m ranking.criteria lists them
 RANKING_FILE=${RANKING_FILE:-$RUN_DIR/ranking.csv}    # the scores
 OUTPUT_DIR=${OUTPUT_DIR:-$RUN_DIR/init}    # the selected images
 
-# recover: the synthesis
-INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}        # the images it starts from
+# recover: the synthesis. METHOD is a recipe; what is set below it overrides the recipe, what is empty leaves it.
+METHOD=${METHOD:-delt}                     # python -m recover.methods lists them; the result's name in the table, too
+INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}        # the images it starts from; for a start from noise they name the classes
 SYN_PATH=${SYN_PATH:-$RUN_DIR/syn}         # the synthetic images
-ITR=${ITR:-4000}                           # iterations of the images that start first
-ROUND_ITR=${ROUND_ITR:-500}                # iterations of a round; ROUND_ITR=$ITR: one round, all images start at once
+ITR=${ITR:-}                               # iterations of the images that start first (delt: 4000)
+ROUND_ITR=${ROUND_ITR:-}                   # iterations of a round (delt: 500); 0: one round, all images start at once
 LR=${LR:-}                                 # learning rate of the pixels
 R_BN=${R_BN:-}                             # weight of the BatchNorm statistics
 FIRST_BN_MULTIPLIER=${FIRST_BN_MULTIPLIER:-}    # extra weight of the first BatchNorm layer
@@ -51,11 +55,10 @@ RECOVER_BATCH=${RECOVER_BATCH:-}           # images of a batch
 
 # validate: students trained on the synthetic images
 STUDENT=${STUDENT:-$ARCH}                  # one architecture or several
-PROTOCOL=${PROTOCOL:-delt}                 # how students are trained: delt, rded, sre2l, hard, noaug, one or several words
+PROTOCOL=${PROTOCOL:-delt}                 # how students are trained: one or several (python -m validate.protocols)
 VAL_EPOCHS=${VAL_EPOCHS:-}
 SEEDS=${SEEDS:-3}                          # students of each kind, from SEED on
-METHOD=${METHOD:-delt}                     # the result's name in the table
-BASELINES=${BASELINES-random}              # beside it: random (real images), selection (what it started from), herding, k-center
+BASELINES=${BASELINES-random}              # sets to compare with: real images by these criteria; selection: OUTPUT_DIR
 
 # every stage
 SEED=${SEED:-0}
@@ -64,7 +67,7 @@ PRECISION=${PRECISION:-auto}               # auto, fp32, bf16 or fp16
 COMPILE=${COMPILE:-auto}                   # auto, on or off
 WORKERS=${WORKERS:-}                       # processes that load images
 
-# Several processes, by torchrun: ranking and recover share their units, squeeze and validate their batches
+# Several processes, by torchrun: ranking and recover divide their units, squeeze and validate their batches
 NPROC=${NPROC:-1}                          # processes on this machine, one for each GPU
 NNODES=${NNODES:-1}                        # machines, or a range as 1:4; this script is started on each of them
 NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} # this machine's number: 0 also makes the tables and the page
@@ -82,11 +85,12 @@ VALIDATE_ARGS=${VALIDATE_ARGS:-}
 begin() {
     line=("$PYTHON_BIN")
     if [ "$NPROC" -gt 1 ] || [ "$NNODES" != 1 ]; then
-        line+=(-m utils.launch --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS")
+        line+=(-m utils.run.launch --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS")
         if [ "$NNODES" = 1 ]; then
             line+=(--standalone)
         else
-            line+=(--nnodes "$NNODES" --rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT" --rdzv-id "$NAME-$1")
+            line+=(--nnodes "$NNODES" --rdzv-id "$NAME-$1")
+            line+=(--rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT")
         fi
     fi
     line+=(-m "$1")
@@ -140,6 +144,7 @@ stage_ranking() {
 
 stage_recover() {
     begin recover
+    option --method "$METHOD"
     option --init-dir "$INIT_PATH"
     option --syn-dir "$SYN_PATH"
     option --teacher-arch "$ARCH"
@@ -186,7 +191,7 @@ stage_validate() {
     run
     [ "$NODE_RANK" -eq 0 ] || return 0
     if [ "$IPC" -gt 1 ]; then    # one image is no pair
-        line=("$PYTHON_BIN" -m validate.diversity "${sets[@]}" --method "${methods[@]}")
+        line=("$PYTHON_BIN" -m validate.report.diversity "${sets[@]}" --method "${methods[@]}")
         option --dataset "$DATASET"
         option --device "$DEVICE"
         option --teacher-arch "$ARCH"
@@ -196,17 +201,16 @@ stage_validate() {
     fi
     line=("$PYTHON_BIN" -m validate.report "$RUN_DIR")
     run
-    line=("$PYTHON_BIN" -m validate.summary "$RUN_DIR")
+    line=("$PYTHON_BIN" -m validate.report.summary "$RUN_DIR")
     run
 }
 
 # What can be known to be wrong is said now, not in the middle of hours of work.
-only() {    # VARIABLE WORD...: the words of the variable are among these
-    local word variable=$1
-    shift
-    for word in ${!variable}; do
-        case " $* " in *" $word "*) ;; *) fail "$variable: '$word' is none of: $*" ;; esac
-    done
+known() {    # VARIABLE MODULE WORD...: the registry of the module knows these words
+    local message variable=$1 module=$2
+    shift 2
+    [ $# -gt 0 ] || return 0
+    message=$("$PYTHON_BIN" -m "$module" "$@" 2>&1 > /dev/null | tail -n 1) || fail "$variable: ${message#error: }"
 }
 
 folder() {    # VARIABLE WHAT
@@ -220,10 +224,30 @@ wants() {
     case " $STAGES " in *" $1 "*) return 0 ;; *) return 1 ;; esac
 }
 
-only STAGES squeeze ranking recover validate
-only PROTOCOL delt rded sre2l hard noaug
-only BASELINES random selection herding k-center
+[ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
+for word in $STAGES; do
+    case $word in
+        squeeze|ranking|recover|validate) ;;
+        *) fail "STAGES: '$word' is none of: squeeze ranking recover validate" ;;
+    esac
+done
 need_packages
+criteria=    # of the sets that validate compares with
+for word in $BASELINES; do
+    [ "$word" = selection ] || criteria+=" $word"
+done
+if wants ranking; then known CRITERION ranking.criteria $CRITERION; fi
+if wants recover; then
+    known METHOD recover.methods "$METHOD"
+    case $METHOD/$ROUND_ITR in
+        delt/*|*/|*/0|*/"$ITR") ;;
+        *) echo "METHOD=$METHOD with rounds of ROUND_ITR=$ROUND_ITR iterations; ROUND_ITR= leaves this to the recipe" ;;
+    esac
+fi
+if wants validate; then
+    known PROTOCOL validate.protocols $PROTOCOL
+    known BASELINES ranking.criteria $criteria
+fi
 [ "$NNODES" = 1 ] || [ -n "$MASTER_ADDR" ] ||
     fail "NNODES=$NNODES: set MASTER_ADDR to the machine where all of them meet (scripts/slurm does)"
 if [ "$NPROC" -gt 1 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then    # or each would compute with a single thread
@@ -232,7 +256,8 @@ if [ "$NPROC" -gt 1 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then    # or each would 
 fi
 
 if [ -n "$RANKER_PATH" ]; then
-    [ -f "$RANKER_PATH" ] || fail "RANKER_PATH: no file $RANKER_PATH: set it to a teacher's checkpoint (the stage squeeze trains one)"
+    [ -f "$RANKER_PATH" ] ||
+        fail "RANKER_PATH: no file $RANKER_PATH: set it to a teacher's checkpoint (the stage squeeze trains one)"
     teacher=$RANKER_PATH
     ready="RANKER_PATH gives the teacher"
 elif [ "$DATASET" = imagenet1k ]; then
@@ -242,7 +267,7 @@ else
     teacher=$RUN_DIR/teacher.pth
     ready=
     wants squeeze || [ -f "$teacher" ] ||
-        fail "no teacher at $teacher: set RANKER_PATH to a checkpoint, or put squeeze into STAGES"
+        fail "no teacher at $teacher: set RANKER_PATH to a checkpoint, or put squeeze into DELT_STAGES"
 fi
 if [ -n "$ready" ] && wants squeeze; then
     echo "squeeze is skipped: $ready"
@@ -252,10 +277,8 @@ fi
 
 if wants squeeze || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
 if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi
-if wants validate; then
-    case " $BASELINES " in *" random "*|*" herding "*|*" k-center "*)
-        folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing" ;;
-    esac
+if wants validate && [ -n "$criteria" ]; then
+    folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing"
 fi
 
 for stage in $STAGES; do

@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
-# The whole method in one command, on a plain CPU and with no download of data: the environment, then a cut of
-# Fashion-MNIST that lies in this repository, or an ImageFolder of your own:
+# The whole method in one command, on a plain CPU and without a download of data: makes the environment, then distils a
+# cut of Fashion-MNIST that is part of this repository, or an ImageFolder of your own:
 #
 #   bash scripts/quickstart.sh
 #   TRAIN_DIR=my/train VAL_DIR=my/val bash scripts/quickstart.sh
 #
-# Each variable can be set in the environment; scripts/distill.sh lists them all.
+# Runs on Linux, macOS and WSL. Set any variable in the environment: IPC=20, but DELT_ARCH=resnet18 for ARCH and the
+# like; scripts/distill.sh lists them.
 set -euo pipefail
 own_python=${PYTHON_BIN:-}
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 
-if [ -n "${TRAIN_DIR:-}" ] && [ -z "${VAL_DIR:-}" ]; then fail "TRAIN_DIR is set and VAL_DIR is not: set both, or none"; fi
-if [ -n "${VAL_DIR:-}" ] && [ -z "${TRAIN_DIR:-}" ]; then fail "VAL_DIR is set and TRAIN_DIR is not: set both, or none"; fi
+case ${TRAIN_DIR:+train}/${VAL_DIR:+val} in
+    train/) fail "TRAIN_DIR is set and VAL_DIR is not: set both, or none" ;;
+    /val) fail "VAL_DIR is set and TRAIN_DIR is not: set both, or none" ;;
+esac
 
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 ARCH=${ARCH:-conv3}
 IPC=${IPC:-10}
-ITR=${ITR:-200}
-ROUND_ITR=${ROUND_ITR:-25}
+ITR=${ITR-200}                             # a twentieth of the published 4000
+ROUND_ITR=${ROUND_ITR-25}                  # as many rounds as published: eight
 SEEDS=${SEEDS:-1}
 PROTOCOL=${PROTOCOL:-delt hard}
 BASELINES=${BASELINES-random}
@@ -33,7 +36,7 @@ if [ -z "$own_python" ]; then
     PYTHON_BIN=$ROOT/.venv/bin/python
 fi
 if [ -z "${TRAIN_DIR:-}" ]; then
-    "$PYTHON_BIN" scripts/prepare_data.py fashion_mnist_cut --output "$RUN_DIR/data"
+    "$PYTHON_BIN" -m utils.data.prepare fashion_mnist_cut --output "$RUN_DIR/data"
     TRAIN_DIR=$RUN_DIR/data/train
     VAL_DIR=$RUN_DIR/data/val
 fi

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Synthesises ImageNet-1K from selected images, with torchvision's ResNet-18 as the teacher.
+# The published setting: ITR 4000, ROUND_ITR 500, lr 0.25.
 # INIT_PATH holds the selection; the default is where scripts/imagenet1k_resnet18_ipc50.sh leaves it.
+# Set any variable in the environment: IPC=20, but DELT_ARCH=conv3 for ARCH and the like; scripts/distill.sh lists them.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 STAGES=${STAGES:-recover}
 DATASET=${DATASET:-imagenet1k}
 ARCH=${ARCH:-resnet18}
 INIT_PATH=${INIT_PATH:-runs/imagenet1k_resnet18_ipc50/init}
 SYN_PATH=${SYN_PATH:-runs/resnet18_imagenet1k_synthesis/syn}
 IPC=${IPC:-50}
-ITR=${ITR:-4000}
-ROUND_ITR=${ROUND_ITR:-500}
+ITR=${ITR-4000}
+ROUND_ITR=${ROUND_ITR-500}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

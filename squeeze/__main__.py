@@ -2,122 +2,233 @@
 
 from __future__ import annotations
 
-import argparse
 from contextlib import closing
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from squeeze.train import Recipe, augmentation, train
-from utils import checkpoints, cli, log, memory, models, ranks
-from utils.datasets import known
-from utils.files import LOCKS, UserError, check_output, differences, digest
-from utils.images import ImageFolder
-from utils.loader import Batches, TestImages
-from utils.runtime import Runtime, seeded, versions
-from utils.state import JointState
-from utils.training import Course
+from squeeze.train import LR_SCHEDULES, Recipe, augmentation, train
+from utils import cli
+from utils.cli import MachineFlags
+from utils.data.datasets import known
+from utils.data.geometry import Geometry, GeometryFlags, plain
+from utils.data.image_folder import ImageFolder
+from utils.data.loader import AugmentedBatches, EvalBatches
+from utils.fit import curves
+from utils.fit.batch_size import find_batch_size, try_training_step
+from utils.fit.loop import History, Training
+from utils.nets import checkpoints, models
+from utils.run import distributed, entry
+from utils.run.device import Runtime, versions
+from utils.run.errors import UserError
+from utils.run.files import differences, digest
+from utils.run.memory import explain_out_of_memory
+from utils.run.outputs import check_output, locked
+from utils.run.resume import JointState
+from utils.run.seeds import seeded
+
+BATCH_SIZE = 128
 
 
-def parse() -> argparse.Namespace:
+@dataclass(frozen=True)
+class Job:
+    """The command line."""
+
+    recipe: Recipe
+    arch: str
+    train_dir: str
+    val_dir: str
+    output: Path
+    geometry: GeometryFlags
+    machine: MachineFlags
+    log: str | None
+    save_every: float  # minutes
+    sync_bn: bool
+    overwrite: bool
+
+    @property
+    def best(self) -> Path:
+        """Where the network of the best epoch goes."""
+        return self.output.with_name(f"{self.output.stem}_best{self.output.suffix}")
+
+
+def parse() -> Job:
     parser = cli.Parser("squeeze", "Train a teacher on the real data; write its checkpoint.")
     parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder to train on")
     parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure top-1 on")
-    parser.add_argument("--arch", default="resnet18", help="conv3 to conv6, a torchvision model, or timm/NAME")
+    parser.add_argument("--arch", default="resnet18", help="conv1 to conv6, a torchvision model, or timm/NAME")
     parser.add_argument("--output", required=True, metavar="FILE.pth", help="checkpoint to write")
     parser.add_argument("--epochs", type=cli.positive, help="the data set's, or 50, if left out")
-    parser.add_argument("--lr", type=cli.amount, default=0.1)
-    parser.add_argument("--lr-schedule", choices=("cosine", "onecycle"), default="onecycle")
-    parser.add_argument("--momentum", type=cli.amount, default=0.9)
-    parser.add_argument("--weight-decay", type=cli.amount, default=5e-4)
+    parser.add_argument("--lr", type=cli.non_negative_float, default=0.1)
+    parser.add_argument("--lr-schedule", choices=LR_SCHEDULES, default="onecycle")
+    parser.add_argument("--momentum", type=cli.non_negative_float, default=0.9)
+    parser.add_argument("--weight-decay", type=cli.non_negative_float, default=5e-4)
     parser.add_argument("--label-smoothing", type=cli.fraction, default=0.0)
-    parser.add_argument("--crop-padding", type=cli.count, default=4, metavar="PIXELS", help="of the random crop of images up "
-                        "to 64 pixels; larger ones get RandomResizedCrop")
-    parser.add_argument("--evaluations", type=cli.positive, default=5, help="on the test set, evenly over the epochs; the "
-                        "best one's network is kept beside --output, as NAME_best.pth")
+    parser.add_argument(
+        "--crop-padding",
+        type=cli.non_negative,
+        default=4,
+        metavar="PIXELS",
+        help="of the random crop of images up to 64 pixels; larger ones get RandomResizedCrop",
+    )
+    parser.add_argument(
+        "--evaluations",
+        type=cli.positive,
+        default=5,
+        help="on the test set, evenly over the epochs; the network of the best one is kept as NAME_best.pth",
+    )
     cli.add_log(parser, "the folder logs beside --output")
-    cli.add_joint(parser, "the training")
-    cli.add_common(parser, "images per step, of all ranks together; 128 if left out")
+    cli.add_joint_training(parser, "the training")
+    cli.add_common(parser, f"images per step, of all ranks together; {BATCH_SIZE} if left out")
     args = parser.parse_args()
     cli.refuse_single_images(parser, args)
-    log.check(args.log)
-    return args
+    curves.check(args.log)
+    dataset = known(args.dataset)
+    return Job(
+        recipe=replace(cli.group(args, Recipe), epochs=args.epochs or (dataset.squeeze_epochs if dataset else 50)),
+        arch=args.arch,
+        train_dir=args.train_dir,
+        val_dir=args.val_dir,
+        output=Path(args.output),
+        geometry=cli.group(args, GeometryFlags),
+        machine=cli.group(args, MachineFlags),
+        log=args.log,
+        save_every=args.save_every,
+        sync_bn=args.sync_bn,
+        overwrite=args.overwrite,
+    )
 
 
 def main() -> None:
-    args = parse()
-    with ranks.joined((runtime := cli.runtime(args)).device):
-        squeeze(args, runtime)
+    job = parse()
+    runtime = job.machine.runtime()
+    with distributed.process_group(runtime.device):
+        squeeze(job, runtime)
 
 
-def squeeze(args: argparse.Namespace, runtime: Runtime) -> None:
-    """Train the teacher, all ranks together; rank 0 writes it, and beside it the one of the best epoch that was measured."""
-    facts = known(args.dataset)
-    epochs = args.epochs or (facts.squeeze_epochs if facts else 50)
-    check_output(args.output)
-    folder = ImageFolder(args.train_dir, "--train-dir")
-    test_folder = ImageFolder(args.val_dir, "--val-dir", folder.classes, "--train-dir")
+def squeeze(job: Job, runtime: Runtime) -> None:
+    """Train the teacher, all ranks together; rank 0 writes it, and beside it the one of the best epoch measured."""
+    check_output(job.output)
+    folder = ImageFolder(job.train_dir, "--train-dir")
+    test_folder = ImageFolder(job.val_dir, "--val-dir", folder.classes, "--train-dir")
+    recipe = replace(job.recipe, batch_size=batch_size(job, folder, test_folder, runtime))
+    settings = settings_of(job, recipe, folder, runtime)
+    with locked(job.output):
+        if finished(job, job.output, settings):
+            print(f"squeeze: {job.output} is complete (top-1 {checkpoints.read(job.output)['top1']:.2f} %)")
+            return
+        finished(job, job.best, settings)  # for its errors: it may be there from an epoch before a kill
+        geometry = cli.geometry_of_images(job.geometry, folder, job.machine.workers)
+        for images in (folder, test_folder):
+            images.load(job.machine.workers)
+        with explain_out_of_memory(recipe.batch_size, 2):
+            run(job, recipe, settings, (folder, test_folder), geometry, runtime)
+
+
+def run(
+    job: Job,
+    recipe: Recipe,
+    settings: dict,
+    folders: tuple[ImageFolder, ImageFolder],
+    geometry: Geometry,
+    runtime: Runtime,
+) -> None:
+    """Train on the first of the `folders`, test on the second one, and save."""
+    folder, test_folder = folders
+    size = geometry.input_size
+    with seeded(recipe.seed, "initial weights"):
+        model = models.build(job.arch, geometry.num_classes, size, geometry.stem)
+    model = runtime.place(distributed.sync_batchnorm(model, runtime.device) if job.sync_bn else model)
+    print(
+        f"squeeze: {job.arch} ({geometry.stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} "
+        f"classes, {recipe.epochs} epochs, {runtime}"
+    )
+    batches = AugmentedBatches(folder, augmentation(size, recipe.crop_padding), job.machine.workers)
+    test = EvalBatches(test_folder, size, workers=job.machine.workers)
+    state_path = job.output.with_name(f".{job.output.name}.state")
+    with (
+        closing(curves.start(job.log, job.output.parent / "logs", f"squeeze_{job.output.stem}", settings)) as log,
+        JointState(state_path, settings, job.save_every) as state,
+    ):
+
+        def save(path: Path, history: History) -> None:
+            if distributed.get_rank() == 0:
+                checkpoints.save(
+                    path,
+                    model,
+                    arch=job.arch,
+                    **plain(geometry),
+                    top1=round(history.top1, 2),
+                    top5=round(history.top5, 2),
+                    epochs=recipe.epochs,
+                    seconds=round(state.seconds, 1),
+                    settings=settings,
+                    versions=versions(),
+                )
+
+        training = Training(
+            "squeeze",
+            batches.schedule(recipe.batch_size, recipe.epochs),
+            runtime,
+            geometry,
+            test,
+            recipe.evaluations,
+            log,
+            on_best=lambda history: save(job.best, history),
+        )
+        history = train(model, batches, recipe, training, state)
+        save(job.output, history)
+    print(
+        f"squeeze: top-1 {history.top1:.2f} % (top-5 {history.top5:.2f} %) on {len(test_folder):,} test images; "
+        f"{state.seconds:.0f} s, peak memory {runtime.peak_memory_mb():.0f} MB; teacher: {job.output} "
+        f"(best epoch measured: {history.best_top1:.2f} %, {job.best})"
+    )
+
+
+def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime: Runtime) -> int:
+    """As asked, or the largest that fits."""
 
     def trial(images: int) -> None:
-        for images_read in (folder, test_folder):  # while there is memory; what is read stays, and is a part of what is needed
-            images_read.load(args.workers)
-        size, stem, _, _ = cli.geometry(args, folder)
-        memory.training_step(models.build(args.arch, len(folder.classes), size, stem), images, size, runtime)
+        # The images are read first: they stay in memory, and are a part of what is needed.
+        for images_read in (folder, test_folder):
+            images_read.load(job.machine.workers)
+        geometry = cli.geometry_of_images(job.geometry, folder, job.machine.workers)
+        model = models.build(job.arch, geometry.num_classes, geometry.input_size, geometry.stem)
+        try_training_step(model, images, geometry.input_size, runtime)
 
-    batch_size = memory.fitting(args.batch_size, 128, 2, args.output, trial)
-    recipe = Recipe(epochs, batch_size, args.lr, args.lr_schedule, args.momentum, args.weight_decay,
-                    args.label_smoothing, args.crop_padding, args.evaluations, args.seed)
-    settings = {**vars(recipe), "arch": args.arch, "images": digest(folder.paths), "dataset": args.dataset,
-                "input_size": args.input_size, "stem": args.stem, "mean": args.mean, "std": args.std,
-                "precision": runtime.precision, "compile": args.compile, **({"sync_bn": True} if args.sync_bn else {})}
-    output = Path(args.output)
-    best = output.with_name(f"{output.stem}_best{output.suffix}")
-    if finished(args, output, settings):
-        print(f"squeeze: {output} is there already (top-1 {checkpoints.read(output)['top1']:.2f} %)")
-        return
-    finished(args, best, settings)  # for its errors: it may be there from an epoch before a kill
-    LOCKS.hold(args.output)
-
-    size, stem, mean, std = cli.geometry(args, folder)
-    folder.load(args.workers)
-    test_folder.load(args.workers)
-    with seeded(args.seed, "initial weights"):
-        model = models.build(args.arch, len(folder.classes), size, stem)
-    model = runtime.place(ranks.synchronised(model, runtime.device) if args.sync_bn else model)
-    print(f"squeeze: {args.arch} ({stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} classes, "
-          f"{epochs} epochs, {runtime}")
-
-    batches = Batches(folder, augmentation(size, args.crop_padding), args.workers)
-    test = TestImages(test_folder, size, workers=args.workers)
-    with closing(log.start(args.log, output.parent / "logs", f"squeeze_{output.stem}", settings)) as curves, \
-            JointState(output.with_name(f".{output.name}.state"), settings, args.save_every) as state:
-        def save(path: Path, course: Course) -> None:
-            if ranks.rank() == 0:
-                checkpoints.save(path, model, arch=args.arch, stem=stem, num_classes=len(folder.classes),
-                                 classes=folder.classes, input_size=size, mean=list(mean), std=list(std),
-                                 top1=round(course.top1, 2), top5=round(course.top5, 2), epochs=epochs,
-                                 seconds=round(state.seconds, 1), settings=settings, versions=versions())
-
-        with memory.guarded(batch_size, 2):
-            course = train(model, batches, recipe, runtime, mean, std, test, curves, state, partial(save, best))
-        save(output, course)
-    print(f"squeeze: top-1 {course.top1:.2f} % (top-5 {course.top5:.2f} %) on {len(test_folder):,} test images; "
-          f"{state.seconds:.0f} s, peak memory {runtime.peak_memory_mb():.0f} MB; teacher: {args.output} "
-          f"(best epoch measured: {course.best_top1:.2f} %, {best})")
+    if job.machine.finds_batch_size:
+        return find_batch_size(BATCH_SIZE, 2, job.output, trial)
+    return job.machine.batch_size or BATCH_SIZE
 
 
-def finished(args: argparse.Namespace, path: Path, settings: dict) -> bool:
+def settings_of(job: Job, recipe: Recipe, folder: ImageFolder, runtime: Runtime) -> dict:
+    """What identifies the run: a checkpoint of other settings is another run's."""
+    settings = {
+        **asdict(recipe),
+        **plain(job.geometry),
+        "arch": job.arch,
+        "images": digest(folder.paths),
+        "precision": runtime.precision,
+        "compile": job.machine.compile,
+    }
+    return {**settings, "sync_bn": True} if job.sync_bn else settings
+
+
+def finished(job: Job, path: Path, settings: dict) -> bool:
     """Whether `path` holds a result of this very run. Raises UserError if it is another's."""
     if path.is_dir():
         raise UserError(f"--output {path}: is a folder; name a file, e.g. {path / 'teacher.pth'}")
-    if not path.exists() or args.overwrite:
+    if not path.exists() or job.overwrite:
         return False
-    content = checkpoints.read(path)
-    found = content.get("settings")
+    found = checkpoints.read(path).get("settings")
     if found != settings:
-        which = f"another run ({differences(found, settings)})" if isinstance(found, dict) else "a checkpoint of other make"
-        raise UserError(f"--output {args.output}: {path} holds {which}; choose another file, or give --overwrite")
+        which = (
+            f"another run ({differences(found, settings)})"
+            if isinstance(found, dict)
+            else "a checkpoint that squeeze did not write"
+        )
+        raise UserError(f"--output {job.output}: {path} holds {which}; choose another file, or give --overwrite")
     return True
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    entry.run(main)

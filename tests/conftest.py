@@ -96,13 +96,13 @@ class Place:
 
     def start(self, module: str, *words: object, env: dict | None = None) -> Outcome:
         """Any module with these words, in this process."""
-        from utils import cli
+        from utils.run import entry
         main = importlib.import_module(module).main
         out, err, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.dict(os.environ, env or {}), \
                 mock.patch.object(sys, "argv", [module, *map(str, words)]):
             try:
-                cli.run(main)
+                entry.run(main)
             except SystemExit as end:
                 code = end.code or 0
         return Outcome(code, out.getvalue(), err.getvalue())

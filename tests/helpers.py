@@ -10,7 +10,7 @@ from hypothesis import settings
 from PIL import Image
 from torch import nn
 
-from utils.runtime import Runtime
+from utils.run.device import Runtime
 
 CPU = Runtime(torch.device("cpu"), "fp32", "off")
 few = settings(deadline=None, max_examples=40)

@@ -1,41 +1,104 @@
-"""Arguments that have one name in every stage, and the boundary where errors become one line."""
+"""Command lines: the arguments that have one name in every stage, and what they stand for."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
 import math
-import os
-import shlex
-import signal
-import sys
-from typing import Callable
+from dataclasses import dataclass, fields
+from typing import Sequence, TypeVar
 
-from utils import log, memory, ranks
-from utils.checkpoints import Teacher, load_teacher
-from utils.datasets import IMAGENET_MEAN, IMAGENET_STD, KNOWN, known
-from utils.files import LOCKS, UserError
-from utils.images import SMALLEST, ImageFolder, common_size
-from utils.models import STEMS, default_stem
-from utils.runtime import Runtime
-from utils.state import SIGNALS, Stopped
+from utils.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD, known
+from utils.data.geometry import Geometry, GeometryFlags
+from utils.data.image_folder import ImageFolder
+from utils.data.images import MIN_SIZE, common_size
+from utils.fit import curves
+from utils.nets.models import STEMS, default_stem
+from utils.nets.teacher import Teacher, load_teacher
+from utils.run.device import COMPILE, PRECISIONS, Runtime
+from utils.run.errors import UserError
+from utils.run.memory import AUTO
 
-
-# What a disk or its rights do to a correct program.
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
-                  errno.ENOENT, errno.ENOTDIR)
+Group = TypeVar("Group")
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose error is one line, and whose defaults show in --help."""
 
     def __init__(self, prog: str, description: str):
-        super().__init__(prog=f"python -m {prog}", description=description, allow_abbrev=False,
-                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(
+            prog=f"python -m {prog}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def group(args: argparse.Namespace, kind: type[Group]) -> Group:
+    """The arguments that a dataclass has fields for, as one object; flags are given to functions in this form."""
+    values = {field.name: getattr(args, field.name) for field in fields(kind)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+@dataclass(frozen=True)
+class MachineFlags:
+    """Where a stage computes."""
+
+    batch_size: int | str | None
+    workers: int | None
+    device: str
+    precision: str
+    compile: str
+
+    def runtime(self) -> Runtime:
+        return Runtime.create(self.device, self.precision, self.compile)
+
+    @property
+    def finds_batch_size(self) -> bool:
+        return self.batch_size == AUTO
+
+
+@dataclass(frozen=True)
+class TeacherFlags:
+    """Which networks guide or label: one, or several where the stage takes them."""
+
+    teacher_arch: tuple[str, ...] | None
+    teacher_path: tuple[str, ...] | None
+
+    def load(self, given: GeometryFlags, images_dir: str | None, role: str, workers: int | None) -> list[Teacher]:
+        """The teachers. The images in `images_dir` tell the input size if nothing else does.
+
+        Raises UserError where they differ in classes or input size, or one of them does not fit.
+        """
+
+        def size_of_images() -> int:
+            return common_size(ImageFolder(images_dir, role).load(workers))
+
+        paths = self.teacher_path or (None,) * len(self.teacher_arch or (None,))
+        archs = self.teacher_arch or (None,) * len(paths)
+        if len(archs) == 1:
+            archs *= len(paths)
+        if len(archs) != len(paths):
+            raise UserError(f"{len(paths)} --teacher-path need one --teacher-arch or {len(paths)}, not {len(archs)}")
+        teachers = []
+        for arch, path in zip(archs, paths):
+            teachers.append(load_teacher(arch, path, given, size_of_images if images_dir else None))
+            if teachers[-1].assumed:
+                print(f"{path}: does not say everything; assumed {', '.join(teachers[-1].assumed)}")
+        _require_same(teachers, paths)
+        return teachers
+
+
+def _require_same(teachers: Sequence[Teacher], paths: Sequence[str]) -> None:
+    first = teachers[0].geometry
+    for teacher, path in zip(teachers[1:], paths[1:]):
+        for name in ("num_classes", "classes", "input_size"):
+            own, other = getattr(teacher.geometry, name), getattr(first, name)
+            if own != other:
+                what = "other class names" if name == "classes" else f"{name} {own}, not {other}"
+                raise UserError(f"{path}: has {what} than {paths[0]}; teachers that work together agree on these")
 
 
 def positive(text: str) -> int:
@@ -45,22 +108,22 @@ def positive(text: str) -> int:
 
 
 def batch_size(text: str) -> int | str:
-    return text if text == memory.AUTO else positive(text)
+    return text if text == AUTO else positive(text)
 
 
-def count(text: str) -> int:
+def non_negative(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 0 or more")
     return int(text)
 
 
 def pixels(text: str) -> int:
-    if not text.isdigit() or int(text) < SMALLEST:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of {SMALLEST} or more")
+    if not text.isdigit() or int(text) < MIN_SIZE:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of {MIN_SIZE} or more")
     return int(text)
 
 
-def amount(text: str) -> float:
+def non_negative_float(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -70,28 +133,30 @@ def amount(text: str) -> float:
     return value
 
 
-def number(text: str) -> float:
+def finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
     return value
 
 
-def spread(text: str) -> float:
-    value = amount(text)
+def positive_float(text: str) -> float:
+    value = non_negative_float(text)
     if value == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
     return value
 
 
 def fraction(text: str) -> float:
-    value = amount(text)
+    """From 0 to 1."""
+    value = non_negative_float(text)
     if value > 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
     return value
 
 
-def share(text: str) -> float:
+def positive_fraction(text: str) -> float:
+    """Above 0, at most 1."""
     value = fraction(text)
     if value == 0:
         raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
@@ -101,37 +166,65 @@ def share(text: str) -> float:
 def add_common(parser: Parser, batch_help: str = "images per batch") -> None:
     """What every stage takes."""
     add_data(parser, batch_help)
-    parser.add_argument("--seed", type=count, default=0)
+    parser.add_argument("--seed", type=non_negative, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace an output of another run")
 
 
 def add_data(parser: Parser, batch_help: str = "images per batch") -> None:
+    """The flags of GeometryFlags and MachineFlags."""
     group = parser.add_argument_group("data and machine")
-    group.add_argument("--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(KNOWN)}")
-    group.add_argument("--input-size", type=pixels, metavar="PIXELS", help="read from the teacher or the images if left out")
-    group.add_argument("--mean", type=number, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
-    group.add_argument("--std", type=spread, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher")
+    group.add_argument(
+        "--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(DATASETS)}"
+    )
+    group.add_argument(
+        "--input-size", type=pixels, metavar="PIXELS", help="read from the teacher or the images if left out"
+    )
+    for name, kind in (("--mean", finite_float), ("--std", positive_float)):
+        group.add_argument(
+            name, type=kind, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher"
+        )
     group.add_argument("--stem", choices=STEMS, help="cifar for inputs of 64 pixels and less if left out")
     group.add_argument("--batch-size", type=batch_size, metavar="N", help=f"{batch_help}; auto: halved until it fits")
-    group.add_argument("--workers", type=count, help="processes (threads when checking) that read images; chosen if left out")
+    group.add_argument(
+        "--workers", type=non_negative, help="processes (threads when checking) that read images; chosen if left out"
+    )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto",
-                       help="auto: bf16 where a unit for it is")
-    group.add_argument("--compile", choices=("auto", "on", "off"), default="auto", help="auto: if the steps ahead repay it")
+    group.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where a unit for it is")
+    group.add_argument("--compile", choices=COMPILE, default="auto", help="auto: if the steps ahead repay it")
 
 
 def add_log(parser: Parser, folder: str) -> None:
-    parser.add_argument("--log", choices=log.KINDS, help=f"curves, in {folder} (wandb: sent too, unless WANDB_MODE=offline)")
+    parser.add_argument(
+        "--log", choices=curves.KINDS, help=f"curves, in {folder} (wandb: sent too, unless WANDB_MODE=offline)"
+    )
 
 
 def add_save_every(parser: Parser, what: str) -> None:
-    parser.add_argument("--save-every", type=amount, default=5.0, metavar="MINUTES", help=f"how often {what} is saved")
+    parser.add_argument(
+        "--save-every", type=non_negative_float, default=5.0, metavar="MINUTES", help=f"how often {what} is saved"
+    )
 
 
-def add_joint(parser: Parser, what: str) -> None:
+def add_joint_training(parser: Parser, what: str) -> None:
     """What the stages take whose ranks train one network together."""
     add_save_every(parser, what)
-    parser.add_argument("--sync-bn", action="store_true", help="under torchrun: BatchNorm over the global batch (GPUs only)")
+    parser.add_argument(
+        "--sync-bn", action="store_true", help="under torchrun: BatchNorm over the global batch (GPUs only)"
+    )
+
+
+def add_teacher(parser: Parser, several: str = "") -> None:
+    """The flags of TeacherFlags. `several` says what several teachers are for, where the stage takes them."""
+    group = parser.add_argument_group("teacher")
+    count = "+" if several else 1
+    more = f"; several: {several}" if several else ""
+    group.add_argument("--teacher-arch", nargs=count, metavar="ARCH", help="read from the checkpoint if it says")
+    group.add_argument(
+        "--teacher-path",
+        nargs=count,
+        metavar="FILE",
+        help=f"checkpoint; for imagenet1k torchvision's weights if left out{more}",
+    )
 
 
 def refuse_single_images(parser: Parser, args: argparse.Namespace) -> None:
@@ -139,96 +232,34 @@ def refuse_single_images(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--batch-size 1: a single image has no variance for BatchNorm; give 2 or more")
 
 
-def add_teacher(parser: Parser) -> None:
-    group = parser.add_argument_group("teacher")
-    group.add_argument("--teacher-arch", metavar="ARCH", help="read from the checkpoint if it says")
-    group.add_argument("--teacher-path", metavar="FILE", help="checkpoint; for imagenet1k torchvision's weights if left out")
-
-
-def runtime(args: argparse.Namespace) -> Runtime:
-    return Runtime.create(args.device, args.precision, args.compile)
-
-
-def teacher(args: argparse.Namespace, images_dir: str | None, role: str) -> Teacher:
-    """The teacher that the arguments name; the images in `images_dir` tell the input size if nothing else does."""
-    def size_of_images() -> int:
-        return common_size(ImageFolder(images_dir, role).load(args.workers))
-
-    found = load_teacher(args.teacher_arch, args.teacher_path, dataset=args.dataset, input_size=args.input_size,
-                         stem=args.stem, mean=args.mean, std=args.std,
-                         size_of_images=size_of_images if images_dir else None)
-    if found.assumed:
-        print(f"{args.teacher_path}: does not say everything; assumed {', '.join(found.assumed)}")
-    return found
-
-
-def geometry(args: argparse.Namespace, folder: ImageFolder) -> tuple[int, str, tuple, tuple]:
-    """(input size, stem, mean, std) where no teacher has them yet: the flags, else the data set's, else the images'.
+def geometry_of_images(given: GeometryFlags, folder: ImageFolder, workers: int | None) -> Geometry:
+    """The geometry where no teacher has one yet: the flags', else the data set's, else the images'.
 
     Raises UserError if the folder has not as many classes as the data set.
     """
-    facts = known(args.dataset)
+    facts = known(given.dataset)
     if facts and facts.classes != len(folder.classes):
-        raise UserError(f"{folder.role} {folder.root}: has {len(folder.classes)} classes, {args.dataset} has "
-                        f"{facts.classes}; leave out --dataset for a data set of your own")
-    size = args.input_size or (facts.input_size if facts else common_size(folder.load(args.workers)))
-    return (size, args.stem or default_stem(size), tuple(args.mean or (facts.mean if facts else IMAGENET_MEAN)),
-            tuple(args.std or (facts.std if facts else IMAGENET_STD)))
+        raise UserError(
+            f"{folder.role} {folder.root}: has {len(folder.classes)} classes, {given.dataset} has {facts.classes}; "
+            "leave out --dataset for a data set of your own"
+        )
+    size = given.input_size or (facts.input_size if facts else common_size(folder.load(workers)))
+    return Geometry(
+        input_size=size,
+        mean=tuple(given.mean or (facts.mean if facts else IMAGENET_MEAN)),
+        std=tuple(given.std or (facts.std if facts else IMAGENET_STD)),
+        num_classes=len(folder.classes),
+        classes=tuple(folder.classes),
+        stem=given.stem or default_stem(size),
+    )
 
 
-def folder_for(found: Teacher, path: str, role: str) -> ImageFolder:
+def folder_for(geometry: Geometry, path: str, role: str) -> ImageFolder:
     """The ImageFolder at `path` with labels in the teacher's order. Raises UserError where its classes differ."""
-    folder = ImageFolder(path, role, found.classes)
-    if len(folder.classes) != found.num_classes:
-        raise UserError(f"{role} {path}: has {len(folder.classes)} classes, the teacher knows {found.num_classes}; "
-                        "give the images that it was trained on, or another --teacher-path")
+    folder = ImageFolder(path, role, geometry.classes)
+    if len(folder.classes) != geometry.num_classes:
+        raise UserError(
+            f"{role} {path}: has {len(folder.classes)} classes, the teacher knows {geometry.num_classes}; "
+            "give the images that it was trained on, or another --teacher-path"
+        )
     return folder
-
-
-def fail(message: object, code: int = 2) -> None:
-    """End with one line of error. Of several ranks the first one to fail says it."""
-    if ranks.first_to_fail():
-        start = "" if ranks.speaks() else "\n"  # the bar of the rank that speaks may stand in this line
-        sys.stderr.write(f"{start}error: {' '.join(str(message).split())}\n")
-    sys.exit(code)
-
-
-def run(main: Callable[[], None]) -> None:
-    """Run a stage's main; show a UserError as one line and end with exit code 2."""
-    try:
-        with SIGNALS.listening(), LOCKS.releasing(), contextlib.ExitStack() as silence:
-            if not ranks.speaks():
-                silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
-            main()
-            sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output, head for one, has seen enough; the interpreter would complain at its own flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except UserError as error:
-        fail(error)
-    except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
-            raise
-        fail(f"{error.filename or 'writing'}: {error.strerror}; what was finished before is whole, and the same command "
-             "goes on when that is mended")
-    except RuntimeError as error:
-        if not ranks.is_loss_of_contact(error):
-            raise
-        if SIGNALS.received:  # which has ended the other ranks, too
-            sys.exit(128 + SIGNALS.received)
-        fail("another rank has ended, and this one cannot go on without it; what was saved is whole, and the same command "
-             "goes on with it")
-    except (Stopped, KeyboardInterrupt) as stopped:
-        if ranks.speaks():
-            print(f"stopped by {stopped or 'SIGINT'}; what is done is saved, and the same command goes on with it: {_command()}",
-                  file=sys.stderr)
-        sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
-
-
-def _command() -> str:
-    """What the user gave, to be given again."""
-    module = sys.modules["__main__"].__spec__
-    words = ["-m", module.name.removesuffix(".__main__")] if module else [sys.argv[0]]
-    start = ["torchrun", "..."] if ranks.launched() else ["python"]
-    return shlex.join([*start, *words, *sys.argv[1:]])

@@ -1,7 +1,7 @@
 """What a student sees: RandAugment, crop and flip of each image, then CutMix or MixUp of the batch.
 
-Crop, flip and mix are drawn first and applied afterwards, so that what was drawn can be stored with the teacher's labels
-and shown again (validate/labels.py).
+Crop, flip and mix are drawn first and applied afterwards, so that what was drawn can be stored with the teacher's
+labels and shown again (validate/labels.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from torch.distributions import Beta
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
-from utils.files import UserError
-from utils.images import ImageFolder, to_batch
-from utils.loader import Batches
-from utils.runtime import seeded
+from utils.data.geometry import Geometry
+from utils.data.image_folder import ImageFolder
+from utils.data.images import to_batch
+from utils.data.loader import AugmentedBatches
+from utils.run.errors import UserError
+from utils.run.seeds import seeded
+from validate.protocols import Protocol
 
 ALPHA = {"cutmix": 1.0, "mixup": 0.8, "none": None}  # the parameter of both sides of the Beta distribution
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of the crop, as torchvision's default
@@ -31,11 +34,16 @@ class Augmentation:
     """RGB image -> RGB image of `size` pixels, in two parts: `distort`, which only its random stream describes, and a
     view, which five numbers do."""
 
-    def __init__(self, size: int, rand_augment: str, shuffle_patches: int, min_scale: float, max_scale: float, flip: float,
-                 mean: tuple):
-        """`rand_augment` is a configuration of timm's RandAugment, or "none". Raises UserError for another one."""
-        self.size, self.scale, self.flip, self.patches = size, (min_scale, max_scale), flip, shuffle_patches
-        self.rand_augment = _rand_augment(rand_augment, size, mean)
+    def __init__(self, protocol: Protocol, geometry: Geometry):
+        """Raises UserError for another configuration of RandAugment than timm's, or "none"."""
+        self.size, self.flip, self.patches = geometry.input_size, protocol.flip, protocol.shuffle_patches
+        self.scale = (protocol.min_scale, protocol.max_scale)
+        self.rand_augment = _rand_augment(protocol.rand_augment, self.size, geometry.mean)
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the five numbers of a view describe all that is drawn."""
+        return self.rand_augment is None and self.patches == 1
 
     def distort(self, image: Image.Image) -> Image.Image:
         """RandAugment, then RDED's shuffle of the tiles; draws from the global generators."""
@@ -64,8 +72,10 @@ def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
     try:
         transform = rand_augment_transform(config, {"translate_const": int(size * 0.45), "img_mean": fill})
     except (AssertionError, ValueError, KeyError) as error:
-        raise UserError(f"--rand-augment {config}: not a configuration of timm's RandAugment ({error}); "
-                        "for example rand-m6-n2-mstd1.0, or none") from None
+        raise UserError(
+            f"--rand-augment {config}: not a configuration of timm's RandAugment ({error}); "
+            "for example rand-m6-n2-mstd1.0, or none"
+        ) from None
     for operation in transform.ops:
         if operation.aug_fn is auto_augment.posterize:
             operation.aug_fn = _posterize
@@ -90,7 +100,7 @@ def _shuffled(image: Image.Image, patches: int) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-class Views(Batches):
+class Views(AugmentedBatches):
     """Augmented batches whose crops and flips are known: drawn here, or given in the key."""
 
     def __init__(self, folder: ImageFolder, augmentation: Augmentation, workers: int | None = None):
@@ -125,8 +135,9 @@ def draw_mix(name: str, batch_size: int, size: int) -> torch.Tensor:
     return torch.tensor([1 - (bottom - top) * (right - left) / size**2, top, left, bottom, right])
 
 
-def mix(images: torch.Tensor, labels: torch.Tensor, drawn: torch.Tensor,
-        num_classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def mix(
+    images: torch.Tensor, labels: torch.Tensor, drawn: torch.Tensor, num_classes: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(images (B, 3, S, S), labels (B,)) -> (mixed images, label shares (B, classes)), as `draw_mix` says."""
     own, (top, left, bottom, right) = drawn[0].item(), drawn[1:].int().tolist()
     shares = torch.nn.functional.one_hot(labels, num_classes).float()

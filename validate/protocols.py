@@ -1,16 +1,18 @@
-"""Evaluation protocols: named sets of the flags that decide a student's accuracy beside the images and the teacher.
+"""Evaluation protocols: named sets of the settings that decide a student's accuracy beside the images and the teacher.
 
 Most published differences between methods come from these and not from the images (DD-Ranking, arXiv 2505.13300), so a
-result always says by which protocol it was measured.
+result always says by which protocol it was measured. A new protocol is an entry of PROTOCOLS. Run as a module, it
+prints the names.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from utils.images import SMALL
+from utils.run import registry
+
+SMALL_SIZE = 64  # pixels; above, RDED tiles its images
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,18 @@ class Protocol:
 
     epochs: int
     batch_size: int
+    optimizer: str  # of validate/optim.py
     lr: float
-    lr_schedule: str  # half-cosine or cosine
+    momentum: float  # of sgd
     weight_decay: float
+    lr_schedule: str  # of validate/optim.py
+    lr_steps: tuple[float, ...]  # for the schedule steps: shares of the epochs
+    lr_factor: float  # at each of them
+    weight_average: float  # decay of the average that is tested in the student's place; 0: none
     labels: str  # soft or hard
+    loss: str  # of validate/targets.py
+    class_weight: float  # of the cross-entropy to the image's class, beside the loss mse
+    image_weights: str  # on or off: of the set's manifest, where it has them
     temperature: float
     mix: str
     rand_augment: str
@@ -34,9 +44,29 @@ class Protocol:
 
 
 # None: decided by the student, the set or the input size, see `resolve`.
-DELT = {"epochs": 300, "batch_size": None, "lr": None, "lr_schedule": "half-cosine", "weight_decay": 0.01, "labels": "soft",
-        "temperature": None, "mix": "cutmix", "rand_augment": "rand-m6-n2-mstd1.0", "shuffle_patches": 1, "min_scale": 0.25,
-        "max_scale": 1.0, "flip": 0.5}
+DELT = {
+    "epochs": 300,
+    "batch_size": None,
+    "optimizer": "adamw",
+    "lr": None,
+    "momentum": 0.9,
+    "weight_decay": 0.01,
+    "lr_schedule": "half-cosine",
+    "lr_steps": (0.8, 0.9, 0.95),
+    "lr_factor": 0.5,
+    "weight_average": 0.0,
+    "labels": "soft",
+    "loss": None,
+    "class_weight": 0.0,
+    "image_weights": "on",
+    "temperature": None,
+    "mix": "cutmix",
+    "rand_augment": "rand-m6-n2-mstd1.0",
+    "shuffle_patches": 1,
+    "min_scale": 0.25,
+    "max_scale": 1.0,
+    "flip": 0.5,
+}
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     # DELT, section 4.1 and its evaluation code.
@@ -51,41 +81,44 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "noaug": {**DELT, "mix": "none", "temperature": 20.0, "rand_augment": "none", "min_scale": 1.0, "flip": 0.0},
 }
 
-
-def named(name: str, args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The flags of protocol `name` where `args` leaves them open, and what to call the outcome.
-
-    It is `name` itself, another protocol's name where the flags make it that one, or `name` with what was changed.
-    """
-    given = {flag: getattr(args, flag) for flag in DELT if getattr(args, flag) is not None}
-    flags = {**PROTOCOLS[name], **given}
-    same = [other for other in (name, *PROTOCOLS) if PROTOCOLS[other] == flags]
-    changed = [f"{flag}={value}" for flag, value in given.items() if PROTOCOLS[name][flag] != value]
-    return same[0] if same else " ".join([name, *changed]), flags
+# Of AdamW, as published.
+LEARNING_RATES = {
+    "efficientnet_b0": 0.002,
+    "mobilenet_v2": 0.0025,
+    "vgg11": 0.0005,
+    "alexnet": 0.0001,
+    "vit_b_16": 0.0001,
+    "swin_v2_t": 0.0001,
+}
 
 
-def resolve(flags: dict[str, Any], arch: str, num_classes: int, ipc: int, images: int, input_size: int,
-            evaluations: int) -> Protocol:
-    """The protocol of `flags` for a student `arch` on a set of `images`, `ipc` a class."""
-    flags = dict(flags)
-    if flags["batch_size"] is None:
-        flags["batch_size"] = default_batch_size(num_classes, ipc)
-    flags["batch_size"] = min(flags["batch_size"], images)
-    if flags["lr"] is None:
-        flags["lr"] = default_lr(arch)
-    if flags["temperature"] is None:
-        flags["temperature"] = 4.0 if flags["mix"] == "mixup" else 20.0
-    if flags["shuffle_patches"] is None:
-        flags["shuffle_patches"] = 1 if input_size <= SMALL else 2  # RDED's factor
-    if flags["min_scale"] is None:
-        flags["min_scale"] = 1 / flags["shuffle_patches"]
-    return Protocol(**flags, evaluations=evaluations)
+@dataclass(frozen=True)
+class SetFacts:
+    """What a protocol depends on of a set of images."""
+
+    num_classes: int
+    ipc: int
+    images: int
+    input_size: int  # pixels
 
 
-def default_lr(arch: str) -> float:
-    """The published rates for AdamW."""
-    return {"efficientnet_b0": 0.002, "mobilenet_v2": 0.0025, "vgg11": 0.0005, "alexnet": 0.0001, "vit_b_16": 0.0001,
-            "swin_v2_t": 0.0001}.get(arch, 0.001)
+def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: int) -> Protocol:
+    """The protocol of `settings` for a student `arch` on a set."""
+    settings = dict(settings)
+    if settings["batch_size"] is None:
+        settings["batch_size"] = default_batch_size(facts.num_classes, facts.ipc)
+    settings["batch_size"] = min(settings["batch_size"], facts.images)
+    if settings["lr"] is None:
+        settings["lr"] = LEARNING_RATES.get(arch, 0.001)
+    if settings["loss"] is None:
+        settings["loss"] = "ce" if settings["labels"] == "hard" else "kl"
+    if settings["temperature"] is None:
+        settings["temperature"] = 1.0 if settings["loss"] == "ce" else 4.0 if settings["mix"] == "mixup" else 20.0
+    if settings["shuffle_patches"] is None:
+        settings["shuffle_patches"] = 1 if facts.input_size <= SMALL_SIZE else 2  # RDED's factor
+    if settings["min_scale"] is None:
+        settings["min_scale"] = 1 / settings["shuffle_patches"]
+    return Protocol(**settings, evaluations=evaluations)
 
 
 def default_batch_size(num_classes: int, ipc: int) -> int:
@@ -94,3 +127,5 @@ def default_batch_size(num_classes: int, ipc: int) -> int:
     return 100 if num_classes == 200 else 2 * size if num_classes >= 100 else size
 
 
+if __name__ == "__main__":
+    registry.main("protocol", PROTOCOLS)

@@ -5,15 +5,44 @@ from __future__ import annotations
 import csv
 import re
 import statistics
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from utils import ranks
-from utils.files import UserError, digest, read_json, replacing, write_json
-from validate.train import Result
+from utils.run import distributed
+from utils.run.errors import UserError
+from utils.run.files import digest, read_json, replacing, write_json
 
-COLUMNS = ["dataset", "method", "ipc", "teacher", "student", "protocol", "seed", "top1", "best_top1", "top5", "epochs",
-           "seconds", "syn_dir"]
+COLUMNS = [
+    "dataset",
+    "method",
+    "ipc",
+    "teacher",
+    "student",
+    "protocol",
+    "seed",
+    "top1",
+    "best_top1",
+    "top5",
+    "epochs",
+    "seconds",
+    "syn_dir",
+    "settings",
+]
+
+
+@dataclass
+class Result:
+    """Accuracies in percent; `curve` has one entry an epoch, with top-1 where it was measured."""
+
+    seed: int
+    top1: float
+    best_top1: float
+    top5: float
+    seconds: float
+    curve: list[dict] = field(default_factory=list)
+
+
+SETTINGS_DIGITS = 16  # of the digest: rows of different settings are not averaged
 
 
 class Run:
@@ -29,28 +58,46 @@ class Run:
         try:
             stored = read_json(self.path)["seeds"] if self.path.exists() else []
             self.results = {entry["seed"]: Result(**entry) for entry in stored}
-            if not all(isinstance(value, (int, float)) for one in self.results.values()
-                       for value in (one.seed, one.top1, one.best_top1, one.top5, one.seconds)):
+            if not all(
+                isinstance(value, (int, float))
+                for one in self.results.values()
+                for value in (one.seed, one.top1, one.best_top1, one.top5, one.seconds)
+            ):
                 raise TypeError
         except (TypeError, KeyError):
             raise UserError(f"{self.path}: is not a result of this stage; remove it to measure anew") from None
-        for result in self.results.values() if ranks.rank() == 0 else ():
+        for result in self.results.values() if distributed.get_rank() == 0 else ():
             self._add_row(result)  # lost if the process died between the two files
 
     def add(self, result: Result, **more: object) -> None:
         """Store a finished seed: the JSON first, then its row."""
         self.results[result.seed] = result
-        if ranks.rank():
+        if distributed.get_rank():
             return  # rank 0 writes for all
         ordered = [self.results[seed] for seed in sorted(self.results)]
-        write_json(self.path, {**self.facts, **more, **summary(ordered), "settings": self.settings,
-                               "seeds": [asdict(entry) for entry in ordered]})
+        write_json(
+            self.path,
+            {
+                **self.facts,
+                **more,
+                **summary(ordered),
+                "settings": self.settings,
+                "seeds": [asdict(entry) for entry in ordered],
+            },
+        )
         self._add_row(result)
 
     def _add_row(self, result: Result) -> None:
         """The seed's row in results.csv, unless it is there already."""
-        row = {**self.facts, "seed": result.seed, "top1": f"{result.top1:.2f}", "best_top1": f"{result.best_top1:.2f}",
-               "top5": f"{result.top5:.2f}", "seconds": f"{result.seconds:.1f}"}
+        row = {
+            **self.facts,
+            "settings": digest(self.settings)[:SETTINGS_DIGITS],
+            "seed": result.seed,
+            "top1": f"{result.top1:.2f}",
+            "best_top1": f"{result.best_top1:.2f}",
+            "top5": f"{result.top5:.2f}",
+            "seconds": f"{result.seconds:.1f}",
+        }
         append_row(self.folder / "results.csv", {name: str(row[name]) for name in COLUMNS})
 
 
@@ -62,9 +109,11 @@ def file_name(*words: str) -> str:
 def summary(results: list[Result]) -> dict[str, float]:
     """Mean and standard deviation (of the sample; 0 for one seed) of the last epoch's top-1, and the best's mean."""
     top1 = [result.top1 for result in results]
-    return {"top1_mean": round(statistics.fmean(top1), 4),
-            "top1_std": round(statistics.stdev(top1), 4) if len(top1) > 1 else 0.0,
-            "best_top1_mean": round(statistics.fmean(result.best_top1 for result in results), 4)}
+    return {
+        "top1_mean": round(statistics.fmean(top1), 4),
+        "top1_std": round(statistics.stdev(top1), 4) if len(top1) > 1 else 0.0,
+        "best_top1_mean": round(statistics.fmean(result.best_top1 for result in results), 4),
+    }
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
@@ -72,9 +121,10 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
-            if rows.fieldnames != COLUMNS:
+            # Files of earlier versions have no digest of the settings.
+            if rows.fieldnames not in (COLUMNS, COLUMNS[:-1]):
                 raise UserError(f"{path}: its columns are not {','.join(COLUMNS)}; give another --output-dir")
-            return list(rows)
+            return [{name: row.get(name) or "" for name in COLUMNS} for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read as results ({error}); run `python -m validate` first") from None
 

@@ -4,7 +4,8 @@
 #   sbatch scripts/slurm/one_node.sh scripts/imagenet1k_resnet18_ipc50.sh
 #   sbatch --gpus-per-node=4 --cpus-per-task=32 --export=ALL,IPC=20 scripts/slurm/one_node.sh scripts/distill.sh
 #
-# Two minutes before its time is over the job saves its state and queues itself again; it goes on where it was.
+# Two minutes before its time is over the job saves its state and queues itself again; then it resumes.
+# DELT_NPROC is the number of processes on a machine, if not all of its GPUs.
 #SBATCH --job-name=delt
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -19,5 +20,5 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 source scripts/slurm/common.sh
 
-export NPROC=${NPROC:-${SLURM_GPUS_ON_NODE:-1}}
+export DELT_NPROC=${DELT_NPROC:-${SLURM_GPUS_ON_NODE:-1}}
 steps bash "$1"

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The synthesis as an array of jobs with one GPU each, which need no connection to each other: each takes its share of the
-# units, whenever its turn comes, and whoever is last writes the manifest. The selection has to be there. From the
-# repository's root:
+# The synthesis as an array of jobs with one GPU each, which need no connection to each other: each takes the next free
+# unit until none is left, and the last one writes the manifest. The selection has to be there. From the repository's
+# root:
 #
 #   sbatch --array=0-31 scripts/slurm/recover_array.sh scripts/imagenet1k_resnet18_ipc50.sh
 #
-# A job that failed is given again alone (--array=7): the number of shares stays that of WORLD_SIZE, if that is set.
+# The result does not depend on the number of tasks. What a task that failed leaves undone is done by the others, or by
+# a further array of any size (--array=7), whose numbers are not those of running tasks.
 #SBATCH --job-name=delt-recover
 #SBATCH --nodes=1
 #SBATCH --ntasks=1
@@ -20,5 +21,7 @@ set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 source scripts/slurm/common.sh
 
-export STAGES=recover NPROC=1 RANK=$SLURM_ARRAY_TASK_ID WORLD_SIZE=${WORLD_SIZE:-$((SLURM_ARRAY_TASK_MAX + 1))}
+export DELT_STAGES=recover DELT_NPROC=1
+# RANK names the task's lock. The number of tasks divides the check of the images and the progress bar, not the units.
+export RANK=$SLURM_ARRAY_TASK_ID WORLD_SIZE=$((SLURM_ARRAY_TASK_MAX + 1))
 steps bash "$1"

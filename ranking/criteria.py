@@ -1,0 +1,79 @@
+"""Criteria: which images of a class are selected, and in which order. One registry, CRITERIA.
+
+A new criterion is a function and an entry. Run as a module, it prints the names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Callable
+
+from ranking import coreset
+from utils.run import registry
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The images of one class: n paths, and what the criterion needs of them."""
+
+    paths: list[str]
+    stream: tuple  # names the random stream that belongs to the class
+    scores: list[float] | None = None  # of each image, the teacher's probability of its class
+    features: torch.Tensor | None = None  # (n, D), the teacher's penultimate features
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """`choose(candidates, ipc)` gives the indices of the selected images, position 0 first."""
+
+    choose: Callable[[Candidates, int], list[int]]
+    needs: str  # "scores", "features", or "nothing" beside the names
+
+
+def medium(images: Candidates, ipc: int) -> list[int]:
+    """The median in ascending order of scores, then its neighbours in turn: after, before, after, ... (DELT, 3.2)."""
+    ascending, n = _ascending(images), len(images.paths)
+    middle = (n + 1) // 2 - 1  # counted from 1 the median of n is ceil(n / 2); from 0 it is one less
+    steps = [middle] + [middle + sign * k for k in range(1, n) for sign in (1, -1)]
+    return [ascending[i] for i in steps if 0 <= i < n][:ipc]
+
+
+def top(images: Candidates, ipc: int) -> list[int]:
+    """The highest scores: the easiest images."""
+    return sorted(range(len(images.paths)), key=lambda i: (-images.scores[i], images.paths[i]))[:ipc]
+
+
+def lowest(images: Candidates, ipc: int) -> list[int]:
+    """The lowest scores: the hardest images."""
+    return _ascending(images)[:ipc]
+
+
+def at_random(images: Candidates, ipc: int) -> list[int]:
+    import torch  # here, so that the names can be asked for without waiting for torch
+
+    from utils.run.seeds import generator
+
+    by_path = sorted(range(len(images.paths)), key=lambda i: images.paths[i])
+    order = torch.randperm(len(by_path), generator=generator(*images.stream)).tolist()
+    return [by_path[i] for i in order[:ipc]]
+
+
+def _ascending(images: Candidates) -> list[int]:
+    return sorted(range(len(images.paths)), key=lambda i: (images.scores[i], images.paths[i]))
+
+
+CRITERIA = {
+    "medium": Criterion(medium, "scores"),
+    "top": Criterion(top, "scores"),
+    "min": Criterion(lowest, "scores"),
+    "random": Criterion(at_random, "nothing"),
+    "herding": Criterion(lambda images, ipc: coreset.herding(images.features, ipc), "features"),
+    "k-center": Criterion(lambda images, ipc: coreset.k_center(images.features, ipc), "features"),
+}
+
+
+if __name__ == "__main__":
+    registry.main("criterion", CRITERIA)

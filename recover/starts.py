@@ -1,0 +1,99 @@
+"""Where the synthesis starts: the selected images, or noise."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from recover.units import Member, Unit
+from utils import cli
+from utils.data import manifest
+from utils.data.geometry import Geometry
+from utils.data.image_folder import ImageFolder
+from utils.data.images import read_rgb, resize_whole, to_batch
+from utils.run.errors import UserError
+from utils.run.files import sha256
+from utils.run.seeds import generator
+
+NOISE_IPC = 10  # where neither --ipc nor a folder says it
+
+
+@dataclass
+class Starts:
+    """The starting image of every member: position p of a class is its p-th file by name, or noise without a folder.
+
+    An image whose SHA-256 the selection's manifest records is not read before its unit's turn, and compared then.
+    """
+
+    geometry: Geometry
+    classes: list[str]
+    ipc: int
+    folder: ImageFolder | None
+    recorded: dict[str, str] = field(default_factory=dict)  # path -> SHA-256
+
+    @classmethod
+    def of_noise(cls, init_dir: str | None, geometry: Geometry, ipc: int | None) -> Starts:
+        """Raises UserError where nothing names the classes."""
+        if geometry.classes is None and init_dir is None:
+            raise UserError(
+                "the teacher does not name its classes; give an ImageFolder with the class folders as --init-dir"
+            )
+        names = geometry.classes or cli.folder_for(geometry, init_dir, "--init-dir").classes
+        return cls(geometry, list(names), ipc or NOISE_IPC, None)
+
+    @classmethod
+    def of_folder(cls, init_dir: str, geometry: Geometry, ipc: int | None, workers: int | None) -> Starts:
+        """Raises UserError where the folder does not fit the teacher, or an image is damaged."""
+        folder = cli.folder_for(geometry, init_dir, "--init-dir")
+        folder = folder.first(ipc or folder.fewest())
+        folder.check(workers)
+        return cls(
+            geometry, folder.classes, len(folder) // len(folder.classes), folder, manifest.image_digests(init_dir)
+        )
+
+    @property
+    def members(self) -> list[Member]:
+        return [(label, position) for label in range(len(self.classes)) for position in range(self.ipc)]
+
+    def identity(self) -> str:
+        return self.folder.fingerprint(self.recorded) if self.folder else "noise"
+
+    def path(self, member: Member) -> Path | None:
+        """Of a member's starting image; None for noise."""
+        return self.folder.root / self._name(member) if self.folder else None
+
+    def output_name(self, member: Member, image_format: str) -> str:
+        """class/POSITION_stem.format: sorting by name gives the position."""
+        label, position = member
+        stem = re.sub(r"^\d{3,}_", "", Path(self._name(member)).stem) if self.folder else "noise"
+        return f"{self.classes[label]}/{position:0{max(3, len(str(self.ipc - 1)))}d}_{stem}.{image_format}"
+
+    def images(self, unit: Unit, seed: int) -> torch.Tensor:
+        """The unit's images at their start: normalised fp32 (N, 3, S, S).
+
+        Raises UserError for one that cannot be read, or has changed since it was selected.
+        """
+        size = self.geometry.input_size
+        if self.folder is None:
+            noise = [torch.randn(3, size, size, generator=generator(seed, "noise", *m)) for m in unit.members]
+            return torch.stack(noise)
+        resize = resize_whole(size)
+        batch = to_batch([resize(read_rgb(self._unchanged(member))) for member in unit.members])
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.geometry.mean, self.geometry.std))
+        return (batch / 255 - mean) / std
+
+    def _unchanged(self, member: Member) -> Path:
+        path, recorded = self.path(member), self.recorded.get(self._name(member))
+        if recorded and path.is_file() and sha256(path) != recorded:
+            raise UserError(
+                f"{path}: has changed since it was selected; run ranking again, or remove {manifest.MANIFEST} beside "
+                "its class folder to take the images as they are"
+            )
+        return path
+
+    def _name(self, member: Member) -> str:
+        label, position = member
+        return self.folder.paths[label * self.ipc + position]

@@ -1,0 +1,288 @@
+"""distill.sh and quickstart.sh: variables become the stages' command lines."""
+
+import subprocess
+import sys
+
+import pytest
+from scripts.script_stubs import ROOT, SCRIPTS, Stubs, command
+
+STAGES = {"squeeze", "ranking", "recover", "validate"}
+
+# What clusters, shells and build systems export under the names of the scripts' own variables.
+FOREIGN = {
+    "ARCH": "x86_64",
+    "NAME": "host",
+    "SEED": "abc",
+    "LR": "high",
+    "DEVICE": "pts/0",
+    "INIT": "/sbin/init",
+    "METHOD": "POST",
+    "STAGES": "x",
+    "WORKERS": "many",
+    "NPROC": "64",
+}
+
+
+@pytest.fixture
+def distill(tmp_path):
+    return Stubs(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted([*SCRIPTS.rglob("*.sh"), ROOT / ".ci" / "run"]), ids=lambda path: path.name)
+def test_bash_syntax(path):
+    subprocess.run(["bash", "-n", path], check=True)
+    assert b"\r" not in path.read_bytes()
+
+
+# --- what other programs export ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["distill", "quickstart", "cifar10_conv3_ipc10", "resnet18_imagenet1k_synthesis"])
+def test_what_other_programs_export_changes_nothing(distill, name):
+    plain, process = distill(name, RUN_DIR=None)
+    assert process.returncode == 0 and plain, process.stderr
+    foreign, process = distill(name, RUN_DIR=None, **FOREIGN)
+    assert process.returncode == 0 and foreign == plain
+    told = process.stdout.splitlines()
+    assert sum("ARCH (DELT_ARCH is read)" in line for line in told) == 1
+
+
+@pytest.mark.parametrize("name", ["distill", "quickstart", "cifar10_conv3_ipc10"])
+def test_names_with_prefix_are_read(distill, tmp_path, name):
+    given = {f"DELT_{variable}": value for variable, value in FOREIGN.items()}
+    given |= {"DELT_STAGES": "recover validate", "DELT_NPROC": 2, "RANKER_PATH": tmp_path / "teacher.pth"}
+    calls, process = distill(name, RUN_DIR=None, **{**FOREIGN, **given})
+    assert process.returncode == 0, process.stderr
+    recover, validate = dict(calls)["recover"], dict(calls)["validate"]
+    assert "squeeze" not in dict(calls) and recover["before"][-2:] == ["--standalone", "-m"]
+    for flag, value in {
+        "teacher-arch": "x86_64",
+        "seed": "abc",
+        "lr": "high",
+        "device": "pts/0",
+        "init": "/sbin/init",
+        "method": "POST",
+        "workers": "many",
+    }.items():
+        assert recover[flag] == value
+    assert validate["student-arch"] == "x86_64" and validate["method"].split()[0] == "POST"
+    if name != "quickstart":
+        assert recover["syn-dir"] == "runs/host/syn"
+
+
+def test_prefix_of_a_variable_that_takes_none_is_named(distill):
+    calls, process = distill("distill", DELT_IPC=20)
+    assert process.returncode == 0 and dict(calls)["recover"]["ipc"] == "10"
+    assert "DELT_IPC (IPC is read)" in process.stdout
+
+
+# --- command lines ----------------------------------------------------------------------------------------------
+
+
+def test_stage_command_lines(distill, tmp_path):
+    """One script, in full: what each variable turns into, and that an empty one leaves the stage its default."""
+    variables = dict(IPC=3, ITR=80, ROUND_ITR=20, DELT_LR=0.5, STUDENT="resnet18 conv3", PROTOCOL="delt hard")
+    calls, process = distill("cifar10_resnet18_ipc10", cwd=tmp_path, SQUEEZE_ARGS="--extra 1", DELT_SEED=4, **variables)
+    assert process.returncode == 0, process.stderr
+    run = tmp_path / "run"
+    common = {"before": ["-m"], "dataset": "cifar10", "seed": "4", "device": "auto"}
+    common |= {"precision": "auto", "compile": "auto"}
+    teacher = {"teacher-arch": "resnet18", "teacher-path": f"{run}/teacher.pth"}
+
+    def ranking(criterion, folder):
+        files = {
+            "train-dir": f"{tmp_path}/train",
+            "ranking-file": f"{run}/ranking.csv",
+            "output-dir": f"{run}/{folder}",
+        }
+        return "ranking", {**common, **teacher, **files, "criterion": criterion, "ipc": "3"}
+
+    squeeze = {"train-dir": f"{tmp_path}/train", "val-dir": f"{tmp_path}/val", "arch": "resnet18", "extra": "1"}
+    recover = {"method": "delt", "init-dir": f"{run}/init", "syn-dir": f"{run}/syn", "ipc": "3", "lr": "0.5"}
+    recover |= {"iterations": "80", "round-iterations": "20", "contact-sheet": f"{run}/contact_sheet.png"}
+    validate = {"syn-dir": f"{run}/syn {run}/random", "method": "delt random", "val-dir": f"{tmp_path}/val"}
+    validate |= {"student-arch": "resnet18 conv3", "protocol": "delt hard", "output-dir": str(run), "seeds": "3"}
+    diversity = {"before": ["-m"], "after": f"{run}/syn {run}/random", "method": "delt random"}
+    diversity |= {"dataset": "cifar10", "device": "auto", "output-dir": str(run)}
+    assert calls == [
+        ("squeeze", {**common, **squeeze, "output": f"{run}/teacher.pth"}),
+        ranking("medium", "init"),
+        ("recover", {**common, **teacher, **recover}),
+        ranking("random", "random"),
+        ("validate", {**common, **teacher, **validate}),
+        ("validate.report.diversity", {**diversity, **teacher}),
+        ("validate.report", {"before": ["-m"], "after": str(run)}),
+        ("validate.report.summary", {"before": ["-m"], "after": str(run)}),
+    ]
+
+
+def test_every_setting_of_recover_arrives(distill):
+    flags = {
+        "iterations": "ITR",
+        "round-iterations": "ROUND_ITR",
+        "r-bn": "R_BN",
+        "first-bn-multiplier": "FIRST_BN_MULTIPLIER",
+        "jitter": "JITTER",
+        "curriculum": "CURRICULUM",
+        "milestone": "MILESTONE",
+        "min-crop": "MIN_CROP",
+        "init": "DELT_INIT",
+        "batch-by": "BATCH_BY",
+        "image-format": "IMAGE_FORMAT",
+        "batch-size": "RECOVER_BATCH",
+    }
+    values = {variable: f"v{number}" for number, variable in enumerate(flags.values())}
+    calls, _ = distill("distill", DELT_STAGES="squeeze recover", **values)
+    recover = dict(calls)["recover"]
+    assert {flag: recover[flag] for flag in flags} == {flag: values[variable] for flag, variable in flags.items()}
+    assert "dataset" not in recover
+
+
+@pytest.mark.parametrize("method", ["delt", "cda", "sre2l"])
+def test_a_recipe_keeps_its_own_settings(distill, tmp_path, method):
+    """Without a setting from outside recover gets the recipe's name and none of the recipe's settings."""
+    calls, process = distill("distill", DELT_METHOD=method, IPC=1)
+    assert process.returncode == 0, process.stderr
+    recover = dict(calls)["recover"]
+    assert recover["method"] == method and recover["init-dir"] == f"{tmp_path}/run/init"
+    given = {"iterations", "round-iterations", "lr", "init", "batch-by", "milestone", "curriculum"}
+    assert not given & set(recover)
+    assert dict(calls)["validate"]["method"] == f"{method} random"
+    assert "validate.report.diversity" not in dict(calls), "one image is no pair"
+
+
+def test_a_thin_script_leaves_rounds_to_another_recipe(distill):
+    calls, process = distill("cifar10_resnet18_ipc10", DELT_METHOD="cda", ROUND_ITR="")
+    assert "round-iterations" not in dict(calls)["recover"] and "METHOD=cda" not in process.stdout
+    assert dict(calls)["recover"]["iterations"] == "1000"
+    calls, process = distill("cifar10_resnet18_ipc10", DELT_METHOD="cda")
+    assert "METHOD=cda with rounds of ROUND_ITR=125 iterations" in process.stdout
+
+
+def test_processes_of_one_machine_share_every_stage(distill):
+    calls, _ = distill("distill", DELT_NPROC=2, MAX_RESTARTS=3)
+    before = {stage: flags["before"] for stage, flags in calls}
+    launch = ["-m", "utils.run.launch", "--nproc-per-node", "2", "--max-restarts", "3", "--standalone", "-m"]
+    assert {stage for stage in before if before[stage] == launch} == STAGES
+    assert before["validate.report"] == before["validate.report.summary"] == ["-m"]
+
+
+def test_machines_meet_at_one_of_them_which_makes_the_page(distill):
+    where = dict(NNODES="1:4", DELT_NPROC=8, MASTER_ADDR="node7", MASTER_PORT=1234)
+    calls, _ = distill("distill", **where)
+    recover = dict(calls)["recover"]["before"]
+    expected = {
+        "--nnodes": "1:4",
+        "--rdzv-endpoint": "node7:1234",
+        "--nproc-per-node": "8",
+        "--rdzv-backend": "c10d",
+        "--rdzv-id": "distill-recover",
+    }
+    assert {flag: recover[recover.index(flag) + 1] for flag in expected} == expected
+    assert "--standalone" not in recover and "validate.report" in dict(calls)
+    others, _ = distill("distill", SLURM_NODEID=2, **where)
+    assert {stage for stage, _ in others} == STAGES
+    calls, refused = distill("distill", NNODES=2)
+    assert refused.returncode == 2 and "MASTER_ADDR" in refused.stderr and not calls
+
+
+def test_baselines(distill, tmp_path):
+    run = tmp_path / "run"
+    validate = dict(distill("distill", BASELINES="random selection")[0])["validate"]
+    assert validate["method"] == "delt random medium" and validate["syn-dir"] == f"{run}/syn {run}/random {run}/init"
+    assert dict(distill("distill", BASELINES="")[0])["validate"]["method"] == "delt"
+    calls, _ = distill("distill", BASELINES="herding k-center")
+    assert [flags["criterion"] for stage, flags in calls if stage == "ranking"] == ["medium", "herding", "k-center"]
+    assert dict(calls)["validate"]["syn-dir"] == f"{run}/syn {run}/herding {run}/k-center"
+
+
+def test_a_given_teacher_is_not_trained(distill, tmp_path):
+    calls, process = distill("distill", RANKER_PATH=tmp_path / "teacher.pth")
+    assert "squeeze is skipped" in process.stdout and "squeeze" not in dict(calls)
+    assert {flags["teacher-path"] for _, flags in calls if "teacher-arch" in flags} == {f"{tmp_path}/teacher.pth"}
+    calls, process = distill("distill", DATASET="imagenet1k")
+    assert "squeeze is skipped" in process.stdout and not any("teacher-path" in flags for _, flags in calls)
+
+
+def test_failing_stage_ends_the_script(distill):
+    calls, process = distill("distill", FAILING="ranking")
+    assert process.returncode == 7 and [stage for stage, _ in calls] == ["squeeze", "ranking"]
+
+
+# --- what is wrong ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, variables, told",
+    [
+        ("distill", dict(TRAIN_DIR=None), "TRAIN_DIR is empty"),
+        ("cifar10_resnet18_ipc10", dict(VAL_DIR="nowhere"), "prepare_data.sh cifar10"),
+        ("distill", dict(BASELINES="", DELT_STAGES="squeeze recovery"), "'recovery' is none of"),
+        ("distill", dict(BASELINES="selection unknown"), "BASELINES: 'ranking.criteria' knows no 'unknown'"),
+        ("distill", dict(CRITERION="unknown"), "CRITERION: 'ranking.criteria' knows no 'unknown'; known: this, that"),
+        ("distill", dict(PROTOCOL="delt unknown"), "PROTOCOL: 'validate.protocols' knows no 'unknown'"),
+        ("distill", dict(DELT_METHOD="unknown"), "METHOD: 'recover.methods' knows no 'unknown'"),
+        ("distill", dict(DELT_STAGES="recover"), "set RANKER_PATH"),
+        ("distill", dict(RANKER_PATH="nowhere.pth"), "no file nowhere.pth"),
+        ("distill", dict(PYTHON_BIN="false"), "setup.sh"),
+        ("quickstart", dict(VAL_DIR=None), "VAL_DIR is not"),
+        ("quickstart", dict(TRAIN_DIR=None), "TRAIN_DIR is not"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_stage(distill, name, variables, told):
+    calls, process = distill(name, **variables)
+    assert process.returncode == 2 and not calls
+    assert told in process.stderr and len(process.stderr.splitlines()) == 1
+
+
+def test_a_set_of_any_name_is_validated(distill, tmp_path):
+    """Only recover needs a known recipe: images that came from elsewhere have the name that the user gives them."""
+    calls, process = distill(
+        "distill", DELT_STAGES="validate", DELT_METHOD="unknown", RANKER_PATH=tmp_path / "teacher.pth"
+    )
+    assert process.returncode == 0 and dict(calls)["validate"]["method"] == "unknown random"
+
+
+@pytest.mark.parametrize("variable", ["PROTOCOL", "CRITERION", "BASELINES", "DELT_METHOD"])
+def test_the_registries_know_the_scripts_words(distill, tmp_path, variable):
+    """The project's own registries: the defaults are known, and the line about an unknown word lists known ones."""
+    stub = distill.python.read_text().replace("    exit 0;;\n", f'    cd {ROOT}; exec {sys.executable} "$@";;\n')
+    stub = stub.replace('*" unknown "*', "none")
+    python = command(tmp_path / "asking", stub)
+    _, process = distill("distill", PYTHON_BIN=python)
+    assert process.returncode == 0, process.stderr
+    calls, process = distill("distill", PYTHON_BIN=python, **{variable: "soft"})
+    assert process.returncode == 2 and not calls and len(process.stderr.splitlines()) == 1
+    known = {"PROTOCOL": "rded", "CRITERION": "herding", "BASELINES": "herding", "DELT_METHOD": "cda"}
+    assert "'soft'" in process.stderr and known[variable] in process.stderr
+
+
+@pytest.mark.parametrize("name", ["distill", "quickstart", "setup", "test", "prepare_data", "cifar10_resnet18_ipc10"])
+def test_other_systems_get_one_line(distill, tmp_path, name):
+    uname = command(tmp_path / "bin" / "uname", "#!/bin/sh\necho MINGW64_NT-10.0\n")
+    calls, process = distill(name, PATH=f"{uname.parent}:/usr/bin:/bin")
+    assert process.returncode == 2 and not calls and not process.stdout
+    assert len(process.stderr.splitlines()) == 1
+    for word in "Linux", "macOS", "WSL", "MINGW64_NT-10.0":
+        assert word in process.stderr
+
+
+def test_quickstart(distill, tmp_path):
+    own = dict(TRAIN_DIR=None, VAL_DIR=None, RUN_DIR=tmp_path)
+    calls, process = distill("quickstart", **own)  # the images are to come into data/, and do not
+    assert calls == [
+        ("utils.data.prepare", {"before": ["-m"], "after": "fashion_mnist_cut", "output": f"{tmp_path}/data"})
+    ]
+    assert process.returncode == 2
+    (tmp_path / "data").mkdir()
+    for name in "train", "val":
+        (tmp_path / name).rename(tmp_path / "data" / name)
+    calls, process = distill("quickstart", **own)
+    assert process.returncode == 0, process.stderr
+    stages = dict(calls)
+    assert stages["squeeze"]["train-dir"] == f"{tmp_path}/data/train" and stages["squeeze"]["arch"] == "conv3"
+    assert (stages["validate"]["method"], stages["validate"]["protocol"]) == ("delt random", "delt hard")
+    given = dict(TRAIN_DIR=tmp_path / "data" / "val", VAL_DIR=tmp_path / "data" / "val")
+    calls, process = distill("quickstart", **given)
+    assert process.returncode == 0 and calls[0][0] == "squeeze"
+    assert dict(calls)["ranking"]["train-dir"] == f"{tmp_path}/data/val"

@@ -1,0 +1,74 @@
+"""The jobs for Slurm, on a cluster of stubs."""
+
+import os
+import subprocess
+
+import pytest
+from scripts.script_stubs import ROOT, SCRIPTS, command
+
+TOLD = "RANK|WORLD_SIZE|STAGES|NPROC|DELT_STAGES|DELT_NPROC|NNODES|MASTER_ADDR|MASTER_PORT"
+ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MAX": "31", "SLURM_ARRAY_JOB_ID": "40"}
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """Runs a job's script as one of its nodes; gives the process, what the experiment finds in the environment, and
+    what scontrol was asked."""
+    notes = tmp_path / "notes"
+    bin = command(
+        tmp_path / "bin" / "srun", '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done; exec "$@"\n'
+    ).parent
+    scontrol = f'[ "$1" = show ] && printf "node7\\nnode8\\n"; echo "$@" >> {notes}'
+    command(bin / "scontrol", f"#!/bin/sh\n{scontrol}\n")
+    script = tmp_path / "experiment.sh"
+    script.write_text(f'env | grep -E "^({TOLD})=" | sort > {tmp_path}/seen\nexit "${{CODE:-0}}"\n')
+    machine = {
+        "PATH": f"{bin}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "41",
+        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+    }
+
+    def run(job, **variables):
+        notes.write_text("")
+        done = subprocess.run(
+            ["bash", SCRIPTS / "slurm" / f"{job}.sh", script],
+            text=True,
+            capture_output=True,
+            cwd=tmp_path,
+            env={**machine, **variables},
+        )
+        seen = dict(line.split("=") for line in (tmp_path / "seen").read_text().splitlines())
+        return done, seen, notes.read_text()
+
+    return run
+
+
+def test_jobs_tell_the_script_where_it_is(slurm):
+    _, seen, _ = slurm("one_node")
+    assert seen == {"DELT_NPROC": "4"}
+    _, seen, _ = slurm("several_nodes")
+    assert seen == {"DELT_NPROC": "4", "NNODES": "2", "MASTER_ADDR": "node7", "MASTER_PORT": "20041"}
+
+
+def test_each_task_of_an_array_is_one_process_with_a_number(slurm):
+    _, seen, _ = slurm("recover_array", NPROC="64", STAGES="all", WORLD_SIZE="2", **ARRAY)
+    assert (seen["DELT_STAGES"], seen["DELT_NPROC"], seen["RANK"]) == ("recover", "1", "5")
+    assert int(seen["WORLD_SIZE"]) > 5, "a rank below the number of processes, whatever is exported"
+
+
+@pytest.mark.parametrize("job", ["one_node", "several_nodes"])
+def test_processes_can_be_chosen(slurm, job):
+    _, seen, _ = slurm(job, DELT_NPROC="2", NPROC="64")
+    assert seen["DELT_NPROC"] == "2"
+
+
+def test_a_job_that_a_signal_ended_is_queued_again(slurm):
+    done, _, asked = slurm("one_node", CODE="143")
+    assert done.returncode == 143 and "requeue 41" in asked and "saved" in done.stdout
+    _, _, asked = slurm("recover_array", CODE="143", **ARRAY)
+    assert "requeue 40_5" in asked
+    done, _, asked = slurm("one_node", CODE="2")
+    assert done.returncode == 2 and "requeue" not in asked, "an error would come again"

@@ -1,0 +1,90 @@
+"""What manifests say: of whatever a file holds, the digests of the images that are digests."""
+
+import hashlib
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import few
+from utils.data import manifest
+from utils.run.errors import UserError
+
+DIGESTS = [hashlib.sha256(text.encode()).hexdigest() for text in "ab"]
+
+
+def written(folder, content):
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_folder_without_a_manifest_says_nothing(tmp_path):
+    assert manifest.read(tmp_path) == manifest.read(tmp_path / "missing") == {}
+    assert manifest.image_digests(tmp_path) == {}
+
+
+def test_what_was_written_is_read(tmp_path):
+    content = {"method": "delt iterations=200", "settings": {"iterations": 200}, "finished": True}
+    assert manifest.read(written(tmp_path, content)) == content
+    assert manifest.image_digests(tmp_path) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"3", b'"text"', b"[" * 100_000])
+def test_what_is_no_manifest_is_refused(tmp_path, content):
+    (tmp_path / "manifest.json").write_bytes(content)
+    for function in (manifest.read, manifest.image_digests):
+        with pytest.raises(UserError, match=re.escape(str(tmp_path / "manifest.json"))):
+            function(tmp_path)
+
+
+def test_digests_of_a_selection(tmp_path):
+    images = {"ant/000_x.png": DIGESTS[0], "moth/000_y.png": DIGESTS[1]}
+    content = {"settings": {"criterion": "medium", "images": {"ant": ["ant/x.png"]}}, "sha256": images}
+    assert manifest.image_digests(written(tmp_path, content)) == images
+
+
+def test_digests_of_a_recovered_set(tmp_path):
+    images = {path: {"round": 0, "sha256": digest} for path, digest in zip(("ant/000_x.png", "moth/0.jpg"), DIGESTS)}
+    assert manifest.image_digests(written(tmp_path, {"images": images})) == dict(zip(images, DIGESTS))
+
+
+def test_what_is_no_digest_is_left_out(tmp_path):
+    images = {
+        "a": DIGESTS[0],
+        "b": DIGESTS[0][:-1],
+        "c": DIGESTS[0].upper() + "\n",
+        "d": 3,
+        "e": None,
+        "f": [DIGESTS[0]],
+    }
+    entries = {f"{name}2": {"sha256": value} for name, value in images.items()} | {"g": DIGESTS[1], "h": {}, "i": [3]}
+    found = manifest.image_digests(written(tmp_path, {"sha256": images, "images": entries}))
+    assert found == {"a": DIGESTS[0], "a2": DIGESTS[0]}
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(DIGESTS) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["sha256", "round", "a/b.png"]), inner),
+    max_leaves=8,
+)
+
+
+@few
+@given(st.dictionaries(st.sampled_from(["sha256", "images", "settings"]), VALUES))
+def test_any_content_gives_digests_or_none(tmp_path_factory, content):
+    folder = written(tmp_path_factory.getbasetemp(), content)
+    for path, digest in manifest.image_digests(folder).items():
+        assert isinstance(path, str) and digest in DIGESTS
+
+
+@pytest.mark.parametrize("stage, name", [("ranking", "selected"), ("recover", "syn")])
+def test_stages_write_what_is_read(place, stage, name):
+    place.works(stage)
+    images = [path for path in (place / name).glob("*/*") if path.is_file()]
+    assert len(images) == 3 * 4
+    expected = {
+        path.relative_to(place / name).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in images
+    }
+    assert manifest.image_digests(place / name) == expected

@@ -1,0 +1,99 @@
+"""What manifests and teachers say of where a result comes from; whatever they hold, the report is made."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from result_files import write_manifest, write_result, write_run
+
+from helpers import few, noise
+from validate.report import collect, origins
+
+
+def test_a_recovered_set_and_its_start(tmp_path):
+    write_run(tmp_path)
+    assert origins.start_of(tmp_path / "syn") == tmp_path / "init"
+    assert origins.updates(tmp_path / "syn") == [20] * 6 + [10] * 6
+    assert origins.start_of(tmp_path / "random") is None and origins.updates(tmp_path / "random") is None
+    sets = origins.image_sets(collect.read([tmp_path]))
+    assert [images.title for images in sets] == ["delt, IPC 10: start", "delt, IPC 10", "random, IPC 10"]
+
+
+def test_a_start_that_was_moved_with_its_run(tmp_path):
+    write_run(tmp_path / "old")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert origins.start_of(tmp_path / "new" / "syn") == tmp_path / "new" / "init"
+
+
+@pytest.mark.parametrize("init, shown", [("images", True), ("noise", False)])
+def test_a_set_from_noise_has_no_starting_images(place, init, shown):
+    """Its --init-dir only names the classes."""
+    place.works("recover", init=init, ipc=4)
+    assert (origins.start_of(place.syn) == place.init) == shown
+    assert origins.updates(place.syn) == [8, 6, 4, 2]
+
+
+def test_images_are_counted_by_any_manifest():
+    recovered = {"settings": {"ipc": 2}, "images": {"a/0.png": {}, "a/1.png": {}}}
+    selected = {"settings": {"images": {"a": ["a/x.png", "a/y.png"], "b": ["b/z.png"]}}}
+    assert origins.image_count(recovered) == 2 and origins.image_count(selected) == 3
+    assert origins.image_count({}) == origins.image_count({"settings": {"images": {"a": 3}}, "images": 3}) == 0
+
+
+def test_seconds_of_the_stages(tmp_path):
+    write_run(tmp_path)
+    torch.save({"model": {"w": torch.zeros(1)}, "seconds": 120.0, "top1": 91.0}, tmp_path / "teacher.pth")
+    write_result(tmp_path, "delt", "delt", arguments={"teacher_path": str(tmp_path / "teacher.pth")})
+    found = origins.stage_seconds(collect.read([tmp_path]))
+    assert found["delt, IPC 10, resnet18"] == {"squeeze": 120, "ranking": 30, "recover": 60, "validate": 5}
+    assert found["random, IPC 10, resnet18"] == {"validate": 5}
+
+
+@pytest.mark.parametrize("paths, seconds, top1", [(["a"], 10, 91.0), (["a", "b"], 30, None), ([], None, None)])
+def test_several_teachers(tmp_path, paths, seconds, top1):
+    for name, own in (("a", 10.0), ("b", 20.0)):
+        torch.save({"model": {"w": torch.zeros(1)}, "seconds": own, "top1": 91.0}, tmp_path / f"{name}.pth")
+    write_result(tmp_path, arguments={"teacher_path": [str(tmp_path / f"{name}.pth") for name in paths]})
+    [entry] = collect.read([tmp_path])
+    assert origins.stage_seconds([entry])["delt, IPC 10, resnet18"].get("squeeze") == seconds
+    assert origins.teacher_top1(entry) == top1
+
+
+def test_a_teacher_of_another_architecture_is_no_measure_of_the_student(tmp_path):
+    torch.save({"model": {"w": torch.zeros(1)}, "top1": 91.0}, tmp_path / "a.pth")
+    write_result(tmp_path, student="conv3", arguments={"teacher_path": str(tmp_path / "a.pth")})
+    assert origins.teacher_top1(collect.read([tmp_path])[0]) is None
+
+
+WORDS = [
+    "settings",
+    "arguments",
+    "images",
+    "iterations",
+    "round_iterations",
+    "init",
+    "init_dir",
+    "round",
+    "a/0.png",
+    "units",
+]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("ab1é\x00", max_size=4) | st.just("x" * 5000),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=5),
+    max_leaves=10,
+)
+
+
+@few
+@given(st.dictionaries(st.sampled_from([*WORDS, "seconds"]), VALUES))
+def test_any_manifest_is_no_obstacle(tmp_path_factory, content):
+    run = tmp_path_factory.getbasetemp() / "origins"
+    noise(run / "syn" / "a" / "0.png", 0)
+    write_result(run)
+    write_manifest(run / "syn", **json.loads(json.dumps(content)))
+    measured = collect.read([run])
+    assert origins.stage_seconds(measured)["delt, IPC 10, resnet18"]["validate"] == 5
+    assert origins.image_sets(measured)[-1].title == "delt, IPC 10"
+    assert origins.image_count(content) >= 0

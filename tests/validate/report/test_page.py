@@ -1,0 +1,148 @@
+"""The report in a browser: it loads without errors, sorts, enlarges, and fits a telephone, by day and by night.
+
+Needs Chromium (Debian: apt install chromium) and playwright; without them these tests are skipped.
+"""
+
+import shutil
+
+import pytest
+from result_files import write_run
+
+from conftest import Place
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on PATH")]
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    """A report of three sets, small and large images among them."""
+    run = tmp_path_factory.mktemp("run")
+    write_run(run, large=True)
+    outcome = Place(run).start("validate.report.__main__", run, "--full-hard", "90")
+    assert outcome.code == 0, outcome.err
+    return run / "report" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def opened(browser, page_file):
+    def open_page(width=1280, scheme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.complaints = []
+
+        def console(message):
+            if message.type in ("error", "warning"):
+                page.complaints.append(message.text)
+
+        def request(asked):
+            if not asked.url.startswith(("data:", "file:")):
+                page.complaints.append(asked.url)
+
+        page.on("console", console)
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("request", request)
+        page.goto(page_file.as_uri())
+        pages.append(page)
+        return page
+
+    pages = []
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_it_loads_and_fits(opened, width, scheme):
+    page = opened(width, scheme)
+    assert page.complaints == []
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    # Ten of twelve images, of two classes and four strips, and four figures.
+    assert page.evaluate("document.images.length") == 10 * 2 * 3 + 4
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing sticks out at the side"
+    ground, ink = page.evaluate(
+        "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
+    )
+    bright = [sum(map(int, colour[4:-1].split(","))) for colour in (ground, ink)]
+    assert (bright[0] > bright[1] + 400) if scheme == "light" else (bright[1] > bright[0] + 400)
+    if scheme == "dark":
+        assert page.evaluate(
+            "document.querySelector('picture img').currentSrc === document.querySelector('picture source').srcset"
+        )
+
+
+def column(page, number):
+    return page.locator(f"table.sortable tbody tr td:nth-child({number})").all_inner_texts()
+
+
+def test_a_click_sorts_and_another_turns_it_round(opened):
+    page = opened()
+    heads = page.locator("table.sortable th").all_inner_texts()
+    top1 = next(k for k, text in enumerate(heads, start=1) if text.startswith("top-1"))
+    button = page.get_by_role("button", name="top-1")
+    button.click()
+    rising = [float(text.split()[0]) for text in column(page, top1)]
+    # 9.75 comes before 29.3: by number, not by letter.
+    assert rising == sorted(rising) and rising[0] == 9.75 and len(rising) == 6
+    button.click()
+    assert [float(text.split()[0]) for text in column(page, top1)] == rising[::-1]
+    assert page.locator("th[aria-sort]").all_inner_texts() == [heads[top1 - 1]]
+    seeds = next(k for k, text in enumerate(heads, start=1) if text.startswith("seeds"))
+    page.get_by_role("button", name="seeds").click()
+    assert column(page, seeds) == ["1", "1", "2", "", "", ""], "published rows have no seeds, and come last"
+
+
+def test_published_rows_look_different(opened):
+    page = opened()
+    rows = page.locator("tr.published")
+    assert rows.count() == 3 and all("published" in text for text in rows.all_inner_texts())
+    assert rows.first.evaluate("row => getComputedStyle(row).fontStyle") == "italic"
+
+
+def test_an_image_is_enlarged_and_put_back(opened):
+    page = opened(400)
+    first, second = (page.locator(".images label").nth(k) for k in (0, 25))
+    small = first.locator("img").bounding_box()["width"]
+    first.click()
+    assert first.locator("img").bounding_box()["width"] > 4 * small
+    page.keyboard.press("Escape")
+    assert first.locator("img").bounding_box()["width"] == small
+    second.locator("input").focus()
+    page.keyboard.press("Space")
+    assert second.locator("img").bounding_box()["width"] > 4 * small, "by the keyboard, too"
+
+
+def test_images_are_shown_as_they_are_stored(opened, page_file):
+    page = opened()
+    small, large = (
+        page.locator(".strip", has_text=name).first.locator("img").first for name in ("delt, IPC 10", "random, IPC 10")
+    )
+    look = "image => [image.naturalWidth, getComputedStyle(image).imageRendering]"
+    assert small.evaluate(look) == [7 * 32, "pixelated"], "small ones are enlarged by a whole factor"
+    assert large.evaluate(look) == [224, "auto"], "large ones are reduced"
+    assert "position 0, 20 updates" in page.locator(".strip", has_text="delt, IPC 10").nth(1).locator(
+        "img"
+    ).first.get_attribute("alt")
+
+
+def test_scores_are_shown(opened):
+    assert "LRS" in opened().locator("main").inner_text()

@@ -1,0 +1,176 @@
+"""python -m validate.report: the files that it leaves."""
+
+import csv
+import math
+import re
+
+import pytest
+from PIL import Image
+from result_files import write_result, write_run
+
+from conftest import CLASSES, Place, snapshot
+from helpers import noise
+
+FIGURES = ("curves", "loss", "diversity", "time")
+
+
+def report(run, *words):
+    """The report of a run that has to succeed; its page."""
+    outcome = Place(run).start("validate.report.__main__", run, *words)
+    assert outcome.code == 0, outcome.err
+    folder = run / "report"
+    return (folder / "report.html").read_text() if folder.exists() else ""
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run and its report: the folder, what was in it before, and the page."""
+    run = tmp_path_factory.mktemp("made") / "run"
+    write_run(run)
+    before = snapshot(run)
+    return run, before, report(run, "--title", "<b>&mine", "--full-hard", "90")
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_run(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_files_of_a_report(made):
+    run, before, _ = made
+    folder = run / "report"
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
+        "report.html",
+        "results.md",
+        "results.csv",
+        *(f"figures/{name}.png" for name in FIGURES),
+    }
+    for name in FIGURES:
+        with Image.open(folder / "figures" / f"{name}.png") as figure:
+            assert figure.width > 600
+    assert {name: entry for name, entry in snapshot(run).items() if not name.startswith("report")} == before
+
+
+def test_the_results_of_a_report(made):
+    run, _, page = made
+    rows = [row for row in table(run / "report" / "results.csv") if row["source"] == "measured"]
+    assert [(row["method"], row["protocol"], row["seeds"], row["top1"], row["std"]) for row in rows] == [
+        ("delt", "delt", "2", "45.0", "2.12"),
+        ("delt", "hard", "1", "31.0", ""),
+        ("random", "delt", "1", "9.75", ""),
+    ]
+    for cell in ("45.00 ± 2.12", "31.00", "9.75"):
+        assert f"| {cell} |" in (run / "report" / "results.md").read_text() and f">{cell}</td>" in page
+
+
+def test_the_page_stands_alone(made):
+    page = made[2]
+    assert "<title>&lt;b&gt;&amp;mine</title>" in page
+    sources = re.findall(r"(?:src|srcset|href)=\"([^\"]*)\"", page)
+    assert all(source.startswith(("data:", "#")) for source in sources), "no other file, no network"
+
+
+def test_the_gallery_shows_each_set_of_each_class(made):
+    page = made[2]
+    # Two classes; of each the starting images, what became of them, and the other set: ten of twelve images each.
+    assert len(re.findall(r"<label ", page)) == 2 * 3 * 10
+    for name in ("ant", "moth"):
+        assert f'alt="{name}, delt, IPC 10, position 0, 20 updates"' in page
+        assert f'alt="{name}, delt, IPC 10, position 11, 10 updates"' in page
+        assert f'alt="{name}, delt, IPC 10: start, position 11"' in page
+
+
+def test_scores_are_shown_where_the_whole_sets_accuracy_is_given(made):
+    # 0.5 * (0.45 - 0.0975) - 0.5 * (0.9 - 0.31) = -0.11875
+    expected = (math.exp(-0.11875) - math.exp(-1)) / (math.e - math.exp(-1))
+    assert "DD-Ranking" in made[2] and f"<td>{expected:.3f}</td>" in made[2]
+
+
+@pytest.mark.slow
+def test_the_gallery_can_be_small(run):
+    page = report(run, "--classes", "1", "--images", "2")
+    assert len(re.findall(r"<label ", page)) == 1 * 3 * 2
+    assert "position 11" in page and "position 1," not in page
+    assert "DD-Ranking" not in page, "nobody knows the whole set's accuracy"
+
+
+@pytest.mark.slow
+def test_the_page_goes_where_it_is_asked_for(run):
+    assert report(run, "--output-dir", run.parent / "page") == ""
+    assert (run.parent / "page" / "report.html").is_file() and not (run / "report").exists()
+
+
+def test_a_report_of_sets_that_are_gone(tmp_path):
+    write_result(tmp_path, syn_dir="/nowhere/syn")
+    page = report(tmp_path)
+    assert "no longer" in page and "validate.report.diversity" in page and "<label " not in page
+    assert not (tmp_path / "report" / "figures" / "diversity.png").exists()
+
+
+@pytest.mark.slow
+def test_a_report_of_sets_without_manifests(tmp_path):
+    noise(tmp_path / "syn" / "ant" / "a.png", 0)
+    write_result(tmp_path)
+    assert "ant, delt, IPC 10, position 0" in report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [(["--classes", "0"], "--classes"), (["--full-hard", "much"], "--full-hard"), (["--output-dir", "a.txt"], "a.txt")],
+)
+def test_what_cannot_be(run, words, message, monkeypatch):
+    monkeypatch.chdir(run)
+    (run / "a.txt").write_text("a file")
+    before = snapshot(run)
+    outcome = Place(run).start("validate.report.__main__", run, *words)
+    assert outcome.code == 2 and message in outcome.err and snapshot(run) == before
+
+
+@pytest.mark.parametrize(
+    "file, content", [("syn/manifest.json", "[]"), ("diversity.csv", "a,b\n"), ("results/x.json", "3")]
+)
+def test_a_damaged_file_is_named(run, file, content):
+    (run / file).write_text(content)
+    outcome = Place(run).start("validate.report.__main__", run)
+    assert outcome.code == 2 and file in outcome.err and not (run / "report").exists()
+
+
+@pytest.mark.slow
+def test_the_report_of_what_the_stages_wrote(place):
+    """Two protocols of two sets, one of them recovered, and their diversity."""
+    place.works("recover", contact_sheet=place / "sheet.png")
+    place.works(
+        "validate",
+        syn_dir=[place.syn, place.init],
+        method=["delt", "medium"],
+        protocol=["delt", "hard"],
+        epochs=2,
+        seeds=2,
+        output_dir=place / "run",
+    )
+    line = dict(train_dir=None, ranking_file=None, ipc=None, output_dir=place / "run", method=["delt", "medium"])
+    outcome = place.start("validate.report.diversity", place.syn, place.init, *place.command("ranking", **line))
+    assert outcome.code == 0, outcome.err
+    page = report(place / "run")
+    rows, stored = table(place / "run" / "report" / "results.csv"), table(place / "run" / "results.csv")
+    assert [(row["method"], row["protocol"], row["seeds"]) for row in rows] == [
+        (method, f"{protocol} epochs=2", "2") for method in ("delt", "medium") for protocol in ("delt", "hard")
+    ]
+    for row in rows:
+        names = row["method"], row["protocol"]
+        first, second = (float(one["top1"]) for one in stored if (one["method"], one["protocol"]) == names)
+        assert float(row["top1"]) == pytest.approx((first + second) / 2, abs=0.011)
+        assert float(row["std"]) == pytest.approx(abs(first - second) / math.sqrt(2), abs=0.011)
+    assert len(re.findall(r"<label ", page)) == 3 * 3 * 4
+    for name in CLASSES:
+        assert f"{name}, delt, IPC 4, position 0, 8 updates" in page
+        assert f"{name}, delt, IPC 4, position 3, 2 updates" in page
+    assert (place / "run" / "report" / "figures" / "diversity.png").is_file()
+    outcome = place.start("validate.report.summary", place / "run")
+    assert outcome.code == 0 and "delt epochs=2" in outcome.out

@@ -1,0 +1,58 @@
+"""DD-Ranking's scores: the formulas, and when there is one."""
+
+import math
+
+import pandas as pd
+import pytest
+from result_files import write_result
+
+from validate.report import collect, scores
+
+
+def test_label_robust_score():
+    # w (syn - random) - (1 - w) (full - hard) = 0.5 * 0.1 - 0.5 * 0.4 = -0.15
+    expected = (math.exp(-0.15) - math.exp(-1)) / (math.e - math.exp(-1))
+    assert scores.label_robust(0.5, 0.4, 0.9, 0.5) == pytest.approx(expected)
+    assert scores.label_robust(1, 0, 0.7, 0.7, weight=1) == pytest.approx(1)
+    assert scores.label_robust(0, 0, 1, 0, weight=0) == pytest.approx(0)
+
+
+def test_augmentation_robust_score():
+    expected = (math.exp(0.5 * 0.1 + 0.5 * -0.2) - math.exp(-1)) / (math.e - math.exp(-1))
+    assert scores.augmentation_robust(0.5, 0.4, 0.1, 0.3) == pytest.approx(expected)
+
+
+def table(run, full_hard):
+    return scores.table(collect.read([run]), full_hard).set_index("method")
+
+
+def test_scores_need_what_they_are_made_of(tmp_path):
+    write_result(tmp_path, "delt", "delt", ((0, 50.0),))
+    write_result(tmp_path, "random", "delt", ((0, 40.0),))
+    assert table(tmp_path, 90.0).empty
+    write_result(tmp_path, "delt", "hard", ((0, 30.0),))
+    write_result(tmp_path, "random", "hard", ((0, 20.0),))
+    write_result(tmp_path, "random", "noaug", ((0, 35.0),))
+    found = table(tmp_path, 90.0)
+    # 0.5 * (0.5 - 0.4) - 0.5 * (0.9 - 0.3) = -0.25, and for random images -0.5 * (0.9 - 0.2) = -0.35.
+    for method, difference in (("delt", -0.25), ("random", -0.35)):
+        expected = (math.exp(difference) - math.exp(-1)) / (math.e - math.exp(-1))
+        assert found.loc[method, "LRS"] == pytest.approx(expected)
+    assert pd.isna(found.loc["delt", "ARS"]) and found.loc["random", "ARS"] == pytest.approx(0.2689, abs=1e-4)
+    assert table(tmp_path, None)["LRS"].isna().all(), "nobody knows the whole set's accuracy"
+
+
+def test_other_groups_lend_nothing(tmp_path):
+    write_result(tmp_path, "delt", "delt", ((0, 50.0),))
+    write_result(tmp_path, "delt", "hard", ((0, 30.0),))
+    write_result(tmp_path, "random", "delt", ((0, 40.0),), ipc=50)
+    assert table(tmp_path, 90.0).empty
+
+
+def test_what_was_measured_under_several_settings_gives_no_score(tmp_path):
+    write_result(tmp_path, "delt", "delt", ((0, 50.0),))
+    write_result(tmp_path, "random", "delt", ((0, 40.0),))
+    write_result(tmp_path, "delt", "hard", ((0, 30.0),))
+    assert list(table(tmp_path, 90.0).index) == ["delt"]
+    write_result(tmp_path, "delt", "hard", ((0, 90.0),), name="again", settings={"lr": 0.5})
+    assert table(tmp_path, 90.0).empty

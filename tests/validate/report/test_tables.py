@@ -1,0 +1,83 @@
+"""The table of results, as it is stored and as people read it."""
+
+import pandas as pd
+from result_files import write_result
+
+from validate.report import collect, published, tables
+
+
+def test_mean_and_sample_deviation(tmp_path):
+    write_result(tmp_path, seeds=((0, 40.0), (1, 44.0), (2, 42.0)), syn_dir="s")
+    row = tables.results(collect.read([tmp_path])).iloc[0]
+    assert (row["top1"], row["std"], row["seeds"], row["source"]) == (42.0, 2.0, 3, "measured")
+    assert (row["best_top1"], row["top5"], row["epochs"], row["seconds"]) == (43.0, 90.0, 3, 5.0)
+
+
+def test_published_figures_are_added_and_marked(tmp_path):
+    write_result(tmp_path, syn_dir="s")
+    write_result(tmp_path, student="conv3", name="conv3", syn_dir="s")
+    table = tables.results(collect.read([tmp_path]))
+    known = table[table["source"] == "published"]
+    assert dict(zip(known["method"], known["top1"])) == {"SRe2L": 29.3, "RDED": 37.1, "DELT": 43.0}
+    assert set(known["student"]) == {"resnet18"} and known["seeds"].isna().all()
+
+
+def test_nothing_is_published_of_other_networks_and_sets():
+    assert published.top1("cifar10", 10, "conv3", "conv3") == published.top1("mine", 10, "resnet18", "resnet18") == {}
+
+
+def test_markdown(tmp_path):
+    write_result(tmp_path, "a|b", seeds=((0, 40.0), (1, 44.0)), syn_dir="s", dataset="mine", name="x")
+    write_result(tmp_path, "single", seeds=((0, 9.5),), syn_dir="s", dataset="mine")
+    lines = tables.markdown(tables.results(collect.read([tmp_path]))).splitlines()
+    assert lines[0].startswith("| data set | IPC | set |") and set(lines[1]) == {"|", "-"} and len(lines) == 4
+    assert "| a\\|b |" in lines[3] or "| a\\|b |" in lines[2]
+    text = "\n".join(lines)
+    assert "| 42.00 ± 2.83 | 2 | 43.00 | 90.00 | 3 | 5 | measured |" in text and "| 9.50 | 1 |" in text
+
+
+def test_rows_of_other_settings_are_rows_of_their_own(tmp_path):
+    write_result(tmp_path / "a", seeds=((0, 40.0),), syn_dir="s")
+    write_result(tmp_path / "b", seeds=((0, 60.0),), syn_dir="s", settings={"lr": 0.5})
+    table = tables.results(collect.read([tmp_path / "a", tmp_path / "b"]))
+    assert table[table["source"] == "measured"]["top1"].tolist() == [40.0, 60.0]
+
+
+def rows(*entries):
+    names = ["student", "method", "ipc", "protocol", "settings", "top1"]
+    return pd.DataFrame([dict(zip(names, entry)) for entry in entries])
+
+
+def cells(text):
+    return [line.split() for line in text.splitlines()]
+
+
+def test_summary_has_a_line_a_set_and_a_column_a_protocol():
+    text = tables.summary(
+        rows(
+            ("conv3", "delt", "10", "delt", "a" * 64, 40.0),
+            ("conv3", "delt", "10", "delt", "a" * 64, 44.0),
+            ("conv3", "random", "10", "delt", "b" * 64, 20.0),
+            ("conv3", "delt", "10", "hard", "c" * 64, 30.0),
+        )
+    )
+    head, delt, random = cells(text)
+    assert head == ["student", "method", "ipc", "delt", "hard"]
+    assert delt == ["conv3", "delt", "10", "42.00", "±", "2.83", "30.00"]
+    assert random == ["conv3", "random", "10", "20.00", "-"]
+
+
+def test_summary_never_averages_other_settings():
+    text = tables.summary(
+        rows(
+            ("conv3", "delt", "10", "delt", "a1" * 32, 40.0),
+            ("conv3", "delt", "10", "delt", "b2" * 32, 60.0),
+            ("conv3", "delt", "10", "delt", "b2" * 32, 62.0),
+            ("conv3", "delt", "10", "hard", "c3" * 32, 30.0),
+        )
+    )
+    head, *lines = cells(text)
+    assert head == ["student", "method", "ipc", "settings", "delt", "hard"]
+    assert ["conv3", "delt", "10", "a1a1a1a1", "40.00", "-"] in lines
+    assert ["conv3", "delt", "10", "b2b2b2b2", "61.00", "±", "1.41", "-"] in lines
+    assert ["conv3", "delt", "10", "-", "30.00"] in lines and len(lines) == 3

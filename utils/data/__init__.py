@@ -1,0 +1,1 @@
+"""Data: known data sets, image folders, and batches read from them."""

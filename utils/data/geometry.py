@@ -1,0 +1,69 @@
+"""Geometry: what the images and the networks of a run have to agree on."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """`input_size` is in pixels, `mean` and `std` are per channel, of pixels from 0 to 1."""
+
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_classes: int
+    classes: tuple[str, ...] | None  # names in label order; None where a checkpoint does not name them
+    stem: str
+
+    def normalise(self, images: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """uint8 images (N, 3, H, W), 0 to 255 -> normalised fp32 on the device, channels_last."""
+        images = images.to(device, non_blocking=True)
+        mean, std = _per_channel(device, self.mean, self.std)
+        return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+    def denormalise(self, images: torch.Tensor) -> torch.Tensor:
+        """Normalised (N, 3, H, W) -> pixels from 0 to 1."""
+        mean, std = _per_channel(images.device, self.mean, self.std)
+        return images * std + mean
+
+    def bounds(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Black and white, normalised, each (3, 1, 1)."""
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        return tuple(bound.view(3, 1, 1).to(device) for bound in (-mean / std, (1 - mean) / std))
+
+    def renormalise(self, images: torch.Tensor, source: "Geometry") -> torch.Tensor:
+        """Images normalised as `source` says -> as this geometry says; they themselves where both say the same."""
+        if (self.mean, self.std) == (source.mean, source.std):
+            return images
+        scale = tuple(theirs / own for theirs, own in zip(source.std, self.std))
+        shift = tuple((theirs - own) / std for theirs, own, std in zip(source.mean, self.mean, self.std))
+        scale, shift = _per_channel(images.device, scale, shift)
+        return images * scale + shift
+
+
+@dataclass(frozen=True)
+class GeometryFlags:
+    """What the command line says of the geometry; None where it says nothing."""
+
+    dataset: str | None = None
+    input_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    stem: str | None = None
+
+
+def plain(values: object) -> dict[str, Any]:
+    """The fields of a dataclass as JSON has them: lists for tuples."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(values).items()}
+
+
+@functools.cache
+def _per_channel(device: torch.device, *values: tuple) -> tuple[torch.Tensor, ...]:
+    """Each of `values` (3,) as (3, 1, 1) on the device; kept, because every transfer would make the host wait."""
+    with torch.inference_mode(False):  # an inference tensor would be of no use to a later training
+        return tuple(torch.tensor(value, device=device).view(3, 1, 1) for value in values)

@@ -1,0 +1,211 @@
+"""ImageFolder as it passes between stages: listing, checking and holding a folder of images."""
+
+from __future__ import annotations
+
+import copy
+import os
+from bisect import bisect_left, bisect_right
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from utils.data.images import EXTENSIONS, probe, read_rgb, size_of
+from utils.run import distributed
+from utils.run.errors import UserError
+from utils.run.files import digest, sha256
+from utils.run.progress import progress
+
+IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
+SLICE = 512  # images that are decoded between two looks at what was found
+
+
+class ImageFolder:
+    """The images below `root`, one folder a class, in sorted order.
+
+    Attributes: `classes`, the names in label order; `paths`, relative to the root and with `/`; `labels`, one
+    integer for each path. `role` names the folder in messages ("--train-dir").
+    """
+
+    def __init__(self, root: str | Path, role: str, classes: Sequence[str] | None = None, owner: str = "the teacher"):
+        """List the folder without opening an image.
+
+        `classes`: the names in the label order of their `owner` (for messages); sorted names if None.
+        Raises UserError if the folder is missing, empty or flat, if a class is empty, or if the class folders are
+        not exactly `classes`.
+        """
+        self.root, self.role = Path(root), role
+        self._kept: list[Image.Image] = []
+        self._sizes: list[tuple[int, int]] = []
+        self._fingerprint: str | None = None
+        found = self._class_folders()
+        if classes is not None and set(classes) != set(found):
+            raise UserError(
+                f"{role} {root}: class folders differ from the classes of {owner}"
+                f"{_names('; missing: ', set(classes) - set(found))}"
+                f"{_names('; unknown: ', set(found) - set(classes))}"
+            )
+        self.classes = list(classes) if classes is not None else found
+        self.paths: list[str] = []
+        self.labels: list[int] = []
+        for label, name in enumerate(self.classes):
+            files = _image_files(self.root, name)
+            if not files:
+                raise UserError(f"{role} {root}: class folder '{name}' has no images ({', '.join(EXTENSIONS)})")
+            self.paths += files
+            self.labels += [label] * len(files)
+
+    def _class_folders(self) -> list[str]:
+        if not self.root.is_dir():
+            raise UserError(
+                f"{self.role} {self.root}: no such folder; give the root of an ImageFolder "
+                "(one sub-folder of images for each class)"
+            )
+        entries = sorted(os.scandir(self.root), key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_symlink() and not os.path.exists(entry.path):
+                raise UserError(f"{self.role} {entry.path}: is a link that leads nowhere; correct it or remove it")
+        folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        if not folders:
+            flat = any(entry.name.lower().endswith(EXTENSIONS) for entry in entries)
+            raise UserError(
+                f"{self.role} {self.root}: "
+                + (
+                    "images lie in the folder itself; put each class's images in a sub-folder of its name"
+                    if flat
+                    else "the folder is empty; one sub-folder of images for each class is needed"
+                )
+            )
+        return folders
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def span(self, label: int) -> range:
+        """Where the images of a class stand: the labels rise."""
+        return range(bisect_left(self.labels, label), bisect_right(self.labels, label))
+
+    def of_class(self, label: int) -> list[str]:
+        span = self.span(label)
+        return self.paths[span.start : span.stop]
+
+    def fewest(self) -> int:
+        """The number of images in the smallest class."""
+        return int(np.bincount(self.labels).min())
+
+    def require(self, ipc: int) -> None:
+        """Raises UserError naming a class with fewer than `ipc` images."""
+        for label, count in enumerate(np.bincount(self.labels)):
+            if count < ipc:
+                raise UserError(
+                    f"{self.role} {self.root}: class '{self.classes[label]}' has {count} images, "
+                    f"{ipc} are needed (--ipc {ipc})"
+                )
+
+    def first(self, ipc: int) -> "ImageFolder":
+        """The first `ipc` images of each class by name. Raises UserError where a class has fewer."""
+        self.require(ipc)
+        chosen = copy.copy(self)
+        labels = range(len(self.classes))
+        chosen.paths = [path for label in labels for path in self.of_class(label)[:ipc]]
+        chosen.labels = [label for label in labels for _ in range(ipc)]
+        chosen._kept, chosen._sizes, chosen._fingerprint = [], [], None
+        return chosen
+
+    def fingerprint(self, recorded: Mapping[str, str] | None = None) -> str:
+        """SHA-256 over the names, labels and bytes of all images. Ranks that work together hash a part each.
+
+        `recorded` gives the SHA-256 of images (path -> digest), which are then not read.
+        """
+        if self._fingerprint is None:
+            rank, world_size = distributed.get_rank(), distributed.get_world_size()
+            recorded = recorded or {}
+            own = [recorded.get(path) or sha256(self.root / path) for path in self.paths[rank::world_size]]
+            digests = [None] * len(self.paths)
+            for number, part in enumerate(distributed.all_gather(own)):
+                digests[number::world_size] = part
+            self._fingerprint = digest([list(entry) for entry in zip(self.paths, self.labels, digests)])
+        return self._fingerprint
+
+    def load(self, workers: int | None = None) -> list[tuple[int, int]]:
+        """Decode every image once, before any long work; return the (width, height) of each.
+
+        The decoded images are kept for `read` while they fit into IN_MEMORY_BYTES together; a larger folder is
+        only checked, of which each rank does a part. A second call costs nothing. Raises UserError for the first image
+        that is damaged.
+        """
+        if self._sizes:
+            return self._sizes
+        kept: list[Image.Image] = []
+        sizes: list[tuple[int, int]] = []
+        rank, world_size = distributed.rank_from_environment()
+
+        def reader(number: int) -> Callable[[Path], Any]:
+            return read_rgb if len(kept) == len(sizes) else probe if number % world_size == rank else size_of
+
+        for found in self._decoded(self.paths, workers, reader):
+            if isinstance(found[0], Image.Image):
+                kept.extend(found)
+                found = [image.size for image in found]
+            sizes.extend(found)
+            # PIL keeps four bytes for an RGB pixel.
+            if len(kept) == len(sizes) and sum(4 * width * height for width, height in sizes) > IN_MEMORY_BYTES:
+                kept.clear()
+        self._kept, self._sizes = kept, sizes
+        return sizes
+
+    def check(self, workers: int | None = None) -> None:
+        """Decode this rank's part of the images once and keep none: memory does not grow with their number.
+
+        Raises UserError for the first image that is damaged.
+        """
+        rank, world_size = distributed.rank_from_environment()
+        for _ in self._decoded(self.paths[rank::world_size], workers, lambda number: probe):
+            pass
+
+    def _decoded(
+        self, paths: list[str], workers: int | None, reader: Callable[[int], Callable[[Path], Any]]
+    ) -> Iterator[list]:
+        """What `reader(number)` makes of each slice's files. An early error need not wait for all."""
+        # Threads are enough: PIL decodes outside of the interpreter's lock.
+        with (
+            ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+            progress(total=len(paths), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar,
+        ):
+            for number, start in enumerate(range(0, len(paths), SLICE)):
+                found = list(pool.map(reader(number), [self.root / path for path in paths[start : start + SLICE]]))
+                yield found
+                bar.update(len(found))
+
+    @property
+    def in_memory(self) -> bool:
+        return bool(self._kept)
+
+    def read(self, index: int) -> Image.Image:
+        """Image `index` as RGB. Raises UserError if it is not an image or is damaged."""
+        return self._kept[index] if self._kept else read_rgb(self.root / self.paths[index])
+
+
+def _names(prefix: str, names: set[str]) -> str:
+    listed = sorted(names)
+    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+    return f"{prefix}{', '.join(listed[:8])}{more}" if listed else ""
+
+
+def _image_files(root: Path, name: str) -> list[str]:
+    """All images below a class folder, relative to `root`. Raises UserError for a link that leads back up."""
+    found = []
+    for folder, subfolders, files in os.walk(root / name, followlinks=True):
+        subfolders.sort()
+        for link in (os.path.join(folder, sub) for sub in subfolders):
+            if os.path.islink(link) and os.path.commonpath(
+                [os.path.realpath(link), os.path.realpath(folder)]
+            ) == os.path.realpath(link):
+                raise UserError(
+                    f"{link}: is a link that leads back to {os.path.realpath(link)}, a folder around it; remove it"
+                )
+        relative = Path(folder).relative_to(root).as_posix()
+        found += [f"{relative}/{file}" for file in files if file.lower().endswith(EXTENSIONS) and file[0] != "."]
+    return sorted(found)

@@ -1,0 +1,42 @@
+"""Manifests: what the folder of a selection or of a synthetic set says of itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from utils.run.errors import UserError
+from utils.run.files import read_json
+
+MANIFEST = "manifest.json"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def read(folder: str | Path) -> dict[str, Any]:
+    """The manifest in `folder`; empty for a folder without one. Raises UserError where it is not readable."""
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a manifest (a JSON object); remove it, or give another folder")
+    return content
+
+
+def image_digests(folder: str | Path) -> dict[str, str]:
+    """The SHA-256 of the images in `folder` that its manifest gives: path relative to the folder -> digest.
+
+    Empty where there is no manifest, or where it says nothing of the kind. Raises UserError as `read` does.
+    """
+    content = read(folder)
+    found = {**_entries(content, "sha256")}
+    for path, entry in _entries(content, "images").items():  # those of a synthetic set, with more than a digest
+        found.setdefault(path, entry.get("sha256") if isinstance(entry, dict) else None)
+    return {path: value for path, value in found.items() if isinstance(value, str) and _SHA256.fullmatch(value)}
+
+
+def _entries(content: dict[str, Any], name: str) -> dict[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,159 @@
+"""The training loop that teachers and students share, run by one process or by several together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from utils.data.geometry import Geometry
+from utils.data.loader import BatchSchedule, EvalBatches
+from utils.fit.curves import Curves
+from utils.fit.evaluate import accuracy
+from utils.run import distributed
+from utils.run.device import Runtime
+from utils.run.errors import UserError
+from utils.run.progress import progress
+from utils.run.resume import NoState, State, state_dicts
+
+
+@dataclass
+class History:
+    """Accuracies in percent; `epochs` has one entry an epoch, with top-1 where it was measured."""
+
+    top1: float = 0.0
+    best_top1: float = 0.0
+    top5: float = 0.0
+    epochs: list[dict] = field(default_factory=list)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        vars(self).update(saved)
+
+
+@dataclass
+class Learner:
+    """What a step changes. `average` follows the model's weights and is tested in its place, where there is one."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler  # stepped with the optimiser
+    average: AveragedModel | None = None
+
+    @property
+    def tested(self) -> nn.Module:
+        return self.average.module if self.average else self.model
+
+    def parts(self) -> dict[str, Any]:
+        found = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return {**found, "average": self.average} if self.average else found
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is the same for all steps of a training."""
+
+    name: str  # for messages
+    schedule: BatchSchedule
+    runtime: Runtime
+    geometry: Geometry  # of the test images
+    test: EvalBatches | None = None
+    evaluations: int = 0  # on the test images, evenly over the epochs
+    curves: Curves = Curves()
+    on_best: Callable[[History], None] = lambda history: None  # called when the top-1 is the best so far
+
+    def run(
+        self,
+        learner: Learner,
+        batches: Callable[[int], Iterator[Any]],
+        losses: Callable[[Callable, Any], torch.Tensor],
+        state: State | None = None,
+    ) -> History:
+        """Train `learner` in place from where `state` has it, on the `batches` from a number on.
+
+        `losses(forward, batch)` gives the loss of each image of this rank's batch, fp32 (B,). Raises UserError if the
+        loss is not finite.
+        """
+        schedule, runtime = self.schedule, self.runtime
+        per_epoch = schedule.steps_per_epoch
+        scaler, history, state = runtime.grad_scaler(), History(), state or NoState()
+        parts = {**learner.parts(), "scaler": scaler, "history": history}
+        saved = state.restore(parts) or {"number": 0, "total": 0.0}
+        start, total = saved["number"], torch.tensor(saved["total"], device=runtime.device)  # of this epoch's losses
+        model, optimizer = learner.model, learner.optimizer
+        forward = runtime.compiled(distributed.data_parallel(model, runtime.device), schedule.steps)
+        measured = evaluated_epochs(schedule.epochs, self.evaluations)
+        model.train()
+
+        with progress(
+            total=schedule.epochs * schedule.images_per_epoch,
+            initial=schedule.images_before(start),
+            desc=self.name,
+            unit="img",
+        ) as bar:
+            for number, batch in enumerate(batches(start), start):
+                epoch, step, size = number // per_epoch + 1, number % per_epoch + 1, schedule.size(number)
+                if step == 1:
+                    total = torch.zeros((), device=runtime.device)
+                rate = learner.scheduler.get_last_lr()[0]
+                with runtime.autocast():
+                    loss = distributed.global_mean(losses(forward, batch), size)
+                optimizer.zero_grad(set_to_none=True)
+                scaler.scale(loss).backward()
+                scaler.step(optimizer)
+                scaler.update()
+                learner.scheduler.step()
+                if learner.average:
+                    learner.average.update_parameters(model)
+                total += loss.detach()
+                bar.update(size)
+                # Seldom, because reading the loss makes the host wait for the GPU.
+                if step % 25 == 0 or step == per_epoch:
+                    top1 = f", top-1 {history.top1:.2f}" if history.top1 else ""
+                    mean = self._mean_loss(total, epoch, step)
+                    bar.set_postfix_str(
+                        f"epoch {epoch}/{schedule.epochs}, loss {mean:.4f}, lr {rate:.4f}{top1}", refresh=False
+                    )
+                if step == per_epoch:
+                    entry = {"epoch": epoch, "loss": self._mean_loss(total, epoch, step)}
+                    if epoch in measured:
+                        self._measure(learner.tested, history)
+                        entry["top1"] = history.top1
+                        model.train()
+                    self.curves.add(epoch, **entry, lr=rate)
+                    history.epochs.append(entry)
+                state.save_if_due(
+                    lambda: {
+                        **state_dicts(parts),
+                        "number": number + 1,
+                        "total": self._mean_loss(total, epoch, step) * step,
+                    }
+                )
+        return history
+
+    def _mean_loss(self, total: torch.Tensor, epoch: int, steps: int) -> float:
+        """Of the epoch so far. Raises UserError if it is not finite."""
+        value = distributed.all_reduce_sum(total).item() / distributed.get_world_size() / steps
+        if not math.isfinite(value):
+            raise UserError(
+                f"{self.name}: loss is {value} in epoch {epoch}, step {steps}, and nothing of it was saved; try a "
+                "smaller --lr, or --precision fp32"
+            )
+        return value
+
+    def _measure(self, model: nn.Module, history: History) -> None:
+        history.top1, history.top5 = accuracy(model, self.test, self.geometry, self.runtime)
+        if history.top1 > history.best_top1:
+            history.best_top1 = history.top1
+            self.on_best(history)
+
+
+def evaluated_epochs(epochs: int, evaluations: int) -> set[int]:
+    """Which epochs, counted from 1, are measured on the test set: evenly spread, the last one among them."""
+    return {round(epochs * k / evaluations) for k in range(1, evaluations + 1)} - {0}

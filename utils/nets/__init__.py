@@ -1,0 +1,1 @@
+"""Networks: architectures by name, checkpoints, teachers and what they see."""

@@ -1,0 +1,121 @@
+"""Checkpoints: weights and the facts about them, in one file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from utils.data.images import MIN_SIZE
+from utils.nets.models import STEMS
+from utils.run.errors import UserError
+from utils.run.files import replacing
+
+PREFIXES = ("module.", "_orig_mod.")
+MAX_SIZE = 4096  # pixels of an input
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_channels(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(_is_number, value))
+
+
+# What a checkpoint may say of itself, and what is accepted of that.
+FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "arch": ("a name", lambda value: isinstance(value, str)),
+    "stem": (f"one of {', '.join(STEMS)}", lambda value: isinstance(value, str) and value in STEMS),
+    "num_classes": ("a whole number", lambda value: type(value) is int and 0 < value < 2**31),
+    "input_size": (
+        f"a whole number of {MIN_SIZE} to {MAX_SIZE} pixels",
+        lambda value: type(value) is int and MIN_SIZE <= value <= MAX_SIZE,
+    ),
+    "mean": ("three numbers", _is_channels),
+    "std": ("three numbers above 0", lambda value: _is_channels(value) and min(value) > 0),
+    "classes": (
+        "a list of different names",
+        lambda value: (
+            isinstance(value, (list, tuple))
+            and all(isinstance(name, str) for name in value)
+            and len(set(value)) == len(value)
+        ),
+    ),
+    "top1": ("a number", _is_number),
+}
+
+
+def save(path: str | Path, model: nn.Module, **facts: Any) -> None:
+    """Write the checkpoint that `load` reads: `model` (a state_dict) and plain metadata."""
+    with replacing(path) as temporary:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        # Through memory: torch's own writer makes a RuntimeError of a full disk.
+        buffer = io.BytesIO()
+        torch.save({"model": weights, **facts}, buffer)
+        temporary.write_bytes(buffer.getbuffer())
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, its weights under `model` without wrappers' prefixes.
+
+    Accepts a bare state_dict and the keys `model` and `state_dict`, and safetensors, whose metadata are the facts, each
+    a JSON value. Never unpickles anything but tensors and plain values. Raises UserError for any other file.
+    """
+    try:
+        content = (
+            _read_safetensors(path)
+            if str(path).endswith(".safetensors")
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint; train one with `python -m squeeze --output {path}`") from None
+    except Exception as error:  # whatever a damaged file makes the unpickler raise
+        refused = "weights only" in str(error).lower() or "weights_only" in str(error)
+        reason = (
+            "it holds objects other than tensors and plain values, and they are not run"
+            if refused
+            else "damaged, or not written by torch.save or safetensors"
+        )
+        raise UserError(f"{path}: cannot be loaded as a checkpoint ({reason})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}; a state_dict or a dict with 'model' is needed")
+    facts = {"model": content}
+    for key in ("model", "state_dict"):
+        if isinstance(content.get(key), dict):
+            facts = {**content, "model": content[key]}
+            break
+    weights = {}
+    for name, tensor in facts["model"].items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UserError(f"{path}: entry '{name}' is not a tensor; a state_dict or a dict with 'model' is needed")
+        while name.startswith(PREFIXES):
+            name = name.removeprefix(PREFIXES[0]).removeprefix(PREFIXES[1])
+        weights[name] = tensor
+    if not weights:
+        raise UserError(f"{path}: holds no weights")
+    check_facts(path, facts)
+    return {**facts, "model": weights}
+
+
+def check_facts(path: str | Path, facts: dict[str, Any]) -> None:
+    """Raises UserError if one of the `facts` in the file `path` cannot be."""
+    for name, (kind, holds) in FACTS.items():
+        if facts.get(name) is not None and not holds(facts[name]):
+            raise UserError(f"{path}: its {name} is not {kind}")
+
+
+def _read_safetensors(path: str | Path) -> dict[str, Any]:
+    with safe_open(path, "pt") as file:
+        facts = {}
+        for name, text in (file.metadata() or {}).items():
+            with contextlib.suppress(ValueError):  # other tools write other things: not every text is a value
+                facts[name] = json.loads(text)
+        return {**facts, "model": {name: file.get_tensor(name) for name in file.keys()}}

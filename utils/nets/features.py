@@ -1,0 +1,83 @@
+"""Penultimate features: what a network's last linear layer sees of an image."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from utils.data.geometry import Geometry
+from utils.data.image_folder import ImageFolder
+from utils.data.images import resize_for_test
+from utils.data.loader import EvalBatches, Resize
+from utils.run import distributed
+from utils.run.device import Runtime
+from utils.run.errors import UserError
+from utils.run.memory import run_batch
+from utils.run.progress import progress
+
+
+def extractor(network: nn.Module) -> nn.Module:
+    """`network` without its last linear layer: images (B, 3, S, S) -> features (B, D). It is changed in place.
+
+    Raises UserError for a network without a linear layer.
+    """
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise UserError(
+            f"{type(network).__name__} has no linear layer, and so no penultimate features; take another network"
+        )
+    owner, _, name = linear[-1].rpartition(".")
+    setattr(network.get_submodule(owner), name, nn.Identity())
+    return network
+
+
+@dataclass(frozen=True)
+class FeatureReader:
+    """Reads the features of an image folder, one class after the other; only one class is held at a time."""
+
+    network: nn.Module  # of `extractor`, on the device
+    geometry: Geometry
+    runtime: Runtime
+    batch_size: int = 256
+    workers: int | None = None
+    resize: Resize = resize_for_test
+    may_split: bool = False  # batches that do not fit into memory
+
+    @torch.inference_mode()
+    def by_class(
+        self, folder: ImageFolder, desc: str, labels: Iterable[int] | None = None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """(label, features (n, D) fp32 on the CPU) of each class of `labels`, asked for one by one; of all if None.
+
+        A class's features do not depend on the other labels.
+        """
+        size, device = self.geometry.input_size, self.runtime.device
+        images = EvalBatches(folder, size, self.batch_size, self.workers, self.resize, by_class=True)
+        network = self.runtime.compiled(self.network, len(images))
+        pending: deque[tuple[int, int]] = deque()  # label and number of batches; workers read ahead
+
+        def numbers() -> Iterator[int]:
+            for label in range(len(folder.classes)) if labels is None else labels:
+                own = images.of_class(label)
+                pending.append((label, len(own)))
+                yield from own
+
+        held: list[torch.Tensor] = []
+        share = len(folder) // (1 if labels is None else distributed.rank_from_environment()[1])
+        with progress(total=share, desc=desc, unit="img") as bar:
+            for batch, _ in images.read(numbers()):
+                with self.runtime.autocast():
+                    found = run_batch(
+                        lambda images: network(self.geometry.normalise(images, device)), batch, self.may_split
+                    )
+                held.append(found.float().flatten(1).cpu())
+                bar.update(len(batch))
+                label, batches = pending[0]
+                if len(held) == batches:
+                    pending.popleft()
+                    yield label, torch.cat(held)
+                    held = []

@@ -1,0 +1,136 @@
+"""Networks: torchvision's and timm's by name, and the conv nets of the field."""
+
+from __future__ import annotations
+
+import re
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from utils.data.images import SMALL_SIZE
+from utils.run.errors import UserError
+
+STEMS = ("cifar", "imagenet")
+CONV_WIDTH = 128
+TIMM = "timm/"
+
+
+class ConvNet(nn.Module):
+    """convD and convD_wW: D blocks of 3x3 convolution, BatchNorm, ReLU and 2x2 average pooling, then a linear layer.
+
+    W channels wide. The field's small network (Gidaris and Komodakis, 2018), with the parameter names of the published
+    RDED checkpoints: layers.conv.D, layers.norm.D, classifier.
+    """
+
+    def __init__(self, depth: int, num_classes: int, input_size: int, width: int = CONV_WIDTH):
+        super().__init__()
+        side = input_size // 2**depth
+        if side < 1:
+            raise UserError(
+                f"conv{depth} halves the image {depth} times: {input_size} pixels are too few; "
+                f"use at most conv{input_size.bit_length() - 1}"
+            )
+        self.layers = nn.ModuleDict(
+            {
+                "conv": nn.ModuleList(nn.Conv2d(3 if d == 0 else width, width, 3, padding=1) for d in range(depth)),
+                "norm": nn.ModuleList(nn.BatchNorm2d(width) for _ in range(depth)),
+            }
+        )
+        self.classifier = nn.Linear(width * side * side, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv, norm in zip(self.layers["conv"], self.layers["norm"]):
+            x = nn.functional.avg_pool2d(norm(conv(x)).relu_(), 2)
+        return self.classifier(x.flatten(1))
+
+
+def default_stem(input_size: int) -> str:
+    return "cifar" if input_size <= SMALL_SIZE else "imagenet"
+
+
+def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None = None) -> nn.Module:
+    """A network with random weights (or torchvision's named `weights`) for (N, 3, input_size, input_size).
+
+    `stem`: "imagenet" leaves torchvision's network as it is; "cifar" makes its first convolution 3x3 with
+    stride 1 and drops the max-pool behind it. Conv nets have one stem. Raises UserError for an unknown `arch`, or one
+    that cannot take images of this size.
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        try:
+            _make(arch, num_classes, input_size, stem, None).eval()(torch.empty(1, 3, input_size, input_size))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise UserError(
+                f"architecture '{arch}' with the {stem} stem cannot take images of {input_size} pixels "
+                f"({str(error).splitlines()[0]}); give another --input-size or another architecture"
+            ) from None
+    return _make(arch, num_classes, input_size, stem, weights)
+
+
+def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None) -> nn.Module:
+    if match := re.fullmatch(r"conv([1-6])(?:_w([1-9]\d{0,3}))?", arch):
+        return ConvNet(int(match[1]), num_classes, input_size, int(match[2] or CONV_WIDTH))
+    if arch.startswith(TIMM):
+        model = _make_timm(arch.removeprefix(TIMM), num_classes, input_size)
+    else:
+        model = _make_torchvision(arch, num_classes, input_size, weights)
+    if stem == "cifar":
+        _give_small_stem(model)
+    return model
+
+
+def _make_torchvision(arch: str, num_classes: int, input_size: int, weights: str | None) -> nn.Module:
+    if arch not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(
+            f"architecture '{arch}' is not known; use conv1 to conv6 (conv3_w32: 32 channels wide), a torchvision "
+            "classification model such as resnet18, resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
+        )
+    options = {"image_size": input_size} if arch.startswith("vit_") and weights is None else {}
+    # These two bring auxiliary classifiers that nothing here uses.
+    options |= (
+        {"aux_logits": False, "init_weights": True} if arch in ("googlenet", "inception_v3") and weights is None else {}
+    )
+    return torchvision.models.get_model(arch, weights=weights, num_classes=num_classes, **options)
+
+
+def _make_timm(name: str, num_classes: int, input_size: int) -> nn.Module:
+    if not timm.is_model(name):
+        near = [found for found in timm.list_models(f"*{name[:5]}*") if name[:5]][:3]
+        raise UserError(
+            f"architecture 'timm/{name}' is not known to timm {timm.__version__}; "
+            f"{f'near it: {chr(44).join(near)}' if near else 'timm.list_models() lists them'}"
+        )
+    # Networks with position embeddings are made for one size; the others take any and know no such argument.
+    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    return timm.create_model(name, num_classes=num_classes, **({"img_size": input_size} if fixed else {}))
+
+
+def _give_small_stem(model: nn.Module) -> None:
+    name, first = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    if first.kernel_size == first.stride:
+        return  # a patch embedding (ViT, Swin) is no stem to shrink
+    parent = model.get_submodule(name.rpartition(".")[0])
+    setattr(
+        parent,
+        name.rpartition(".")[2],
+        nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=first.bias is not None),
+    )
+    # ResNet, ShuffleNet and their like call it maxpool; DenseNet features.pool0.
+    for owner, attribute in ((model, "maxpool"), (getattr(model, "features", None), "pool0")):
+        if isinstance(getattr(owner, attribute, None), nn.MaxPool2d):
+            setattr(owner, attribute, nn.Identity())
+
+
+def read_stem(arch: str, weights: dict[str, torch.Tensor]) -> str | None:
+    """The stem that a state_dict was made with, or None where its shapes do not tell."""
+    if not arch.removeprefix(TIMM).startswith(("resnet", "resnext", "wide_resnet", "densenet")):
+        return None  # the stems of these differ in stride only
+    first = next((tensor for tensor in weights.values() if tensor.ndim == 4), None)
+    return None if first is None else "cifar" if first.shape[-1] == 3 else "imagenet"
+
+
+def read_num_classes(weights: dict[str, torch.Tensor]) -> int | None:
+    """The number of outputs of the last linear layer of a state_dict."""
+    last = [tensor for tensor in weights.values() if tensor.ndim == 2]
+    return last[-1].shape[0] if last else None

@@ -1,0 +1,171 @@
+"""The teacher: a trained network, with the geometry that it was trained for."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Callable
+
+import torch
+from torch import nn
+
+from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, known
+from utils.data.geometry import Geometry, GeometryFlags
+from utils.nets import checkpoints, models
+from utils.run.errors import UserError
+from utils.run.files import sha256
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A network in eval mode, frozen, on the CPU, and what is known of it."""
+
+    network: nn.Module
+    arch: str
+    geometry: Geometry
+    sha256: str
+    top1: float | None = None  # percent, on the validation set it was squeezed with
+    assumed: tuple[str, ...] = ()  # what the checkpoint did not say
+
+
+def load_teacher(
+    arch: str | None,
+    path: str | None,
+    given: GeometryFlags = GeometryFlags(),
+    size_of_images: Callable[[], int] | None = None,
+) -> Teacher:
+    """The teacher of --teacher-arch and --teacher-path.
+
+    What is given wins over the data set's facts for what the checkpoint leaves open, but never over what the
+    checkpoint says of itself. Without a path, torchvision's pretrained weights serve for imagenet1k. Raises
+    UserError where the checkpoint does not fit, naming what does not and what would.
+    """
+    content = checkpoints.read(path) if path else _pretrained(arch, given.dataset)
+    identity = sha256(path) if path else _sha256(content["model"])
+    facts = _Facts(path or f"torchvision's {arch}", content)
+    arch = facts.get("arch", arch)
+    if arch is None:
+        raise UserError(f"{facts.path}: does not name its architecture; give --teacher-arch")
+    geometry = _geometry(facts, arch, given, size_of_images)
+    network = models.build(arch, geometry.num_classes, geometry.input_size, geometry.stem)
+    _load_weights(network, content["model"], f"{facts.path}: does not fit {arch} with {_described(geometry)}")
+    return Teacher(
+        network.eval().requires_grad_(False), arch, geometry, identity, content.get("top1"), tuple(facts.assumed)
+    )
+
+
+class _Facts:
+    """What a checkpoint says of itself, completed by what was given; `assumed` lists what neither said."""
+
+    def __init__(self, path: str, content: dict[str, Any]):
+        self.path, self.content, self.assumed = path, content, []
+
+    def get(self, name: str, given: Any, fallback: Any = None, source: str = "") -> Any:
+        written, given = (
+            tuple(value) if isinstance(value, (list, tuple)) else value for value in (self.content.get(name), given)
+        )
+        if written is not None:
+            if given is not None and given != written:
+                raise UserError(
+                    f"{self.path}: its {name} is {written}, not {given}; leave out the flag, or give another checkpoint"
+                )
+            return written
+        if given is None and fallback is not None:
+            self.assumed.append(f"{name} {fallback} ({source})")
+        return given if given is not None else fallback
+
+
+def _geometry(facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Callable[[], int] | None) -> Geometry:
+    path, content, weights = facts.path, facts.content, facts.content["model"]
+    dataset = known(given.dataset)
+    size = facts.get("input_size", given.input_size, dataset.input_size if dataset else None, f"{given.dataset}'s")
+    num_classes = facts.get("num_classes", None, models.read_num_classes(weights), "read from the weights")
+    if num_classes is None:
+        raise UserError(f"{path}: holds no linear layer to read the number of classes from; is it a {arch}?")
+    if (outputs := models.read_num_classes(weights)) and outputs != num_classes:
+        raise UserError(f"{path}: says that it has {num_classes} classes, and its last layer has {outputs}")
+    classes = content.get("classes")
+    if classes and len(classes) != num_classes:
+        raise UserError(f"{path}: names {len(classes)} classes, and has {num_classes}")
+    if size is None and size_of_images:
+        size = size_of_images()
+        facts.assumed.append(f"input_size {size} (from the images)")
+    if size is None:
+        raise UserError(f"{path}: does not say its input size; give --input-size or --dataset")
+    stem = given.stem
+    if content.get("stem") is None and (seen := models.read_stem(arch, weights)):
+        if stem is not None and stem != seen:
+            raise UserError(
+                f"{path}: its first convolution is the {seen} stem's, not the {stem} stem's; give --stem {seen}"
+            )
+        stem = seen
+    return Geometry(
+        stem=facts.get("stem", stem, models.default_stem(size), f"for {size} pixels"),
+        mean=facts.get("mean", given.mean, IMAGENET_MEAN, "ImageNet's"),
+        std=facts.get("std", given.std, IMAGENET_STD, "ImageNet's"),
+        input_size=size,
+        num_classes=num_classes,
+        classes=tuple(classes) if classes else None,
+    )
+
+
+def _described(geometry: Geometry) -> str:
+    return f"the {geometry.stem} stem, {geometry.num_classes} classes, {geometry.input_size} pixels"
+
+
+def _load_weights(network: nn.Module, weights: dict[str, torch.Tensor], message: str) -> None:
+    own = network.state_dict()
+    # Older torch kept no counter of batches; it takes no part in anything computed here.
+    missing = sorted(name for name in set(own) - set(weights) if not name.endswith("num_batches_tracked"))
+    extra = sorted(set(weights) - set(own))
+    wrong = [
+        f"{name} is {tuple(weights[name].shape)}, needs {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    problems = wrong[:1]
+    if extra:
+        problems.insert(0, f"has {extra[0]}, which is unknown to it" + _and_more(extra))
+    if missing:
+        problems.insert(0, f"lacks {missing[0]}" + _and_more(missing))
+    if problems:
+        raise UserError(f"{message} ({'; '.join(problems)}); check --teacher-arch, --stem and --input-size")
+    network.load_state_dict(weights, strict=False)
+
+
+def _and_more(names: list[str]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
+    """torchvision's first ImageNet-1K weights in the form of checkpoints.read."""
+    if dataset != "imagenet1k" or arch is None:
+        raise UserError(
+            "no teacher: give --teacher-path (train one with `python -m squeeze`); only --dataset imagenet1k with "
+            "--teacher-arch goes without, by torchvision's pretrained weights"
+        )
+    try:
+        network = models.build(arch, 1000, 224, "imagenet", weights="IMAGENET1K_V1")
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"torchvision's weights for {arch} cannot be fetched ({str(error).splitlines()[0]}); download them "
+            "elsewhere and give the file as --teacher-path"
+        ) from None
+    except (ValueError, KeyError):
+        raise UserError(f"torchvision has no IMAGENET1K_V1 weights for {arch}; give --teacher-path") from None
+    return {
+        "model": network.state_dict(),
+        "arch": arch,
+        "stem": "imagenet",
+        "num_classes": 1000,
+        "mean": list(IMAGENET_MEAN),
+        "std": list(IMAGENET_STD),
+    }
+
+
+def _sha256(weights: dict[str, torch.Tensor]) -> str:
+    state = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        state.update(name.encode())
+        state.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()

@@ -1,0 +1,1 @@
+"""How a run lives: errors, files, outputs, resuming, shared work, processes, device, seeds."""

@@ -1,0 +1,158 @@
+"""Where and how the numbers are computed: device, precision, compilation, memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Callable
+
+import torch
+
+from utils.run import distributed
+from utils.run.errors import UserError
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+COMPILE = ("auto", "on", "off")
+
+# Steps that repay the half minute to minute that torch.compile takes once. In low precision on a CPU the work
+# between the convolutions is most of a step, and fusing it saves most; in fp32 the convolutions are.
+COMPILE_FROM_STEPS = 2000
+COMPILE_FROM_STEPS_LOW_CPU = 300
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device, the precision of its matrix products, and whether steps are compiled.
+
+    Statistics, losses and optimiser states stay in fp32 whatever the precision is.
+    """
+
+    device: torch.device
+    precision: str  # fp32, bf16 or fp16
+    compile: str  # auto, on or off
+
+    @classmethod
+    def create(cls, device: str = "auto", precision: str = "auto", compile: str = "auto") -> "Runtime":
+        """Resolve `auto`. Raises UserError for a device that is not there."""
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        if device == "cuda" and torch.cuda.is_available():
+            # Under torchrun every process of a machine takes a GPU of its own.
+            local_rank = os.environ.get("LOCAL_RANK", "0")
+            device = f"cuda:{int(local_rank) % torch.cuda.device_count() if local_rank.isdigit() else 0}"
+        if device not in available:
+            raise UserError(f"--device {device}: not there; available: {', '.join(available)}")
+        resolved = torch.device(device)
+        if precision == "auto":
+            precision = "bf16" if _has_bf16(resolved) else "fp32"
+        if compile == "on" and not _has_compiler(resolved):
+            raise UserError("--compile on: no C++ compiler found on PATH; install g++ or give --compile off")
+        _configure_backends(resolved)
+        return cls(resolved, precision, compile)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
+
+    def grad_scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss for fp16, whose small gradients would vanish; does nothing otherwise."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module.to(self.device, memory_format=torch.channels_last)
+
+    def compiled(self, function: Callable, steps: int) -> Callable:
+        """`function` of tensors, compiled if the `steps` ahead repay it. Their first dimension may vary.
+
+        Compilations are cached on disk by torch: the next process takes seconds for them. On a GPU the kernels of a
+        call are replayed as one CUDA graph, but for ranks that train together.
+        """
+        if not self.compiles(steps):
+            return function
+        # A graph would hold the exchange between ranks, which is not the same in every step.
+        graphs = self.device.type == "cuda" and distributed.get_world_size() == 1
+        faster = torch.compile(function, mode="reduce-overhead" if graphs else None)
+
+        def call(*tensors: torch.Tensor) -> torch.Tensor:
+            for tensor in tensors:
+                # One compilation serves every number of images: rounds add some, last batches lack some. A single
+                # image has one of its own, as torch.compile never takes a size of 1 for a variable one.
+                if tensor.ndim and len(tensor) > 1:
+                    torch._dynamo.mark_dynamic(tensor, 0)
+            return faster(*tensors)
+
+        return call
+
+    def compiles(self, steps: int) -> bool:
+        """Whether `steps` repay a compilation, or it was asked for, and a compiler is there."""
+        low_cpu = self.device.type == "cpu" and self.precision != "fp32"
+        repaid = steps >= (COMPILE_FROM_STEPS_LOW_CPU if low_cpu else COMPILE_FROM_STEPS)
+        return self.compile != "off" and (repaid or self.compile == "on") and _has_compiler(self.device)
+
+    def peak_memory_mb(self) -> float:
+        """Peak memory of this process in MiB: resident on a CPU, allocated on a GPU."""
+        if self.device.type == "cuda":
+            return round(torch.cuda.max_memory_allocated(self.device) / 2**20, 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+    def __str__(self) -> str:
+        return f"{self.device} {self.precision}"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed by a unit of its own; emulated bf16 is slower than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(check() for check in checks if check)
+
+
+def _has_compiler(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return True
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
+
+
+def _configure_backends(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # Same command, same bytes: cuBLAS needs this set before its first call.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+    elif _has_glibc():
+        # glibc returns every large tensor to the kernel and pays page faults for the next one: keeping the
+        # memory makes a step about 1.5 times as fast. -4: M_MMAP_MAX, -1: M_TRIM_THRESHOLD, -2: M_TOP_PAD.
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)
+        libc.mallopt(-1, 2**31 - 1)
+        libc.mallopt(-2, 64 << 20)
+
+
+def release_memory() -> None:
+    """Give back what was freed, to the device and to the system."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if _has_glibc():
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return sys.platform == "linux" and platform.libc_ver()[0] == "glibc"
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that decide what is drawn and computed."""
+    found = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")}
+    return {"python": platform.python_version(), **found}

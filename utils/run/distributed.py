@@ -1,0 +1,174 @@
+"""The processes of one run, as torchrun or an array job starts them, and what they do together."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+from typing import Any, Iterable, Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from utils.run.errors import UserError
+from utils.run.signals import SIGNALS
+
+# Waiting is no error: rank 0 may write or label for hours. A rank that dies is noticed by its connection or torchrun.
+TIMEOUT = datetime.timedelta(days=7)
+MIN_LOCAL_BATCH = 2  # images of a rank's batch: a single one has no variance for BatchNorm
+
+
+def rank_from_environment() -> tuple[int, int]:
+    """(rank, world size) as torchrun or an array job sets them; (0, 1) without. Raises UserError where impossible."""
+    rank, world_size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdigit() and world_size.isdigit() and int(rank) < int(world_size)):
+        raise UserError(f"RANK={rank} with WORLD_SIZE={world_size}: the rank must be a number from 0 to WORLD_SIZE - 1")
+    return int(rank), int(world_size)
+
+
+def launched() -> bool:
+    """Whether torchrun started this process, with others beside it that write to the same terminal."""
+    return dist.is_available() and dist.is_torchelastic_launched()
+
+
+def is_main_process() -> bool:
+    """Whether this process reports to the user: rank 0; each one of an array job, which has a log of its own."""
+    return not launched() or os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """All ranks as one group within: Gloo between CPUs, NCCL between GPUs. A process without others needs none.
+
+    Raises UserError where ranks that work together were not started by torchrun, or have to share a GPU.
+    """
+    rank, world_size = rank_from_environment()
+    if world_size == 1:
+        yield
+        return
+    if not launched():
+        raise UserError(
+            f"RANK={rank} and WORLD_SIZE={world_size} are set, but not by torchrun, and this stage's ranks work "
+            "together; start it by torchrun, or unset both"
+        )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda" and local > torch.cuda.device_count():
+        raise UserError(
+            f"{local} processes on a machine with {torch.cuda.device_count()} GPUs: processes that train "
+            f"together need one each; give --nproc-per-node {torch.cuda.device_count()}"
+        )
+    with SIGNALS.default():  # a rank that waits for one that failed has to end when torchrun says so
+        # Decisions about saving and stopping travel between the CPUs, so that no GPU is waited for.
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=TIMEOUT,
+            device_id=device if device.type == "cuda" else None,
+        )
+    yield
+    # Not after an error: a rank that is gone would be waited for.
+    dist.destroy_process_group()
+
+
+def get_rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def get_world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if get_world_size() > 1:
+        all_reduce_max(0)
+
+
+def all_reduce_max(*values: int) -> list[int]:
+    """The largest of each value over all ranks."""
+    if get_world_size() == 1:
+        return list(values)
+    found = torch.tensor(values)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found.tolist()
+
+
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
+    """The sum over all ranks, on the device of `values`."""
+    if get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def all_gather(value: Any) -> list[Any]:
+    """The values of all ranks, in their order."""
+    if get_world_size() == 1:
+        return [value]
+    found = [None] * get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def local_batch(batch: Sequence[int]) -> list[int]:
+    """This rank's part of a global batch: every world-size-th image, padded with others to MIN_LOCAL_BATCH.
+
+    The padding stands at the end, and `global_mean` does not count it: all ranks take part in every step, however few
+    images it has.
+    """
+    if get_world_size() == 1:
+        return list(batch)
+    own = list(batch[get_rank() :: get_world_size()])
+    return own + list(batch[: max(0, MIN_LOCAL_BATCH - len(own))])
+
+
+def local_batches(keys: Iterable[tuple[tuple, Sequence[int]]]) -> Iterator[tuple[tuple, Sequence[int]]]:
+    """This rank's part of each (stream name, batch), from a stream of its own where there are other ranks."""
+    for name, batch in keys:
+        yield (name, batch) if get_world_size() == 1 else ((*name, "rank", get_rank()), local_batch(batch))
+
+
+def global_mean(losses: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """One loss for each image of this rank's part of a batch of `batch_size` images -> what it backpropagates.
+
+    DistributedDataParallel averages the ranks' gradients: the result is the gradient of the mean over the global batch.
+    """
+    return losses[: _own(batch_size)].sum() * (get_world_size() / batch_size)
+
+
+def batch_mean(values: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """The mean over a global batch of `batch_size` images, of whose values this rank has its part."""
+    return all_reduce_sum(values[: _own(batch_size)].sum()) / batch_size
+
+
+def _own(batch_size: int) -> int:
+    """This rank's images of a batch, without the padding of `local_batch`."""
+    return len(range(get_rank(), batch_size, get_world_size()))
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model`, whose gradients are averaged over all ranks. Its weights become rank 0's."""
+    if get_world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank the BatchNorm statistics of rank 0, as each training step does at its start."""
+    if get_world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    """`model` with BatchNorm over the global batch. Raises UserError on a CPU, for which torch has none."""
+    if device.type != "cuda":
+        raise UserError("--sync-bn: torch has synchronised BatchNorm for GPUs only; leave it out on a CPU")
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if get_world_size() > 1 else model
+
+
+def is_connection_error(error: RuntimeError) -> bool:
+    """Whether another rank has ended, and this error is only what follows from it."""
+    if not dist.is_available() or not dist.is_initialized():
+        return False
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)

@@ -1,0 +1,95 @@
+"""The way into a stage: signals, and the boundary where errors become one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shlex
+import signal
+import sys
+from typing import Callable
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from utils.run import distributed
+from utils.run.errors import UserError
+from utils.run.signals import SIGNALS, Stopped
+
+# What a disk or its rights do to a correct program.
+MACHINE_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOENT,
+    errno.ENOTDIR,
+)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage's main; show a UserError as one line and end with exit code 2.
+
+    Under torchrun the error goes into torchrun's error file, and utils.run.launch shows that of the first rank to fail.
+    """
+    guarded = _as_user_errors(main)
+    try:
+        (record(guarded) if distributed.launched() else guarded)()
+    except BrokenPipeError:
+        # Whoever read the output, head for one, has seen enough; the interpreter would complain at its own flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except UserError as error:
+        if not distributed.launched():
+            sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.exit(2)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        if distributed.is_main_process():
+            name = str(stopped) or "SIGINT"
+            print(
+                f"stopped by {name}; all progress is saved, and the same command resumes: {_command()}", file=sys.stderr
+            )
+        sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
+
+
+def one_line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """`main` with signals handled, silent unless it is the main process, and with a machine's faults as UserErrors."""
+
+    def guarded() -> None:
+        try:
+            with SIGNALS.handled(), contextlib.ExitStack() as silence:
+                if not distributed.is_main_process():
+                    silence.enter_context(contextlib.redirect_stdout(silence.enter_context(open(os.devnull, "w"))))
+                main()
+                sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if error.errno not in MACHINE_ERRORS:
+                raise
+            raise UserError(
+                f"{error.filename or 'writing'}: {error.strerror}; finished work is on disk, and the same command "
+                "resumes once this is corrected"
+            ) from None
+        except RuntimeError as error:
+            if not distributed.is_connection_error(error):
+                raise
+            # The error of the rank that failed is the one to show, or the signal that ended it.
+            sys.exit(128 + SIGNALS.received if SIGNALS.received else 1)
+
+    return guarded
+
+
+def _command() -> str:
+    """What the user gave, to be given again."""
+    module = sys.modules["__main__"].__spec__
+    words = ["-m", module.name.removesuffix(".__main__")] if module else [sys.argv[0]]
+    start = ["torchrun", "..."] if distributed.launched() else ["python"]
+    return shlex.join([*start, *words, *sys.argv[1:]])

@@ -1,0 +1,103 @@
+"""Files that appear whole or not at all, and the digests that identify them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, Iterator
+
+from utils.run.errors import UserError
+
+PARTIAL = re.compile(r"\..*\.partial\b")  # the temporary names of `replacing`; a kill can leave one behind
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a name beside `path` to write to; rename it to `path` if the block succeeds.
+
+    A reader therefore sees the old file or the new one, never a part of it. The temporary name carries the machine
+    and the process id, so that two processes never write into the same one. What killed processes left is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(str(os.getpid()).join(_around(path)))
+    try:
+        yield temporary
+        os.replace(temporary, path)
+        remove_leftovers(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _around(path: Path) -> tuple[str, str]:
+    """What stands before and after the process id in the temporary names of `path`."""
+    # The suffix is kept, because writers such as PIL choose the format by it.
+    return f".{path.stem}.{os.uname().nodename}.", f".partial{path.suffix}"
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove the temporary files of `path` whose processes, on this machine, have ended."""
+    before, after = _around(path := Path(path))
+    for name in os.listdir(path.parent):
+        if name.startswith(before) and name.endswith(after):
+            process = name[len(before) : len(name) - len(after)]
+            if process.isdecimal() and not _is_running(int(process)):
+                path.with_name(name).unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises UserError where the file is not readable JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error}); remove it and run the stage again") from None
+
+
+def sha256(path: str | Path) -> str:
+    state = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-able value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: dict, new: dict) -> str:
+    """`name: old -> new` for every entry that differs, for messages."""
+
+    def short(value: Any) -> str:
+        text = str(value)
+        return text if len(text) <= 40 else f"{text[:12]}..."
+
+    return ", ".join(
+        f"{name}: {short(old.get(name))} -> {short(new.get(name))}"
+        for name in sorted(set(old) | set(new))
+        if old.get(name) != new.get(name)
+    )

@@ -1,0 +1,97 @@
+"""Outputs that belong to one run: checked before hours of work, claimed by settings, locked while written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Iterator
+
+from filelock import FileLock, Timeout
+
+from utils.run.errors import UserError
+from utils.run.files import PARTIAL, differences, read_json, write_json
+
+
+def check_output(path: str | Path, *inputs: str | Path) -> None:
+    """Raises UserError if `path` cannot be created, or is, holds or lies in one of the `inputs`."""
+    path = Path(path).resolve()
+    parent = next(folder for folder in path.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        reason = "not writable" if parent.is_dir() else "a file, not a folder"
+        raise UserError(f"{path} cannot be written: {parent} is {reason}")
+    for name in inputs:
+        source = Path(name).resolve()
+        if path == source or path in source.parents or source in path.parents:
+            raise UserError(f"{path} cannot be the output: it would mix with the input {source}; choose another folder")
+
+
+def check_folder(folder: str | Path, record_name: str, *inputs: str | Path) -> set[str]:
+    """The names in an output folder, if it exists.
+
+    Raises UserError if it cannot be an output, or holds files but no `record_name`: then no run wrote them.
+    """
+    folder = Path(folder)
+    check_output(folder, *inputs)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; an output folder is needed")
+    # Listed before the record is looked for: another rank may write that one at this very moment.
+    entries = {entry.name for entry in folder.iterdir() if not PARTIAL.match(entry.name)} if folder.is_dir() else set()
+    if entries and not (folder / record_name).exists():
+        raise UserError(f"{folder} is not empty and holds no run of this stage; choose another folder")
+    return entries
+
+
+def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool, *inputs: str | Path) -> dict:
+    """Make `folder` this run's, and return the record of how far the same run came before.
+
+    The record is a JSON file `record_name` in the folder, whose `settings` entry identifies the run. With `overwrite`
+    another run's folder is emptied. Raises UserError if the folder holds another run, or files that no run wrote
+    (those are never removed), or touches one of the folders `inputs`.
+    """
+    folder, record_path = Path(folder), Path(folder) / record_name
+    entries = check_folder(folder, record_name, *inputs)
+    if record_path.exists():
+        record = read_json(record_path)
+        found = record.get("settings") if isinstance(record, dict) else None
+        if not isinstance(found, dict):
+            raise UserError(f"{record_path}: is not the record of a run; choose another folder")
+        if found == settings:
+            return record
+        if not overwrite and entries - {record_name}:  # a run without any result is in nobody's way
+            raise UserError(
+                f"{folder} holds another run ({differences(found, settings)}); choose another folder, "
+                "or give --overwrite"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"settings": settings, "finished": False}
+    write_json(record_path, record)
+    return record
+
+
+@contextlib.contextmanager
+def locked(output: str | Path) -> Iterator[None]:
+    """Let no other process write `output` within; the lock is a hidden file beside it.
+
+    The system releases the lock however a process ends. The ranks of one run write into one output, so each has a
+    lock of its own. Raises UserError if another process holds the lock.
+    """
+    output, rank = Path(output).absolute(), os.environ.get("RANK", "0")
+    path = output.with_name(f".{output.name}.lock" if rank == "0" else f".{output.name}.rank{rank}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        owner = path.read_text(errors="replace") if path.exists() else ""
+        raise UserError(
+            f"{output}: {owner or 'another process'} is writing there; wait for its end, or choose another output"
+        ) from None
+    try:
+        path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who waits for it sees that this file is gone
+        lock.release()

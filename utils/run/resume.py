@@ -1,0 +1,130 @@
+"""The state of long work on disk: the same command resumes from it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from utils.run import distributed
+from utils.run.files import digest, remove_leftovers, replacing
+from utils.run.signals import SIGNALS, Stopped
+
+
+class State:
+    """One file that holds how far one piece of work has come. It appears whole, and carries its own digest."""
+
+    def __init__(self, path: str | Path, identity: dict, minutes: float = 5.0):
+        """`identity` names the work: a file of other work is no state of this one. Written every `minutes`."""
+        self.path, self.identity, self.interval = Path(path), digest(identity), 60 * minutes
+        self.started = self.saved = time.monotonic()
+        self.seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """That the work took so far, in all processes that worked on it."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def load(self) -> dict[str, Any] | None:
+        """What was saved last; None if nothing was, or by other work. A damaged file is named and not used."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        payload = content[65:]
+        if content[:65] != _checksum(payload):
+            print(f"{self.path}: damaged, and not used; this piece of work starts again")
+            return None
+        saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        if saved["identity"] != self.identity:
+            return None
+        self.seconds_before = saved["seconds"]
+        return saved["content"]
+
+    def restore(self, parts: dict[str, Any]) -> dict[str, Any] | None:
+        """Load `parts` (name -> what has load_state_dict) from what `state_dicts` gave; return the rest of it."""
+        if saved := self.load():
+            for name, part in parts.items():
+                part.load_state_dict(saved.pop(name))
+        return saved
+
+    def save(self, content: dict[str, Any]) -> None:
+        """Tensors and plain values only."""
+        buffer = io.BytesIO()
+        torch.save({"identity": self.identity, "seconds": self.seconds, "content": content}, buffer)
+        payload = buffer.getvalue()
+        with replacing(self.path) as temporary:
+            temporary.write_bytes(_checksum(payload) + payload)
+        self.saved = time.monotonic()
+
+    def save_if_due(self, content: Callable[[], dict[str, Any]]) -> None:
+        """To be called after each step: saves `content()` when it is due. Raises Stopped, after saving, at a signal."""
+        stop, due = self._agree(SIGNALS.received, time.monotonic() - self.saved > self.interval)
+        if stop or due:
+            self.save(content())
+        if stop:
+            raise Stopped(stop)
+
+    def _agree(self, *values: int) -> list[int]:
+        return list(values)
+
+    def __enter__(self) -> "State":
+        SIGNALS.saving = True
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        SIGNALS.saving = False
+        if kind is None:
+            self.remove()
+            SIGNALS.stop_if_received()
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        if self.path.parent.is_dir():
+            remove_leftovers(self.path)
+
+
+class JointState(State):
+    """The state of work that all ranks do together: they save and stop after the same step, and rank 0 writes."""
+
+    def save(self, content: dict[str, Any]) -> None:
+        if distributed.get_rank() == 0:
+            super().save(content)
+        self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        if distributed.get_rank() == 0:  # which has written the result by now
+            super().remove()
+
+    def _agree(self, *values: int) -> list[int]:
+        return distributed.all_reduce_max(*values)
+
+
+class NoState(State):
+    """For work that is short, or that nobody will resume."""
+
+    def __init__(self) -> None:
+        super().__init__(os.devnull, {})
+
+    def load(self) -> None:
+        return None
+
+    def save_if_due(self, content: Callable[[], dict[str, Any]]) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        SIGNALS.saving = False
+
+
+def _checksum(payload: bytes) -> bytes:
+    """What stands before a payload and shows that it is whole."""
+    return hashlib.sha256(payload).hexdigest().encode() + b"\n"
+
+
+def state_dicts(parts: dict[str, Any]) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in parts.items()}

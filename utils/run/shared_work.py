@@ -1,0 +1,118 @@
+"""Shared work: numbered pieces, of which any process takes the next free one.
+
+The scores of ranking, the units of recover and the shards of soft labels are such pieces. A piece depends on nothing
+but the identity of the work and its number, so the result is the same however many processes there are and however
+often they are killed. Whoever finds all pieces done puts them together.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+from filelock import FileLock, Timeout
+
+from utils.run.errors import UserError
+from utils.run.files import digest, read_json, write_json
+
+
+class SharedWork:
+    """`count` pieces, each with a JSON record of its result in `folder` once it is done.
+
+    `is_done(number)` may ask for more than a record, such as the files that it names.
+    """
+
+    def __init__(self, folder: str | Path, identity: dict, count: int, is_done: Callable[[int], bool] | None = None):
+        self.folder, self.identity, self.count = Path(folder), digest(identity), count
+        self.is_done = is_done or (lambda number: self.record(number) is not None)
+        self._locks: dict[int, FileLock] = {}
+
+    def missing(self) -> list[int]:
+        """The pieces that are not done, whoever may be at work on them."""
+        return [number for number in range(self.count) if not self.is_done(number)]
+
+    def take(self) -> Iterator[int]:
+        """The pieces that are neither done nor another process's, each chosen when it is asked for.
+
+        A piece stays this process's until it is saved or released. A process that dies gives its pieces back.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number in range(self.count):
+            if number in self._locks or self.is_done(number) or not self._lock(number):
+                continue
+            if self.is_done(number):  # since the first look
+                self._unlock(number)
+                continue
+            yield number
+
+    def save(self, number: int, content: dict[str, Any]) -> None:
+        """Record a piece as done. `content` is JSON-able."""
+        entry = {"identity": self.identity, "content": content, "sha256": digest(content)}
+        write_json(self._path(number), entry)
+        self._unlock(number)
+
+    def record(self, number: int) -> dict[str, Any] | None:
+        """What was saved of a piece; None if nothing was, or by other work. A damaged record is named and not used."""
+        path = self._path(number)
+        if not path.exists():
+            return None
+        try:
+            entry = read_json(path)
+            whole = digest(entry["content"]) == entry["sha256"]
+        except (UserError, TypeError, KeyError):
+            whole = False
+        if not whole:
+            if path.exists():  # else another process has put everything together since
+                print(f"{path}: damaged, and not used; piece {number} is done again")
+            return None
+        return entry["content"] if entry["identity"] == self.identity else None
+
+    def records(self) -> list[dict[str, Any]] | None:
+        """The records of all pieces in order; None while some are missing."""
+        found = []
+        for number in range(self.count):
+            content = self.record(number)
+            if content is None:
+                return None
+            found.append(content)
+        return found
+
+    def __enter__(self) -> "SharedWork":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in list(self._locks):
+            self._unlock(number)
+
+    def remove(self) -> None:
+        """Delete the records: everything is put together. Other processes find no pieces any more, not missing ones."""
+        removed = self.folder.with_name(f".{self.folder.name.lstrip('.')}.removed")
+        shutil.rmtree(removed, ignore_errors=True)
+        if self.folder.exists():
+            try:
+                os.rename(self.folder, removed)
+            except FileNotFoundError:  # another process was faster
+                return
+        shutil.rmtree(removed, ignore_errors=True)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.json"
+
+    def _lock(self, number: int) -> bool:
+        if not self.folder.is_dir():  # removed: another process has put everything together
+            return False
+        lock = FileLock(self.folder / f".{number:06d}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, FileNotFoundError):
+            return False
+        self._locks[number] = lock
+        return True
+
+    def _unlock(self, number: int) -> None:
+        lock = self._locks.pop(number, None)
+        if lock is not None:
+            Path(lock.lock_file).unlink(missing_ok=True)  # while it is held
+            lock.release()

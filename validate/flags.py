@@ -1,0 +1,215 @@
+"""The command line of validate."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from utils import cli
+from utils.cli import MachineFlags, TeacherFlags
+from utils.data import manifest
+from utils.data.geometry import GeometryFlags
+from utils.fit import curves
+from utils.run import registry
+from utils.run.memory import AUTO
+from validate.augment import ALPHA
+from validate.optim import LR_SCHEDULES, OPTIMIZERS
+from validate.protocols import DELT, PROTOCOLS
+from validate.targets import LOSSES
+
+
+@dataclass(frozen=True)
+class LabelFlags:
+    """Soft labels on disk."""
+
+    save_labels: str | None
+    load_labels: str | None
+    top_k: int | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """The command line."""
+
+    sets: dict[str, str]  # folder -> what to call the set
+    val_dir: str
+    output_dir: Path
+    student_arch: tuple[str, ...]  # the teacher's if empty
+    protocols: dict[str, dict[str, Any]]  # what to call them -> their settings
+    seeds: range
+    ipc: int | None
+    evaluations: int
+    labels: LabelFlags
+    teacher: TeacherFlags
+    geometry: GeometryFlags
+    machine: MachineFlags
+    log: str | None
+    save_every: float  # minutes
+    sync_bn: bool
+    overwrite: bool
+    arguments: dict[str, Any]  # as they were given, for the results
+
+    @property
+    def has_soft_labels(self) -> bool:
+        return any(settings["labels"] == "soft" for settings in self.protocols.values())
+
+
+def parse() -> Job:
+    parser = cli.Parser(
+        "validate",
+        "Train students from scratch on one or several sets of images under one protocol, with the same seeds and "
+        "updates for all; report their top-1.",
+    )
+    parser.add_argument(
+        "--syn-dir",
+        required=True,
+        nargs="+",
+        metavar="DIR",
+        help="one or several, any ImageFolder: distilled, selected, or whole",
+    )
+    parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure on")
+    parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets results.csv and results/*.json")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        metavar="NAME",
+        help="free text for the results, one for each --syn-dir; the method in its manifest, or the folder's name, if "
+        "left out",
+    )
+    parser.add_argument(
+        "--student-arch",
+        nargs="+",
+        metavar="ARCH",
+        help="one or several: conv1 to conv6, torchvision's names, timm/NAME; the teacher's if left out",
+    )
+    parser.add_argument("--seeds", type=cli.positive, default=3, help="how many, counted from --seed")
+    parser.add_argument("--ipc", type=cli.positive, help="take the first so many images of each class; all if left out")
+    parser.add_argument("--evaluations", type=cli.positive, default=3, help="on the test set, evenly over the epochs")
+    cli.add_log(parser, "OUTPUT_DIR/logs")
+    cli.add_joint_training(parser, "the student in training")
+    add_protocol(parser)
+    group = parser.add_argument_group("soft labels on disk")
+    group.add_argument(
+        "--save-labels", metavar="DIR", help="store what the teacher says of every view, and train on it"
+    )
+    group.add_argument("--load-labels", metavar="DIR", help="train on stored labels, without any teacher")
+    group.add_argument(
+        "--top-k",
+        type=cli.positive,
+        metavar="K",
+        help="with --save-labels: keep the K largest probabilities; the other classes share the rest",
+    )
+    cli.add_teacher(parser, several="the mean of their logits")
+    cli.add_common(parser, "images per step; the published one for the IPC if left out")
+    args = parser.parse_args()
+    return _job(parser, args)
+
+
+def add_protocol(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("protocol", "a flag given beside --protocol wins, and is recorded")
+    group.add_argument(
+        "--protocol", choices=tuple(PROTOCOLS), nargs="+", default=["delt"], help="one or several in turn"
+    )
+    group.add_argument("--labels", choices=("soft", "hard"), help="soft: the teacher labels each batch")
+    group.add_argument("--loss", choices=tuple(LOSSES), help="kl for soft labels, ce for hard ones, if left out")
+    group.add_argument(
+        "--class-weight", type=cli.non_negative_float, help="with mse: of the cross-entropy to the image's class"
+    )
+    group.add_argument("--image-weights", choices=("on", "off"), help="those of the set's manifest, where it has any")
+    group.add_argument("--epochs", type=cli.positive)
+    group.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
+    group.add_argument("--lr", type=cli.non_negative_float, help="the published one for the student if left out")
+    group.add_argument("--momentum", type=cli.fraction, help="of sgd")
+    group.add_argument("--lr-schedule", choices=tuple(LR_SCHEDULES), help="half-cosine ends at half the rate")
+    group.add_argument(
+        "--lr-steps", type=cli.positive_fraction, nargs="+", metavar="SHARE", help="for steps: shares of the epochs"
+    )
+    group.add_argument("--lr-factor", type=cli.positive_fraction, help="for steps: of the rate, at each of them")
+    group.add_argument("--weight-decay", type=cli.non_negative_float, help="of tensors with two dimensions or more")
+    group.add_argument(
+        "--weight-average",
+        type=decay,
+        metavar="DECAY",
+        help="of an average of the student's weights over steps, which is tested in its place; 0: none",
+    )
+    group.add_argument(
+        "--temperature", type=cli.positive_float, help="20, and 4 for mixup, if left out; 1 with the loss ce"
+    )
+    group.add_argument("--mix", choices=tuple(ALPHA))
+    group.add_argument("--rand-augment", metavar="CONFIG", help="timm's, as rand-m6-n2-mstd1.0, or none")
+    group.add_argument(
+        "--shuffle-patches",
+        type=cli.positive,
+        metavar="N",
+        help="shuffle N strips of columns and of rows, for collages of N x N images",
+    )
+    group.add_argument("--min-scale", type=cli.positive_fraction, help="smallest share of the image in a crop")
+    group.add_argument("--max-scale", type=cli.positive_fraction, help="largest; no crop if both are 1")
+    group.add_argument("--flip", type=cli.fraction, help="probability of a horizontal flip")
+
+
+def decay(text: str) -> float:
+    value = cli.fraction(text)
+    if value == 1:
+        raise argparse.ArgumentTypeError("'1' would keep the first weights for ever; give less, such as 0.99")
+    return value
+
+
+def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
+    given = {name: getattr(args, name) for name in DELT}
+    given["lr_steps"] = tuple(args.lr_steps) if args.lr_steps else None
+    # The published size of each protocol and set is where the search for one that fits begins.
+    given["batch_size"] = None if args.batch_size == AUTO else args.batch_size
+    protocols = dict(registry.with_changes(PROTOCOLS, name, given) for name in args.protocol)
+    methods = args.method or [manifest.read(path).get("method") or Path(path).resolve().name for path in args.syn_dir]
+    _check(parser, args, protocols)
+    return Job(
+        sets=dict(zip(args.syn_dir, map(str, methods))),
+        val_dir=args.val_dir,
+        output_dir=Path(args.output_dir),
+        student_arch=tuple(args.student_arch or ()),
+        protocols=protocols,
+        seeds=range(args.seed, args.seed + args.seeds),
+        ipc=args.ipc,
+        evaluations=args.evaluations,
+        labels=cli.group(args, LabelFlags),
+        teacher=cli.group(args, TeacherFlags),
+        geometry=cli.group(args, GeometryFlags),
+        machine=cli.group(args, MachineFlags),
+        log=args.log,
+        save_every=args.save_every,
+        sync_bn=args.sync_bn,
+        overwrite=args.overwrite,
+        arguments=vars(args),
+    )
+
+
+def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, dict[str, Any]]) -> None:
+    soft = [settings for settings in protocols.values() if settings["labels"] == "soft"]
+    hard = [settings for settings in protocols.values() if settings["labels"] == "hard"]
+    if any((settings["min_scale"] or 0) > settings["max_scale"] for settings in protocols.values()):
+        parser.error(f"--min-scale must be at most --max-scale ({args.min_scale} and {args.max_scale} were given)")
+    if any(settings["loss"] not in (None, "ce") for settings in hard):
+        parser.error(f"--loss {args.loss} compares with a teacher; hard labels go with ce")
+    cli.refuse_single_images(parser, args)
+    if args.method and len(args.method) != len(args.syn_dir):
+        parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")
+    if len(set(args.syn_dir)) < len(args.syn_dir):
+        parser.error("--syn-dir names a folder twice")
+    if args.save_labels and args.load_labels:
+        parser.error("--save-labels and --load-labels exclude each other")
+    if (args.save_labels or args.load_labels) and (len(args.syn_dir) > 1 or len(protocols) > 1 or not soft):
+        parser.error(
+            "labels on disk are those of one --syn-dir under one --protocol with soft labels; give one of each"
+        )
+    if args.top_k and not args.save_labels:
+        parser.error("--top-k goes with --save-labels: stored labels have the classes that they were stored with")
+    if args.top_k and any(LOSSES[settings["loss"] or "kl"].target == "logits" for settings in soft):
+        parser.error("--top-k keeps probabilities, and this loss compares logits; leave it out")
+    if args.load_labels and (args.teacher_path or args.teacher_arch):
+        parser.error("--load-labels needs no teacher; leave --teacher-path and --teacher-arch out")
+    if not (soft or args.teacher_path or args.student_arch):
+        parser.error("--student-arch is needed where there is no teacher to take it from")
+    curves.check(args.log)

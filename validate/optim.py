@@ -1,0 +1,78 @@
+"""How a student learns: optimisers, the course of the learning rate, and the average of the weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Callable
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from utils.fit.loop import Learner
+from validate.protocols import Protocol
+
+
+def _adamw(groups: list[dict], protocol: Protocol) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, protocol.lr, betas=(0.9, 0.999), fused=True)
+
+
+def _sgd(groups: list[dict], protocol: Protocol) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, protocol.lr, momentum=protocol.momentum, fused=True)
+
+
+OPTIMIZERS: dict[str, Callable[[list[dict], Protocol], torch.optim.Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
+
+
+def _half_cosine(done: float, protocol: Protocol) -> float:
+    """The first half of a cosine's descent, which ends at one half (RDED's code, after its authors' tuning)."""
+    return 0.5 * (1 + math.cos(math.pi * done / 2))
+
+
+def _cosine(done: float, protocol: Protocol) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _steps(done: float, protocol: Protocol) -> float:
+    """`lr_factor` at each of `lr_steps`. A share of the epochs that is a whole number of them is met in that epoch."""
+    return protocol.lr_factor ** sum(done >= step - 1e-9 for step in protocol.lr_steps)
+
+
+def _half_cosine_linear(done: float, protocol: Protocol) -> float:
+    """The half cosine, and in the last sixth a line from there to 0 (EDC's code)."""
+    bend = 5 / 6
+    return _half_cosine(done, protocol) if done <= bend else _half_cosine(bend, protocol) * (1 - done) / (1 - bend)
+
+
+# Share of the epochs that are done, from 0 -> share of the learning rate.
+LR_SCHEDULES: dict[str, Callable[[float, Protocol], float]] = {
+    "half-cosine": _half_cosine,
+    "cosine": _cosine,
+    "steps": _steps,
+    "half-cosine-linear": _half_cosine_linear,
+}
+
+
+def learning_rate(epoch: int, protocol: Protocol) -> float:
+    """The share of the rate in an epoch, counted from 0."""
+    return LR_SCHEDULES[protocol.lr_schedule](epoch / protocol.epochs, protocol)
+
+
+def learner(student: nn.Module, protocol: Protocol, steps_per_epoch: int) -> Learner:
+    """The student with its optimiser and schedule, and with the average of its weights where the protocol has one.
+
+    Weight decay is for tensors of more than one dimension.
+    """
+    groups = [
+        {"params": [p for p in student.parameters() if p.ndim > 1], "weight_decay": protocol.weight_decay},
+        {"params": [p for p in student.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = OPTIMIZERS[protocol.optimizer](groups, protocol)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(step // steps_per_epoch, protocol)
+    )
+    average = None
+    if protocol.weight_average:
+        # Its BatchNorm statistics are always those of the student.
+        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(protocol.weight_average))
+    return Learner(student, optimizer, scheduler, average)

@@ -1,0 +1,1 @@
+"""What runs measured, as a page, tables and figures."""

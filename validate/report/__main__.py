@@ -1,0 +1,91 @@
+"""python -m validate.report RUN...: one static page of what runs measured, to look at before reading.
+
+Beside the page are its figures as PNG, and its table as Markdown and CSV.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils import cli
+from utils.data import gallery
+from utils.run import entry
+from utils.run.files import write_text
+from utils.run.outputs import check_output
+from validate.report import charts, collect, figures, origins, page, scores, tables
+
+
+@dataclass(frozen=True)
+class Flags:
+    runs: tuple[str, ...]
+    output_dir: str | None
+    title: str
+    classes: int
+    images: int
+    full_hard: float | None
+
+
+def parse() -> Flags:
+    parser = cli.Parser(
+        "validate.report",
+        "One static HTML page of what runs measured: table, curves, diversity, times and pictures; its figures as PNG, "
+        "its table as Markdown and CSV.",
+    )
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="--output-dir of python -m validate, or a script's run folder"
+    )
+    parser.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="gets report.html, results.md, results.csv and figures/; RUN/report if left out",
+    )
+    parser.add_argument("--title", default="DELT: what was measured", help="of the page")
+    parser.add_argument("--classes", type=cli.positive, default=10, help="most classes in the gallery, evenly spaced")
+    parser.add_argument("--images", type=cli.positive, default=10, help="most images of a class and set, early to late")
+    parser.add_argument(
+        "--full-hard",
+        type=cli.non_negative_float,
+        metavar="PERCENT",
+        help="top-1 of the student on the whole data set with hard labels, for LRS; the teacher's own where it is of "
+        "the same architecture",
+    )
+    return cli.group(parser.parse_args(), Flags)
+
+
+def main() -> None:
+    flags = parse()
+    folder = Path(flags.output_dir or Path(flags.runs[0]) / "report")
+    measured = collect.read(flags.runs)
+    check_output(folder / "report.html")
+    results = tables.results(measured)
+    sets = origins.image_sets(measured)
+    contents = page.Contents(
+        title=flags.title,
+        command=shlex.join(["python", "-m", "validate.report", *flags.runs]),
+        measured=measured,
+        results=results,
+        scores=scores.table(measured, flags.full_hard),
+        charts=charts.of_runs(flags.runs, measured),
+        blocks=gallery.blocks(class_names(sets), sets, flags.classes, flags.images),
+    )
+    for chart in contents.charts:
+        if chart.draw:
+            figures.save(folder / "figures" / f"{chart.anchor}.png", chart.draw)
+    write_text(folder / "results.csv", results.to_csv(index=False, lineterminator="\n"))
+    write_text(folder / "results.md", tables.markdown(results))
+    write_text(folder / "report.html", page.render(contents))
+    students = sum(len(one.seeds) for one in measured)
+    print(
+        f"report: {len(measured)} results of {students} students: {folder / 'report.html'}; results.md, results.csv "
+        "and figures/ beside it"
+    )
+
+
+def class_names(sets: list[gallery.ImageSet]) -> list[str]:
+    return sorted({name for images in sets for name in images.paths})
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,66 @@
+"""The report's charts: which figures it has, and what is said of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Sequence
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from validate.report import diversity, figures, origins
+from validate.report.collect import Measured
+
+
+@dataclass(frozen=True)
+class Chart:
+    anchor: str  # on the page, and the name of its file
+    title: str
+    text: str
+    draw: Callable[[], Figure] | None  # None where there is nothing to draw
+
+
+def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
+    """Raises UserError for a table of diversity, a manifest or a teacher that cannot be read."""
+    seconds = origins.stage_seconds(measured)
+    curves = [(entry.title, [student.curve for student in entry.seeds.values()]) for entry in measured]
+    return [
+        Chart(
+            "curves",
+            "Learning curves",
+            "Top-1 on the test images where it was measured, mean and standard deviation over seeds.",
+            lambda: figures.curves(curves, "top1", "top-1, percent"),
+        ),
+        Chart(
+            "loss",
+            "Training loss",
+            "Mean over seeds; the losses of soft and of hard labels are different quantities.",
+            lambda: figures.curves(curves, "loss", "loss", log=True),
+        ),
+        _diversity(runs),
+        Chart(
+            "time",
+            "Time per stage",
+            "Wall time on the machine that ran it; what was trained or made elsewhere has no bar.",
+            lambda: figures.stages(seconds),
+        ),
+    ]
+
+
+def _diversity(runs: Sequence[str]) -> Chart:
+    paths = [Path(run) / diversity.FILE for run in runs]
+    tables = [diversity.read(path) for path in paths if path.is_file()]
+    title = "Diversity"
+    if not tables:
+        text = (
+            f"Not measured yet: run python -m validate.report.diversity SET... --output-dir {runs[0]}, then make this "
+            "page again."
+        )
+        return Chart("diversity", title, text, None)
+    table = pd.concat(tables).drop_duplicates(["method", "class"])
+    text = (
+        "Mean cosine similarity of the pairs of images within a class, in a network's penultimate features: lower is "
+        "more diverse."
+    )
+    return Chart("diversity", title, text, lambda: figures.diversity(table))

@@ -1,0 +1,136 @@
+"""What runs measured, read from the result files of `python -m validate`."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Sequence
+
+from utils.run.errors import UserError
+from utils.run.files import digest, read_json
+
+NAMES = {
+    "dataset": str,
+    "method": str,
+    "ipc": int,
+    "teacher": str,
+    "student": str,
+    "protocol": str,
+    "epochs": int,
+    "syn_dir": str,
+}
+
+
+@dataclass(frozen=True)
+class Student:
+    """What one seed gave. Accuracies are in percent."""
+
+    top1: float  # of the last epoch
+    best_top1: float
+    top5: float
+    seconds: float
+    curve: list[dict[str, float]]  # of each epoch its number, loss, and top1 where it was measured
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One set under one protocol with one architecture; the seeds of all runs that had the same settings."""
+
+    dataset: str
+    method: str
+    ipc: int
+    teacher: str
+    student: str
+    protocol: str
+    epochs: int
+    syn_dir: str
+    arguments: dict[str, Any]
+    run: Path
+    seeds: dict[int, Student]
+
+    @property
+    def group(self) -> tuple[str, int, str, str]:
+        """Results are compared within these."""
+        return self.dataset, self.ipc, self.teacher, self.student
+
+    @property
+    def set_title(self) -> str:
+        return f"{self.method}, IPC {self.ipc}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.set_title}, {self.student}, {self.protocol}"
+
+    @property
+    def top1(self) -> list[float]:
+        """In the order of the seeds."""
+        return [self.seeds[seed].top1 for seed in sorted(self.seeds)]
+
+    @property
+    def set_dir(self) -> Path:
+        """Where the images are: as it was written, or beside the run if the whole folder was moved."""
+        written = Path(self.syn_dir)
+        moved = self.run / written.name
+        return moved if os.path.isdir(moved) and not os.path.isdir(written) else written
+
+    def mean(self, name: str) -> float:
+        return statistics.fmean(getattr(student, name) for student in self.seeds.values())
+
+
+def read(runs: Sequence[str | Path]) -> list[Measured]:
+    """The results in the folders `runs`; those of one data set, IPC, teacher and student stand together.
+
+    A seed that several runs have counts once, as the first of them has it. Raises UserError for a folder without
+    results, and for a file that is none.
+    """
+    found: dict[str, Measured] = {}
+    for run in map(Path, runs):
+        files = sorted((run / "results").glob("*.json"))
+        if not files:
+            raise UserError(
+                f"{run}: holds no results (no {run / 'results'}/*.json); run `python -m validate` with "
+                f"--output-dir {run} first"
+            )
+        for path in files:
+            content = read_json(path)
+            try:
+                measured, settings = _measured(content, run), digest(_typed(content["settings"], dict))
+            except (KeyError, TypeError, OverflowError):
+                raise UserError(f"{path}: is no result of validate; remove it, or give other runs") from None
+            seeds = found.setdefault(settings, measured).seeds
+            for seed, student in measured.seeds.items():
+                seeds.setdefault(seed, student)
+    return sorted(found.values(), key=lambda entry: entry.group)
+
+
+def _measured(content: Any, run: Path) -> Measured:
+    """Raises KeyError, TypeError or OverflowError where `content` is no result."""
+    names = {name: _typed(content[name], kind) for name, kind in NAMES.items()}
+    seeds = {_typed(entry["seed"], int): _student(entry) for entry in _typed(content["seeds"], list)}
+    if not seeds:
+        raise KeyError("seeds")
+    return Measured(**names, arguments=_typed(content.get("arguments", {}), dict), run=run, seeds=seeds)
+
+
+def _student(entry: dict[str, Any]) -> Student:
+    numbers = {name: _number(entry[name]) for name in ("top1", "best_top1", "top5", "seconds")}
+    curve = [{name: _number(value) for name, value in point.items()} for point in _objects(entry["curve"])]
+    if any("epoch" not in point for point in curve):
+        raise KeyError("epoch")
+    return Student(**numbers, curve=curve)
+
+
+def _objects(value: Any) -> list[dict]:
+    return [_typed(entry, dict) for entry in _typed(value, list)]
+
+
+def _number(value: Any) -> float:
+    return float(_typed(value, (int, float)))
+
+
+def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError
+    return value

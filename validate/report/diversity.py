@@ -1,0 +1,140 @@
+"""python -m validate.report.diversity DIR...: how alike the images of a class are; lower is more diverse.
+
+For each class the mean cosine similarity between all pairs of its images in a network's penultimate features (DELT,
+arXiv 2411.19946, section 4.4), of images as they stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator
+
+import pandas as pd
+import torch
+from torch.nn.functional import normalize
+
+from utils import cli
+from utils.data.geometry import GeometryFlags
+from utils.data.image_folder import ImageFolder
+from utils.data.images import resize_whole
+from utils.fit.batch_size import find_batch_size, try_evaluation
+from utils.nets.features import FeatureReader, extractor
+from utils.nets.frozen import frozen
+from utils.nets.teacher import Teacher
+from utils.run import entry
+from utils.run.errors import UserError
+from utils.run.files import write_text
+from utils.run.memory import explain_out_of_memory
+from utils.run.outputs import check_output
+from validate.report import figures
+
+FILE = "diversity.csv"
+COLUMNS = ["method", "class", "images", "similarity", "extractor", "syn_dir"]
+BATCH_SIZE = 256
+
+
+def similarity(features: torch.Tensor) -> float:
+    """The mean cosine similarity of all pairs among the rows of `features` (n, D), n of 2 or more."""
+    count = len(features)
+    total = normalize(features.double(), dim=1).sum(0)
+    # The squared length of the sum holds every pair twice, and each row with itself, which is 1.
+    return float((total @ total - count) / (count * (count - 1)))
+
+
+def read(path: str | Path) -> pd.DataFrame:
+    """The table that this module writes. Raises UserError for any other file."""
+    try:
+        table = pd.read_csv(path, dtype={"method": str, "class": str}, keep_default_na=False)
+        table["similarity"] = table["similarity"].astype(float)
+        table = table[COLUMNS]
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+    else:
+        if len(table):
+            return table
+        reason = "it has no rows"
+    raise UserError(f"{path}: is no table of diversity ({reason}); run `python -m validate.report.diversity` again")
+
+
+@dataclass(frozen=True)
+class Flags:
+    syn_dir: tuple[str, ...]
+    method: tuple[str, ...]  # one for each folder
+    output_dir: str
+
+
+def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
+    parser = cli.Parser(
+        "validate.report.diversity",
+        "Mean cosine similarity of the pairs of images of each class; lower is more diverse. The extractor is the "
+        "teacher or any other checkpoint, of these classes or not.",
+    )
+    parser.add_argument("syn_dir", nargs="+", metavar="DIR", help="ImageFolders with the same classes")
+    parser.add_argument("--method", nargs="+", metavar="NAME", help="one name for each DIR; the folders' if left out")
+    parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets diversity.csv and diversity.png")
+    cli.add_teacher(parser)
+    cli.add_data(parser, f"images per batch; {BATCH_SIZE} if left out")
+    args = parser.parse_args()
+    folders = tuple(args.syn_dir)
+    methods = tuple(args.method or [Path(path).resolve().name for path in folders])
+    if len(methods) != len(folders):
+        parser.error(f"{len(folders)} folders need {len(folders)} --method names, not {len(methods)}")
+    if len(set(methods)) < len(methods):
+        parser.error(f"the --method names must differ ({', '.join(methods)})")
+    flags = Flags(folders, methods, args.output_dir)
+    return (flags, *(cli.group(args, kind) for kind in (cli.TeacherFlags, GeometryFlags, cli.MachineFlags)))
+
+
+def main() -> None:
+    flags, teacher_flags, geometry_flags, machine = parse()
+    folders = read_folders(flags.syn_dir)
+    output = Path(flags.output_dir) / FILE
+    check_output(output)
+    for folder in folders:
+        folder.load(machine.workers)
+    [teacher] = teacher_flags.load(geometry_flags, flags.syn_dir[0], "DIR", machine.workers)
+    reader = feature_reader(teacher, machine, output)
+    with explain_out_of_memory(reader.batch_size):
+        rows = [row for pair in zip(flags.method, folders) for row in measure(reader, teacher.arch, *pair)]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    write_text(output, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    figures.save(output.with_suffix(".png"), lambda: figures.diversity(table))
+    for method, group in table.groupby("method", sort=False):
+        found = group["similarity"]
+        extent = f"{found.min():.4f} to {found.max():.4f}"
+        print(f"diversity: {method}: {found.mean():.4f} over {len(group)} classes ({extent})")
+    print(f"diversity: {output}, {output.with_suffix('.png')}")
+
+
+def read_folders(paths: tuple[str, ...]) -> list[ImageFolder]:
+    """Raises UserError where their classes differ, or one has a single image."""
+    classes = ImageFolder(paths[0], "DIR").classes
+    folders = [ImageFolder(path, "DIR", classes, paths[0]) for path in paths]
+    for folder in folders:
+        if folder.fewest() < 2:
+            raise UserError(f"{folder.root}: has a class of a single image; diversity is measured between two or more")
+    return folders
+
+
+def feature_reader(teacher: Teacher, machine: cli.MachineFlags, output: Path) -> FeatureReader:
+    """What reads the teacher's features; its batch size is found by trying if that is asked for."""
+    runtime = machine.runtime()
+    network = frozen(extractor(teacher.network), runtime)
+
+    def trial(images: int) -> None:
+        try_evaluation(network, images, teacher.geometry.input_size, runtime)
+
+    found = machine.finds_batch_size
+    size = find_batch_size(BATCH_SIZE, 1, output, trial) if found else machine.batch_size or BATCH_SIZE
+    return FeatureReader(network, teacher.geometry, runtime, size, machine.workers, resize_whole, may_split=found)
+
+
+def measure(reader: FeatureReader, arch: str, method: str, folder: ImageFolder) -> Iterator[list]:
+    """The rows of one set, a class each."""
+    for label, features in reader.by_class(folder, method):
+        yield [method, folder.classes[label], len(features), similarity(features), arch, str(folder.root)]
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,108 @@
+"""Where results come from: what teachers' checkpoints and the manifests of sets say of themselves."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path, PurePosixPath
+from typing import Any, Sequence
+
+from utils.data import manifest
+from utils.data.gallery import ImageSet
+from utils.data.image_folder import ImageFolder
+from utils.nets import checkpoints
+from validate.report.collect import Measured
+
+
+def start_of(folder: Path) -> Path | None:
+    """The folder of images that a recovered set started from, if it is known and there; None for a start from noise."""
+    record = manifest.read(folder)
+    written = _part(record, "arguments").get("init_dir")
+    if not isinstance(written, str) or not written or _part(record, "settings").get("init") == "noise":
+        return None
+    # Beside the set if the whole run's folder was moved.
+    return next((path for path in (Path(written), folder.parent / Path(written).name) if os.path.isdir(path)), None)
+
+
+def updates(folder: Path) -> list[int] | None:
+    """How many updates the image at each position of a recovered set had, by its manifest; None for other sets."""
+    record = manifest.read(folder)
+    settings, images = _part(record, "settings"), _part(record, "images")
+    rounds: dict[PurePosixPath, list[int]] = {}
+    try:
+        iterations, round_iterations = int(settings["iterations"]), int(settings["round_iterations"])
+        for path in sorted(images):
+            rounds.setdefault(PurePosixPath(path).parent, []).append(int(images[path]["round"]))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    # Positions have the same rounds in every class.
+    return [iterations - number * round_iterations for number in next(iter(rounds.values()))] if rounds else None
+
+
+def image_sets(measured: Sequence[Measured]) -> list[ImageSet]:
+    """The sets that are still on disk, each once; a recovered one stands after the images that it started from."""
+    sets: dict[str, ImageSet] = {}
+    for entry in measured:
+        title, folder = entry.set_title, entry.set_dir
+        if title in sets or not os.path.isdir(folder):
+            continue
+        if start := start_of(folder):
+            sets[f"{title}: start"] = ImageSet.from_folder(f"{title}: start", ImageFolder(start, "set"))
+        sets[title] = ImageSet.from_folder(title, ImageFolder(folder, "set"), updates(folder))
+    return list(sets.values())
+
+
+def image_count(record: dict[str, Any]) -> int:
+    """How many images a manifest speaks of, a recovered set's or a selection's."""
+    chosen = _part(_part(record, "settings"), "images")
+    return len(_part(record, "images")) or sum(len(paths) for paths in chosen.values() if isinstance(paths, list))
+
+
+def teacher_top1(entry: Measured) -> float | None:
+    """The teacher's top-1 in percent, if it is one network, of the student's architecture, and says so."""
+    teachers = _teachers(entry)
+    return teachers[0].get("top1") if len(teachers) == 1 and entry.teacher == entry.student else None
+
+
+def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
+    """Set and student -> stage -> seconds, where they are known; of validate those of one seed."""
+    found: dict[str, dict[str, float]] = {}
+    for entry in measured:
+        name = f"{entry.set_title}, {entry.student}"
+        if name in found:
+            continue
+        record = manifest.read(entry.set_dir)
+        recovered = "units" in record
+        start = start_of(entry.set_dir) if recovered else entry.set_dir
+        stages = {
+            "squeeze": sum(seconds(teacher) for teacher in _teachers(entry)),
+            "ranking": seconds(manifest.read(start)) if start else 0,
+            "recover": seconds(record) if recovered else 0,
+            "validate": entry.mean("seconds"),
+        }
+        found[name] = {stage: value for stage, value in stages.items() if value}
+    return found
+
+
+def seconds(record: dict[str, Any]) -> float:
+    """What a manifest or a checkpoint says that its stage took; 0 if it does not say."""
+    value = record.get("seconds")
+    return value if isinstance(value, (int, float)) and 0 <= value < 1e12 else 0
+
+
+def _teachers(entry: Measured) -> list[dict[str, Any]]:
+    """What the checkpoints of the teachers say, without the weights; nothing of those that are no longer there."""
+    given = entry.arguments.get("teacher_path") or []
+    paths = [path for path in ([given] if isinstance(given, str) else given) if isinstance(path, str)]
+    return [_facts(path) for path in paths if os.path.isfile(path)]
+
+
+@functools.cache
+def _facts(path: str) -> dict[str, Any]:
+    return {name: value for name, value in checkpoints.read(path).items() if name != "model"}
+
+
+def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """An entry of a manifest that is an object; an empty one where it is missing or anything else."""
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,77 @@
+"""The batches that a student sees: drawn anew, or shown again as they were recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Iterable, Iterator
+
+import torch
+
+from utils.data.geometry import Geometry
+from utils.data.loader import BatchSchedule
+from utils.run import distributed
+from utils.run.device import Runtime
+from utils.run.seeds import seeded
+from validate import augment
+from validate.augment import Views
+from validate.protocols import Protocol
+
+
+@dataclass
+class Step:
+    """One mixed batch, on the device, and everything that was drawn for it."""
+
+    images: torch.Tensor  # (B, 3, S, S) normalised
+    labels: torch.Tensor  # (B,), the class of each image before mixing
+    shares: torch.Tensor  # (B, classes) of the classes after mixing
+    order: torch.Tensor  # (B,) which images of the set
+    views: torch.Tensor  # (B, 5) as Augmentation.draw has them
+    mix: torch.Tensor  # (5,) as draw_mix has it
+    batch_size: int  # of all ranks together
+
+    def subset(self, own: list[int]) -> Step:
+        """Some of its images."""
+        parts = ("images", "labels", "shares", "order", "views")
+        return replace(self, **{name: getattr(self, name)[own] for name in parts})
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The batches of one student: the same for every architecture, and whoever labels them."""
+
+    views: Views
+    protocol: Protocol
+    seed: int
+    geometry: Geometry
+    runtime: Runtime
+
+    @property
+    def schedule(self) -> BatchSchedule:
+        return self.views.schedule(self.protocol.batch_size, self.protocol.epochs)
+
+    def keys(self, epochs: range, start: int = 0) -> Iterator[tuple[tuple, list[int]]]:
+        return self.schedule.keys((self.seed, "student"), start, epochs)
+
+    def draw(self, epochs: range, start: int = 0, local: bool = True) -> Iterator[Step]:
+        """The batches of these epochs, freshly drawn, without the first `start`; `local`: of each this rank's part."""
+        steps = self.schedule.steps_per_epoch
+        own = ("rank", distributed.get_rank()) if local and distributed.get_world_size() > 1 else ()
+        keys = self.keys(epochs, start)
+        batches = self.views.batches(distributed.local_batches(keys) if local else keys)
+        for number, batch in enumerate(batches, start):
+            images = batch[0]
+            with seeded(self.seed, "mix", epochs[number // steps], number % steps, *own):
+                mix = augment.draw_mix(self.protocol.mix, len(images), images.shape[-1])
+            yield self._step(batch, mix, self.schedule.size(number))
+
+    def replay(self, keys: Iterable[tuple], mixes: Iterable[torch.Tensor]) -> Iterator[Step]:
+        """The batches of recorded `keys` (stream, order, views), mixed as recorded."""
+        for batch, mix in zip(self.views.batches(keys), mixes):
+            yield self._step(batch, mix, len(batch[0]))
+
+    def _step(self, batch: tuple[torch.Tensor, ...], mix: torch.Tensor, batch_size: int) -> Step:
+        images, labels, order, views = batch
+        device = self.runtime.device
+        labels = labels.to(device, non_blocking=True)
+        mixed, shares = augment.mix(self.geometry.normalise(images, device), labels, mix, self.geometry.num_classes)
+        return Step(mixed, labels, shares, order, views, mix, batch_size)

@@ -1,0 +1,145 @@
+"""What a student learns from: the logits of one or several teachers, or the classes; and by which loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, softmax
+
+from utils.data import manifest
+from utils.data.geometry import Geometry
+from utils.data.image_folder import ImageFolder
+from utils.nets.frozen import frozen
+from utils.nets.teacher import Teacher
+from utils.run import distributed
+from utils.run.device import Runtime
+from utils.run.errors import UserError
+from validate.protocols import Protocol
+from validate.stream import Step, Stream
+
+Labelled = Iterator[tuple[Step, torch.Tensor]]  # batches with their targets (B, classes)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of each image: value(logits (B, classes) fp32, target (B, classes), step, protocol) -> (B,)."""
+
+    value: Callable[[torch.Tensor, torch.Tensor, Step, Protocol], torch.Tensor]
+    target: str  # of a teacher: "probabilities" at the protocol's temperature, or "logits"
+
+
+def _kl(logits: torch.Tensor, target: torch.Tensor, step: Step, protocol: Protocol) -> torch.Tensor:
+    """KL(student / T, teacher / T)."""
+    return kl_div(log_softmax(logits / protocol.temperature, 1), target, reduction="none").sum(1)
+
+
+def _mse(logits: torch.Tensor, target: torch.Tensor, step: Step, protocol: Protocol) -> torch.Tensor:
+    """Squared error of the logits, and a share of cross-entropy to the class of the unmixed image (G-VBSM, EDC)."""
+    loss = mse_loss(logits, target, reduction="none").mean(1)
+    if protocol.class_weight:
+        loss = loss + protocol.class_weight * cross_entropy(logits, step.labels, reduction="none")
+    return loss
+
+
+def _ce(logits: torch.Tensor, target: torch.Tensor, step: Step, protocol: Protocol) -> torch.Tensor:
+    """Cross-entropy to the target's probabilities, which are the mixed classes' shares for hard labels."""
+    return cross_entropy(logits, target, reduction="none")
+
+
+LOSSES = {"kl": Loss(_kl, "probabilities"), "mse": Loss(_mse, "logits"), "ce": Loss(_ce, "probabilities")}
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Who labels, by its facts; `networks` are there unless the labels are stored or hard."""
+
+    geometry: Geometry  # of the students' images
+    archs: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()  # SHA-256
+    networks: tuple[nn.Module, ...] = ()  # frozen, on the device
+    geometries: tuple[Geometry, ...] = ()  # of each network
+
+    @classmethod
+    def of(cls, teachers: list[Teacher], runtime: Runtime) -> Teachers:
+        """Images are normalised as the first teacher says; the others normalise them for themselves."""
+        return cls(
+            teachers[0].geometry,
+            tuple(teacher.arch for teacher in teachers),
+            tuple(teacher.sha256 for teacher in teachers),
+            tuple(frozen(teacher.network, runtime) for teacher in teachers),
+            tuple(teacher.geometry for teacher in teachers),
+        )
+
+    @property
+    def name(self) -> str:
+        return "+".join(self.archs) or "none"
+
+    def labeller(self, stream: Stream) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Mixed images (B, 3, S, S) -> what the protocol's loss asks for (B, classes), fp32; of the mean of logits."""
+        protocol, runtime = stream.protocol, stream.runtime
+        networks = [runtime.compiled(network, stream.schedule.steps) for network in self.networks]
+        probabilities = LOSSES[protocol.loss].target == "probabilities"
+
+        def label(images: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad(), runtime.autocast():
+                found = [
+                    network(geometry.renormalise(images, self.geometry)).float()
+                    for network, geometry in zip(networks, self.geometries)
+                ]
+                logits = found[0] if len(found) == 1 else torch.stack(found).mean(0)
+                return softmax(logits / protocol.temperature, 1) if probabilities else logits
+
+        return label
+
+    def labelled(self, stream: Stream, start: int = 0) -> Labelled:
+        """All batches from `start` on with the teachers' targets."""
+        label = self.labeller(stream)
+        for step in stream.draw(range(stream.protocol.epochs), start):
+            yield step, label(step.images)
+
+
+def hard_labelled(stream: Stream, start: int = 0) -> Labelled:
+    """All batches from `start` on with the shares of their classes."""
+    for step in stream.draw(range(stream.protocol.epochs), start):
+        yield step, step.shares
+
+
+def student_losses(protocol: Protocol, weights: torch.Tensor | None = None) -> Callable:
+    """losses(forward, (step, target)) -> (B,) fp32, as the training loop takes it.
+
+    `weights` (images of the set,), on the device: each image's loss is weighed by its own over the batch's mean (WMDD).
+    """
+
+    def losses(forward: Callable, batch: tuple[Step, torch.Tensor]) -> torch.Tensor:
+        step, target = batch
+        loss = LOSSES[protocol.loss].value(forward(step.images).float(), target, step, protocol)
+        if weights is None:
+            return loss
+        own = weights[step.order.to(weights.device)]
+        return loss * own / distributed.batch_mean(own, step.batch_size)
+
+    return losses
+
+
+def image_weights(folder: ImageFolder) -> list[float] | None:
+    """The weight of each image by the set's manifest; None where it has none.
+
+    Raises UserError where only some images have one, or one is not a positive number.
+    """
+    images = manifest.read(folder.root).get("images")
+    if not isinstance(images, dict):
+        return None
+    entries = [images.get(path) for path in folder.paths]
+    found = [entry.get("weight") if isinstance(entry, dict) else None for entry in entries]
+    if all(weight is None for weight in found):
+        return None
+    for path, weight in zip(folder.paths, found):
+        if not (isinstance(weight, (int, float)) and 0 < weight < float("inf")):
+            raise UserError(
+                f"{folder.root}: its {manifest.MANIFEST} gives {path} the weight {weight}; every image needs a "
+                "positive number, or give --image-weights off"
+            )
+    return [float(weight) for weight in found]
