@@ -9,7 +9,7 @@ VAL_DIR=${VAL_DIR:-data/cifar10/val}
 ARCH=${ARCH:-conv3}
 IPC=${IPC:-10}
 ITR=${ITR-1000}
-ROUND_ITR=${ROUND_ITR-125}
+ROUND_ITR=${ROUND_ITR-$(for_delt 125)}
 SEEDS=${SEEDS:-2}
 BASELINES=${BASELINES-random selection}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

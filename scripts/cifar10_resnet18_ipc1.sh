@@ -9,5 +9,5 @@ VAL_DIR=${VAL_DIR:-data/cifar10/val}
 ARCH=${ARCH:-resnet18}
 IPC=${IPC:-1}
 ITR=${ITR-1000}
-ROUND_ITR=${ROUND_ITR-$ITR}
+ROUND_ITR=${ROUND_ITR-$(for_delt $ITR)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

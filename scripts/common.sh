@@ -41,6 +41,10 @@ if [ -z "${PYTHON_BIN:-}" ]; then
     [ -x "$PYTHON_BIN" ] || PYTHON_BIN=python3
 fi
 
+for_delt() {    # VALUE: of a variable that is DELT's own; empty for another METHOD, whose recipe decides then
+    [ "${METHOD:-delt}" != delt ] || echo "$1"
+}
+
 need_packages() {
     "$PYTHON_BIN" -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' 2>/dev/null ||
         fail "$PYTHON_BIN has no PyTorch: run 'bash scripts/setup.sh' first, or set PYTHON_BIN to a Python that has it"

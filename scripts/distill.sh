@@ -7,9 +7,9 @@
 # INIT METHOD STAGES WORKERS NPROC are taken from a script's own lines or from DELT_ARCH, DELT_SEED and so on.
 # Relative paths count from the repository's root. An empty variable leaves the stage its own default (python -m recover
 # --help). The same command resumes: finished work is skipped. The scripts named for a data set only set these variables
-# and source this file; another method on the settings of one of them, with the rounds of its own recipe:
+# and source this file; another method on the settings of one of them:
 #
-#   DELT_METHOD=cda ROUND_ITR= RUN_DIR=runs/cda bash scripts/cifar10_resnet18_ipc10.sh
+#   DELT_METHOD=cda RUN_DIR=runs/cda bash scripts/cifar10_resnet18_ipc10.sh
 set -euo pipefail
 set -f    # STAGES, STUDENT, PROTOCOL, BASELINES and the *_ARGS are split into words, and nothing more
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -26,7 +26,7 @@ VAL_DIR=${VAL_DIR:-}                       # real test images, one folder per cl
 
 # squeeze: the teacher
 ARCH=${ARCH:-resnet18}                     # the teacher's architecture
-RANKER_PATH=${RANKER_PATH:-}               # a teacher's checkpoint to use; empty: train one (imagenet1k: torchvision's)
+RANKER_PATH=${RANKER_PATH:-}               # a teacher's checkpoint; torchvision: its ImageNet weights; empty: train one
 SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-}
 
 # ranking: which real images start the synthesis
@@ -232,6 +232,7 @@ for word in $STAGES; do
     esac
 done
 need_packages
+known DATASET utils.data.datasets $DATASET
 criteria=    # of the sets that validate compares with
 for word in $BASELINES; do
     [ "$word" = selection ] || criteria+=" $word"
@@ -255,14 +256,14 @@ if [ "$NPROC" -gt 1 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then    # or each would 
     export OMP_NUM_THREADS=$((cores > NPROC ? cores / NPROC : 1))
 fi
 
-if [ -n "$RANKER_PATH" ]; then
+if [ "$RANKER_PATH" = torchvision ]; then
+    teacher=
+    ready="torchvision's weights of $ARCH are the teacher"
+elif [ -n "$RANKER_PATH" ]; then
     [ -f "$RANKER_PATH" ] ||
         fail "RANKER_PATH: no file $RANKER_PATH: set it to a teacher's checkpoint (the stage squeeze trains one)"
     teacher=$RANKER_PATH
     ready="RANKER_PATH gives the teacher"
-elif [ "$DATASET" = imagenet1k ]; then
-    teacher=
-    ready="torchvision's weights of $ARCH are the teacher"
 else
     teacher=$RUN_DIR/teacher.pth
     ready=

@@ -7,7 +7,8 @@ DATASET=${DATASET:-imagenet1k}
 TRAIN_DIR=${TRAIN_DIR:-data/imagenet1k/train}
 VAL_DIR=${VAL_DIR:-data/imagenet1k/val}
 ARCH=${ARCH:-resnet18}
+RANKER_PATH=${RANKER_PATH:-torchvision}
 IPC=${IPC:-1}
 ITR=${ITR-4000}
-ROUND_ITR=${ROUND_ITR-$ITR}
+ROUND_ITR=${ROUND_ITR-$(for_delt $ITR)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

@@ -7,6 +7,7 @@ STAGES=${STAGES:-validate}
 DATASET=${DATASET:-imagenet1k}
 VAL_DIR=${VAL_DIR:-data/imagenet1k/val}
 ARCH=${ARCH:-resnet18}
+RANKER_PATH=${RANKER_PATH:-torchvision}
 STUDENT=${STUDENT:-resnet18}
 SYN_PATH=${SYN_PATH:-runs/resnet18_imagenet1k_synthesis/syn}
 BASELINES=${BASELINES-}

@@ -9,5 +9,5 @@ VAL_DIR=${VAL_DIR:-data/tinyimagenet/val}
 ARCH=${ARCH:-resnet18}
 IPC=${IPC:-50}
 ITR=${ITR-4000}
-ROUND_ITR=${ROUND_ITR-500}
+ROUND_ITR=${ROUND_ITR-$(for_delt 500)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

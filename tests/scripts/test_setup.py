@@ -6,7 +6,7 @@ import subprocess
 import time
 
 import pytest
-from scripts.script_stubs import ROOT, SCRIPTS, command
+from script_stubs import ROOT, SCRIPTS, command
 
 # Stands for python3, and for .venv's Python once it has "made" .venv. The index holds the versions in $TORCH and
 # $TORCHVISION; $HELD is the torch that .venv holds already; pip fails where its arguments have $BROKEN in them.

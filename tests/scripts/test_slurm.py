@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from scripts.script_stubs import ROOT, SCRIPTS, command
+from script_stubs import ROOT, SCRIPTS, command
 
 TOLD = "RANK|WORLD_SIZE|STAGES|NPROC|DELT_STAGES|DELT_NPROC|NNODES|MASTER_ADDR|MASTER_PORT"
 ARRAY = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MAX": "31", "SLURM_ARRAY_JOB_ID": "40"}

@@ -1,4 +1,7 @@
-"""The known data sets: what --dataset stands for, and how utils.data.prepare gets each. One entry adds a data set."""
+"""The known data sets: what --dataset stands for, and how utils.data.prepare gets each.
+
+One entry of DATASETS adds one. Run as a module, it prints the names.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping
 
+from utils.run import registry
 from utils.run.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -31,6 +35,7 @@ class DataSet:
     std: tuple[float, float, float] = IMAGENET_STD
     squeeze_epochs: int = 50
     images: tuple[int, int] | None = None  # the published numbers of training and test images
+    pretrained: bool = False  # whether torchvision has networks that were trained on it
 
     # What preparing it needs
     source: str = "an ImageFolder"  # what --source wants: the official archive's file name, or what else there is
@@ -144,6 +149,7 @@ DATASETS = {
         images=(1281167, 50000),
         source=_IMAGENET_FOLDER,
         home=_IMAGENET_HOME,
+        pretrained=True,
     ),
 }
 
@@ -157,3 +163,7 @@ def known(name: str | None) -> DataSet | None:
             f"--dataset {name}: not a known one; known: {', '.join(DATASETS)} (leave it out for a data set of your own)"
         )
     return DATASETS[name]
+
+
+if __name__ == "__main__":
+    registry.main("data set", DATASETS)

@@ -139,7 +139,8 @@ def _and_more(names: list[str]) -> str:
 
 def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
     """torchvision's first ImageNet-1K weights in the form of checkpoints.read."""
-    if dataset != "imagenet1k" or arch is None:
+    facts = known(dataset)
+    if not facts or not facts.pretrained or arch is None:
         raise UserError(
             "no teacher: give --teacher-path (train one with `python -m squeeze`); only --dataset imagenet1k with "
             "--teacher-arch goes without, by torchvision's pretrained weights"

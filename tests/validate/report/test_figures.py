@@ -21,7 +21,7 @@ def drawn(names):
 
 
 @pytest.mark.parametrize("name", ["ours", "a set with a long name that says much", "x" * 60])
-@pytest.mark.parametrize("count", [1, 3, 9, 24])
+@pytest.mark.parametrize("count", [1, 3, 9, pytest.param(24, marks=pytest.mark.slow)])
 def test_legends_fit_into_their_figures(name, count):
     """Drawn to the last: what sticks out would be cut off."""
     for draw in drawn([f"{name} {k}" for k in range(count)]):
