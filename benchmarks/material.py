@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from utils import checkpoints, models
-from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
-from utils.images import ImageFolder
+from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from utils.data.geometry import Geometry, plain
+from utils.data.image_folder import ImageFolder
+from utils.nets import checkpoints, models
 
 
 def images(folder: Path, classes: int, per_class: int, size: int, seed: int = 0) -> Path:
@@ -33,6 +34,11 @@ def loaded(path: str) -> ImageFolder:
     return folder
 
 
+def geometry(classes: int, size: int, stem: str) -> Geometry:
+    names = tuple(f"{label:04d}" for label in range(classes))
+    return Geometry(size, IMAGENET_MEAN, IMAGENET_STD, classes, names, stem)
+
+
 def network(arch: str, classes: int, size: int, stem: str) -> nn.Module:
     """Random weights, and the running statistics that noise has with them: activations keep their usual size."""
     torch.manual_seed(0)
@@ -49,7 +55,6 @@ def network(arch: str, classes: int, size: int, stem: str) -> nn.Module:
 
 def teacher(path: Path, arch: str, classes: int, size: int, stem: str) -> Path:
     """A checkpoint of `network` in the format of squeeze."""
-    checkpoints.save(path, network(arch, classes, size, stem), arch=arch, stem=stem, num_classes=classes,
-                     classes=[f"{label:04d}" for label in range(classes)], input_size=size, mean=list(IMAGENET_MEAN),
-                     std=list(IMAGENET_STD), top1=0.0, epochs=0)
+    facts = plain(geometry(classes, size, stem))
+    checkpoints.save(path, network(arch, classes, size, stem), arch=arch, **facts, top1=0.0, epochs=0)
     return path

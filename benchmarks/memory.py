@@ -1,7 +1,7 @@
 """python -m benchmarks.memory: does memory grow with the data set?
 
-Lists, checks, ranks and selects a folder of many tiny images in many classes, and a hundredth of it; each step in a process
-of its own, whose peak is told by the system. What the larger folder takes more is what grows with the data.
+Lists, checks, ranks and selects a folder of many tiny images in many classes, and a hundredth of it; each step in a
+process of its own, whose peak the system reports. What the larger folder takes more is what grows with the data.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import material
-from utils import cli
-from utils.images import ImageFolder
+from utils.data.image_folder import ImageFolder
+from utils.run import entry
 
 PIXELS = 16
 
@@ -63,13 +63,15 @@ def measured(work: Callable[[], None]) -> tuple[float, float]:
 def stage(name: str, *words: object) -> Callable[[], None]:
     def work() -> None:
         sys.argv = [name, *map(str, words)]
-        cli.run(importlib.import_module(f"{name}.__main__").main)
+        entry.run(importlib.import_module(f"{name}.__main__").main)
+
     return work
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--quick", action="store_true", help="2,000 images of 20 classes")
@@ -85,8 +87,20 @@ def main() -> None:
         found = {}
         for per_class in (max(args.images // args.classes // 100, 1), args.images // args.classes):
             folder = tiny_images(root / f"{per_class} a class", args.classes, per_class)
-            common = ["--train-dir", folder, "--teacher-path", teacher, "--ranking-file", root / f"{per_class}.csv", "--ipc", 1,
-                      "--device", "cpu", "--workers", 0]
+            common = [
+                "--train-dir",
+                folder,
+                "--teacher-path",
+                teacher,
+                "--ranking-file",
+                root / f"{per_class}.csv",
+                "--ipc",
+                1,
+                "--device",
+                "cpu",
+                "--workers",
+                0,
+            ]
             found[args.classes * per_class] = {
                 "listing": measured(lambda: ImageFolder(folder, "it")),
                 "checking": measured(lambda: ImageFolder(folder, "it").check()),
@@ -94,7 +108,8 @@ def main() -> None:
                 "selecting": measured(stage("ranking", *common, "--output-dir", root / f"{per_class} selected")),
             }
         (few, small), (many, large) = found.items()
-        print(f"| {args.classes:,} classes | images/s | peak MB, {few:,} images | peak MB, {many:,} images |\n|---|---|---|---|")
+        print(f"| {args.classes:,} classes | images/s | peak MB, {few:,} images | peak MB, {many:,} images |")
+        print("|---|---|---|---|")
         for step, (seconds, peak) in large.items():
             print(f"| {step} | {many / seconds:,.0f} | {small[step][1]:.0f} | {peak:.0f} |")
 

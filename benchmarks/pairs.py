@@ -15,7 +15,7 @@ from typing import Callable
 
 import torch
 
-from utils.runtime import Runtime
+from utils.run.device import Runtime
 
 WORK = Callable[[], None]
 
@@ -34,15 +34,18 @@ class Comparison:
         return [a / b for a, b in zip(self.plain, self.ours)]
 
     def __str__(self) -> str:
-        return (f"plain {seconds(statistics.median(self.plain))}, ours {seconds(statistics.median(self.ours))}, ratio "
-                f"{spread(self.ratios)} over {len(self.ours)} pairs; peak {self.plain_peak:.0f} and {self.ours_peak:.0f} MB")
+        return (
+            f"plain {seconds(statistics.median(self.plain))}, ours {seconds(statistics.median(self.ours))}, ratio "
+            f"{median_and_range(self.ratios)} over {len(self.ours)} pairs; peak "
+            f"{self.plain_peak:.0f} and {self.ours_peak:.0f} MB"
+        )
 
 
 def seconds(value: float) -> str:
     return f"{value * 1000:.0f} ms" if value < 10 else f"{value:.1f} s"
 
 
-def spread(values: list[float], unit: str = "") -> str:
+def median_and_range(values: list[float], unit: str = "") -> str:
     return f"{statistics.median(values):.2f}{unit} ({min(values):.2f} to {max(values):.2f})"
 
 
@@ -61,7 +64,7 @@ class Side:
     """A process that repeats one piece of work on request. `make(**arguments)` returns the work, in that process."""
 
     def __init__(self, make: Callable[..., WORK], **arguments: object):
-        # From a server that has imported the libraries and computed nothing, so that no side inherits memory or threads.
+        # From a server that has imported the libraries and computed nothing: no side inherits memory or threads.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["benchmarks.material"])
         self.pipe, theirs = context.Pipe()
@@ -110,8 +113,13 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def compare(plain: tuple[Callable, dict], ours: tuple[Callable, dict], pairs: int, units: int = 1,
-            between: Callable[[], None] | None = None) -> Comparison:
+def compare(
+    plain: tuple[Callable, dict],
+    ours: tuple[Callable, dict],
+    pairs: int,
+    units: int = 1,
+    between: Callable[[], None] | None = None,
+) -> Comparison:
     """Sample both sides `pairs` times in turn; seconds are those of a sample over `units`.
 
     `between` is called in each pair, while neither side works.

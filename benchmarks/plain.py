@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from utils.checkpoints import load_teacher
+from utils.data.geometry import Geometry, GeometryFlags
+from utils.nets.teacher import load_teacher
 
 WORKERS = min(4, os.cpu_count() or 1)
 
@@ -42,9 +43,17 @@ class StatisticsHook:
 class PlainRecovery:
     """EarlyLate on one batch: images (N, 3, S, S), labels (N,), and the iteration at which each image joins."""
 
-    def __init__(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor, starts: list[int], mean: tuple,
-                 std: tuple, iterations: int = 4000, lr: float = 0.25, r_bn: float = 0.01, first_bn: float = 10.0,
-                 min_crop: float = 0.08):
+    lr, r_bn, first_bn, min_crop = 0.25, 0.01, 10.0, 0.08
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        starts: list[int],
+        normalisation: tuple[tuple, tuple],
+        iterations: int = 4000,
+    ):
         self.model = model.eval().requires_grad_(False).to(images.device)
         self.hooks = [StatisticsHook(module) for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
         self.starts = sorted(set(starts))
@@ -52,22 +61,24 @@ class PlainRecovery:
         self.order = torch.tensor([i for group in members for i in group]).argsort()
         self.groups = [images[group].clone().requires_grad_() for group in members]
         self.labels = [labels[group] for group in members]
-        self.optimizers = [torch.optim.Adam([group], lr=lr, betas=(0.5, 0.9), eps=1e-8) for group in self.groups]
-        self.mean, self.std, self.size = mean, std, images.shape[-1]
-        self.iterations, self.lr, self.r_bn, self.first_bn, self.min_crop = iterations, lr, r_bn, first_bn, min_crop
-        self.iteration = 0
+        self.optimizers = [torch.optim.Adam([group], lr=self.lr, betas=(0.5, 0.9), eps=1e-8) for group in self.groups]
+        (self.mean, self.std), self.size = normalisation, images.shape[-1]
+        self.iterations, self.iteration = iterations, 0
 
     def step(self) -> float:
         share = 0.5 * (1 + math.cos(math.pi * self.iteration / self.iterations))
         active = sum(start <= self.iteration for start in self.starts)
-        augment = transforms.Compose([
-            transforms.RandomResizedCrop(self.size, scale=(self.min_crop + (1 - self.min_crop) * share, 1.0)),
-            transforms.RandomHorizontalFlip()])
+        augment = transforms.Compose(
+            [
+                transforms.RandomResizedCrop(self.size, scale=(self.min_crop + (1 - self.min_crop) * share, 1.0)),
+                transforms.RandomHorizontalFlip(),
+            ]
+        )
         outputs = self.model(augment(torch.cat(self.groups[:active])))
         loss = nn.functional.cross_entropy(outputs, torch.cat(self.labels[:active]))
         weights = [self.first_bn] + [1.0] * (len(self.hooks) - 1)
         loss = loss + self.r_bn * sum(weight * hook.distance for weight, hook in zip(weights, self.hooks))
-        for optimizer, group in zip(self.optimizers[:active], self.groups):
+        for optimizer in self.optimizers[:active]:
             optimizer.param_groups[0]["lr"] = self.lr * share
             optimizer.zero_grad()
         loss.backward()
@@ -82,28 +93,32 @@ class PlainRecovery:
         return torch.cat([group.detach() for group in self.groups])[self.order]
 
 
-def recover(init_dir: str, teacher_path: str, syn_dir: str, arch: str | None, iterations: int, round_iterations: int,
-            batch_size: int, seed: int, device: str) -> None:
+def recover(args: argparse.Namespace) -> None:
     """The selection in `init_dir`, class after class in batches of whole classes, to PNGs in `syn_dir`."""
-    torch.manual_seed(seed)
+    torch.manual_seed(args.seed)
+    init_dir, iterations, round_iterations = args.init_dir, args.iterations, args.round_iterations
     folder = datasets.ImageFolder(init_dir)
-    teacher = load_teacher(arch, teacher_path, input_size=folder[0][0].width)
-    prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize(teacher.mean, teacher.std)])
+    teacher = load_teacher(args.arch, args.teacher_path, GeometryFlags(input_size=folder[0][0].width))
+    mean, std = teacher.geometry.mean, teacher.geometry.std
+    prepare = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
     ipc = len(folder) // len(folder.classes)
     size, rest = divmod(ipc, iterations // round_iterations)
-    round_of = [i // (size + 1) if i < rest * (size + 1) else rest + (i - rest * (size + 1)) // size for i in range(ipc)]
-    step = batch_size // ipc * ipc
+    round_of = [
+        i // (size + 1) if i < rest * (size + 1) else rest + (i - rest * (size + 1)) // size for i in range(ipc)
+    ]
+    step = args.batch_size // ipc * ipc
     for first in range(0, len(folder), step):
         indices = range(first, min(first + step, len(folder)))
-        loop = PlainRecovery(teacher.model, torch.stack([prepare(folder[i][0]) for i in indices]).to(device),
-                             torch.tensor([folder[i][1] for i in indices], device=device),
-                             [round_of[i % ipc] * round_iterations for i in indices], teacher.mean, teacher.std, iterations)
+        images = torch.stack([prepare(folder[i][0]) for i in indices]).to(args.device)
+        labels = torch.tensor([folder[i][1] for i in indices], device=args.device)
+        starts = [round_of[i % ipc] * round_iterations for i in indices]
+        loop = PlainRecovery(teacher.network, images, labels, starts, (mean, std), iterations)
         for _ in range(iterations):
             loop.step()
         for image, i in zip(loop.images().cpu(), indices):
             for channel in range(3):
-                image[channel] = image[channel] * teacher.std[channel] + teacher.mean[channel]
-            path = Path(syn_dir) / Path(folder.imgs[i][0]).relative_to(init_dir).with_suffix(".png")
+                image[channel] = image[channel] * std[channel] + mean[channel]
+            path = Path(args.syn_dir) / Path(folder.imgs[i][0]).relative_to(init_dir).with_suffix(".png")
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((image.permute(1, 2, 0) * 255).round().clamp(0, 255).byte().numpy()).save(path)
 
@@ -111,18 +126,34 @@ def recover(init_dir: str, teacher_path: str, syn_dir: str, arch: str | None, it
 class PlainStudent:
     """The training of a student under the teacher's soft labels, and its evaluation."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, syn_dir: str, val_dir: str, size: int, mean: tuple, std: tuple,
-                 batch_size: int, device: str, lr: float = 0.001, temperature: float = 20.0):
+    lr, temperature = 0.001, 20.0
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        folders: tuple[str, str],
+        geometry: Geometry,
+        batch_size: int,
+        device: str,
+    ):
+        """`folders`: of the student's images, and of the test images."""
+        (syn_dir, val_dir), size = folders, geometry.input_size
         self.student, self.teacher = student.to(device), teacher.eval().to(device)
-        self.device, self.temperature = device, temperature
-        finish = [transforms.ToTensor(), transforms.Normalize(mean, std)]
-        augment = transforms.Compose([
-            rand_augment_transform("rand-m6-n2-mstd1.0", {"translate_const": int(size * 0.45)}),
-            transforms.RandomResizedCrop(size, scale=(0.25, 1.0)), transforms.RandomHorizontalFlip(), *finish])
+        self.device = device
+        finish = [transforms.ToTensor(), transforms.Normalize(geometry.mean, geometry.std)]
+        augment = transforms.Compose(
+            [
+                rand_augment_transform("rand-m6-n2-mstd1.0", {"translate_const": int(size * 0.45)}),
+                transforms.RandomResizedCrop(size, scale=(0.25, 1.0)),
+                transforms.RandomHorizontalFlip(),
+                *finish,
+            ]
+        )
         geometry = transforms.Compose([transforms.Resize(size // 7 * 8), transforms.CenterCrop(size), *finish])
         self.batches = DataLoader(datasets.ImageFolder(syn_dir, augment), batch_size, shuffle=True, num_workers=WORKERS)
         self.test = DataLoader(datasets.ImageFolder(val_dir, geometry), batch_size, num_workers=WORKERS)
-        self.optimizer = torch.optim.AdamW(student.parameters(), lr, betas=(0.9, 0.999), weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(student.parameters(), self.lr, betas=(0.9, 0.999), weight_decay=0.01)
 
     def epoch(self) -> None:
         self.student.train()
@@ -143,8 +174,10 @@ class PlainStudent:
     @torch.no_grad()
     def evaluate(self) -> float:
         self.student.eval()
-        hits = sum((self.student(images.to(self.device)).argmax(1).cpu() == labels).sum().item()
-                   for images, labels in self.test)
+        hits = sum(
+            (self.student(images.to(self.device)).argmax(1).cpu() == labels).sum().item()
+            for images, labels in self.test
+        )
         return 100 * hits / len(self.test.dataset)
 
 
@@ -163,11 +196,20 @@ def cutmix(images: torch.Tensor) -> torch.Tensor:
 class PlainTeacher:
     """The training of a teacher on an ImageFolder of small images."""
 
-    def __init__(self, model: nn.Module, train_dir: str, size: int, mean: tuple, std: tuple, batch_size: int, device: str):
+    def __init__(self, model: nn.Module, train_dir: str, geometry: Geometry, batch_size: int, device: str):
         self.model, self.device = model.to(device), device
-        augment = transforms.Compose([transforms.RandomCrop(size, padding=4), transforms.RandomHorizontalFlip(),
-                                      transforms.ToTensor(), transforms.Normalize(mean, std)])
-        self.batches = DataLoader(datasets.ImageFolder(train_dir, augment), batch_size, shuffle=True, num_workers=WORKERS)
+        size, mean, std = geometry.input_size, geometry.mean, geometry.std
+        augment = transforms.Compose(
+            [
+                transforms.RandomCrop(size, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
+        self.batches = DataLoader(
+            datasets.ImageFolder(train_dir, augment), batch_size, shuffle=True, num_workers=WORKERS
+        )
         self.optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
     def epoch(self) -> None:
@@ -176,7 +218,7 @@ class PlainTeacher:
             images, labels = images.to(self.device), labels.to(self.device)
             output = self.model(images)
             loss = nn.functional.cross_entropy(output, labels)
-            hits = (output.argmax(1) == labels).sum().item()  # shown at each step by published code
+            self.hits = (output.argmax(1) == labels).sum().item()  # shown at each step by published code
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -193,7 +235,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    recover(**vars(parser.parse_args()))
+    recover(parser.parse_args())
 
 
 if __name__ == "__main__":

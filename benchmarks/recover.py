@@ -21,16 +21,24 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import material
-from benchmarks.pairs import Comparison, add_machine, compare, machine_of, seconds, spread
+from benchmarks.pairs import Comparison, add_machine, compare, machine_of, median_and_range, seconds
 from benchmarks.plain import PlainRecovery
-from recover.engine import Recovery, Settings, make_objective
-from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
-from utils.runtime import Runtime
+from recover.earlylate import EarlyLate
+from recover.engine import Engine, Recovery, Start
+from recover.methods import DELT
+from recover.objectives import OBJECTIVES
+from recover.settings import Settings
+from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from utils.nets.teacher import Teacher
+from utils.run.device import Runtime
 
 # arch, pixels, stem, images, classes
-CASES = {"resnet18-32": ("resnet18", 32, "cifar", 100, 10), "conv3-32": ("conv3", 32, "cifar", 100, 10),
-         "resnet18-64": ("resnet18", 64, "cifar", 50, 200), "resnet18-224": ("resnet18", 224, "imagenet", 50, 1000)}
-SETTINGS = dict(lr=0.25, r_bn=0.01, first_bn_multiplier=10.0, jitter=0, curriculum="cosine", milestone=1.0, min_crop=0.08)
+CASES = {
+    "resnet18-32": ("resnet18", 32, "cifar", 100, 10),
+    "conv3-32": ("conv3", 32, "cifar", 100, 10),
+    "resnet18-64": ("resnet18", 64, "cifar", 50, 200),
+    "resnet18-224": ("resnet18", 224, "imagenet", 50, 1000),
+}
 LONG = 4000  # iterations of the run whose middle the steps stand for
 
 
@@ -42,21 +50,26 @@ def batch(size: int, count: int, classes: int, device: str = "cpu") -> tuple[tor
 def plain_steps(case: str, steps: int, device: str) -> Callable[[], None]:
     arch, size, stem, count, classes = CASES[case]
     images, labels = batch(size, count, classes, device)
-    loop = PlainRecovery(material.network(arch, classes, size, stem), images, labels, [0] * count, IMAGENET_MEAN,
-                         IMAGENET_STD, LONG)
+    loop = PlainRecovery(
+        material.network(arch, classes, size, stem), images, labels, [0] * count, (IMAGENET_MEAN, IMAGENET_STD), LONG
+    )
     loop.iteration = LONG // 4
     return lambda: [loop.step() for _ in range(steps)]
 
 
-def our_recovery(case: str, device: str, precision: str, compile: str, iterations: int, starts: list[int]) -> Callable[[], Recovery]:
+def our_recovery(
+    case: str, device: str, precision: str, compile: str, iterations: int, starts: list[int]
+) -> Callable[[], Recovery]:
     """A maker of fresh recoveries that share one objective."""
     arch, size, stem, _, classes = CASES[case]
     images, labels = batch(size, len(starts), classes)
     runtime = Runtime.create(device, precision, compile)
-    settings = Settings(iterations=iterations, round_iterations=0, **SETTINGS)
-    objective = make_objective(material.network(arch, classes, size, stem), settings, runtime, LONG)
-    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return lambda: Recovery(images, labels, starts, settings, objective, (-mean / std, (1 - mean) / std), runtime, 0)
+    settings = Settings.of({**DELT, "iterations": iterations, "round_iterations": 0})
+    geometry = material.geometry(classes, size, stem)
+    teacher = Teacher(material.network(arch, classes, size, stem), arch, geometry, sha256="")
+    objective = OBJECTIVES[settings.objective]([teacher], settings)
+    engine = Engine(objective, geometry, EarlyLate(1, **settings.schedule), runtime, settings.jitter, LONG)
+    return lambda: Recovery(engine, Start(images, labels, starts), 0)
 
 
 def our_steps(case: str, steps: int, **machine: str) -> Callable[[], None]:
@@ -102,14 +115,23 @@ def compare_steps(case: str, steps: int, pairs: int, machine: dict) -> None:
         for dtype, measured in rates.items():
             measured.append(gemm_rate(dtype, runtime.device))
 
-    found = compare((plain_steps, dict(case=case, steps=steps, device=machine["device"])), (our_steps, dict(case=case, steps=steps, **machine)), pairs,
-                    steps, measure_rates)
+    found = compare(
+        (plain_steps, dict(case=case, steps=steps, device=machine["device"])),
+        (our_steps, dict(case=case, steps=steps, **machine)),
+        pairs,
+        steps,
+        measure_rates,
+    )
     print(f"step {case}, {CASES[case][3]} images, {runtime}: {found}")
     work = flops(case)
     for dtype, measured in rates.items():
         shares = [100 * work / ours / rate for ours, rate in zip(found.ours, measured)]
-        print(f"    ours reaches {spread(shares, ' %')} of this machine's {str(dtype).removeprefix('torch.')} GEMM rate "
-              f"({statistics.median(measured) / 1e9:.0f} GFLOP/s); {work / 1e9:.0f} GFLOP a step", flush=True)
+        print(
+            f"    ours reaches {median_and_range(shares, ' %')} of this machine's "
+            f"{str(dtype).removeprefix('torch.')} GEMM rate ({statistics.median(measured) / 1e9:.0f} GFLOP/s); "
+            f"{work / 1e9:.0f} GFLOP a step",
+            flush=True,
+        )
 
 
 def timed(command: list[str], cache: str) -> tuple[float, float]:
@@ -133,39 +155,62 @@ def compare_whole(case: str, iterations: int, pairs: int, machine: dict) -> None
         length = ["--iterations", str(iterations), "--round-iterations", str(iterations // 8)]
         options = [text for name, value in machine.items() for text in (f"--{name}", value)]
         for pair in range(pairs):
-            for number, command in enumerate((
+            for number, command in enumerate(
+                (
                     ["benchmarks.plain", init, teacher, f"{place}/plain{pair}", *length, "--device", machine["device"]],
-                    ["recover", "--init-dir", init, "--teacher-path", teacher, "--syn-dir", f"{place}/ours{pair}", *length,
-                     *options])):
+                    [
+                        "recover",
+                        "--init-dir",
+                        init,
+                        "--teacher-path",
+                        teacher,
+                        "--syn-dir",
+                        f"{place}/ours{pair}",
+                        *length,
+                        *options,
+                    ],
+                )
+            ):
                 with tempfile.TemporaryDirectory() as cache:
                     samples[number].append(timed([sys.executable, "-m", *command], cache))
     (plain, plain_peaks), (ours, our_peaks) = (zip(*side) for side in samples)
-    print(f"whole run {case}, {classes} classes of {ipc}, {iterations} iterations in 8 rounds: "
-          f"{Comparison(plain, ours, max(plain_peaks), max(our_peaks))}", flush=True)
+    print(
+        f"whole run {case}, {classes} classes of {ipc}, {iterations} iterations in 8 rounds: "
+        f"{Comparison(plain, ours, max(plain_peaks), max(our_peaks))}",
+        flush=True,
+    )
 
 
 def compare_early_late(case: str, iterations: int, pairs: int, machine: dict) -> None:
     ipc, rounds = 8, 8
     early_late = [index % ipc * (iterations // rounds) for index in range(CASES[case][3] // ipc * ipc)]
     work = dict(case=case, iterations=iterations, **machine)
-    found = compare((our_loop, dict(starts=[0] * len(early_late), **work)), (our_loop, dict(starts=early_late, **work)), pairs)
+    found = compare(
+        (our_loop, dict(starts=[0] * len(early_late), **work)), (our_loop, dict(starts=early_late, **work)), pairs
+    )
     saved = [100 * (1 - 1 / ratio) for ratio in found.ratios]
     bound = 100 * sum(early_late) / (len(early_late) * iterations)
-    print(f"EarlyLate {case}, {len(early_late)} images, {iterations} iterations: all from the start "
-          f"{seconds(statistics.median(found.plain))}, 8 rounds {seconds(statistics.median(found.ours))}: saves "
-          f"{spread(saved, ' %')} over {pairs} pairs; the bound is {bound:.2f} %", flush=True)
+    print(
+        f"EarlyLate {case}, {len(early_late)} images, {iterations} iterations: all from the start "
+        f"{seconds(statistics.median(found.plain))}, 8 rounds {seconds(statistics.median(found.ours))}: saves "
+        f"{median_and_range(saved, ' %')} over {pairs} pairs; the bound is {bound:.2f} %",
+        flush=True,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.recover", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.recover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", nargs="+", choices=("steps", "whole", "early-late"), default=["steps"])
     parser.add_argument("--case", nargs="+", choices=CASES, help="all for steps, resnet18-32 otherwise, if left out")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="in a sample of steps")
     parser.add_argument("--iterations", type=int, default=1000, help="of a whole run, and for early-late")
     add_machine(parser)
-    parser.add_argument("--quick", action="store_true", help="32 pixels, few pairs, eager: under a minute, and less exact")
+    parser.add_argument(
+        "--quick", action="store_true", help="32 pixels, few pairs, eager: under a minute, and less exact"
+    )
     args = parser.parse_args()
     if args.quick:
         args.case, args.pairs, args.steps, args.compile = args.case or ["resnet18-32", "conv3-32"], 2, 1, "off"

@@ -11,27 +11,39 @@ from benchmarks import material
 from benchmarks.pairs import add_machine, compare, machine_of
 from benchmarks.plain import PlainTeacher
 from squeeze.train import Recipe, augmentation, train
-from utils.datasets import IMAGENET_MEAN, IMAGENET_STD
-from utils.loader import Batches
-from utils.runtime import Runtime
+from utils.data.loader import AugmentedBatches
+from utils.fit.loop import Training
+from utils.run.device import Runtime
 
 SIZE, CLASSES, BATCH, PADDING = 32, 10, 128, 4
+GEOMETRY = material.geometry(CLASSES, SIZE, "cifar")
 CIFAR_STEPS = 50 * 390  # of the default recipe on CIFAR-10: what a compilation is weighed against
 
 
 def plain_epoch(place: str, arch: str, device: str) -> Callable[[], None]:
-    return PlainTeacher(material.network(arch, CLASSES, SIZE, "cifar"), place, SIZE, IMAGENET_MEAN, IMAGENET_STD, BATCH,
-                        device).epoch
+    network = material.network(arch, CLASSES, SIZE, "cifar")
+    return PlainTeacher(network, place, GEOMETRY, BATCH, device).epoch
 
 
 def our_epoch(place: str, arch: str, device: str, precision: str, compile: str) -> Callable[[], None]:
     runtime = Runtime.create(device, precision, compile)
     runtime = Runtime(runtime.device, runtime.precision, "on" if runtime.compiles(CIFAR_STEPS) else "off")
-    batches = Batches(material.loaded(place), augmentation(SIZE, PADDING))
+    batches = AugmentedBatches(material.loaded(place), augmentation(SIZE, PADDING))
     model = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
-    recipe = Recipe(epochs=1, batch_size=BATCH, lr=0.1, lr_schedule="cosine", momentum=0.9, weight_decay=5e-4,
-                    label_smoothing=0.0, crop_padding=PADDING, evaluations=0, seed=0)
-    return lambda: train(model, batches, recipe, runtime, IMAGENET_MEAN, IMAGENET_STD)
+    recipe = Recipe(
+        epochs=1,
+        batch_size=BATCH,
+        lr=0.1,
+        lr_schedule="cosine",
+        momentum=0.9,
+        weight_decay=5e-4,
+        label_smoothing=0.0,
+        crop_padding=PADDING,
+        evaluations=0,
+        seed=0,
+    )
+    training = Training("squeeze", batches.schedule(BATCH, 1), runtime, GEOMETRY)
+    return lambda: train(model, batches, recipe, training)
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ from typing import Callable
 import torch
 from torch import nn
 
-from benchmarks.pairs import seconds, spread
-from utils.runtime import Runtime
-from utils.winograd import WinogradConv2d
+from benchmarks.pairs import median_and_range, seconds
+from utils.nets.winograd import WinogradConv2d
+from utils.run.device import Runtime
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -37,8 +37,11 @@ def main() -> None:
         direct, winograd = both_ways(conv), both_ways(WinogradConv2d(conv))
         pairs = [(timed(direct), timed(winograd)) for _ in range(args.pairs + 1)][1:]
         plain, ours = (sorted(side)[len(side) // 2] for side in zip(*pairs))
-        print(f"{channels} channels, {size} x {size}, {args.images} images: direct {seconds(plain)}, Winograd {seconds(ours)}, "
-              f"ratio {spread([a / b for a, b in pairs])}", flush=True)
+        print(
+            f"{channels} channels, {size} x {size}, {args.images} images: direct {seconds(plain)}, "
+            f"Winograd {seconds(ours)}, ratio {median_and_range([a / b for a, b in pairs])}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Criterion:
     """`choose(candidates, ipc)` gives the indices of the selected images, position 0 first."""
 
     choose: Callable[[Candidates, int], list[int]]
-    needs: str  # "scores", "features", or "nothing" beside the names
+    needs: str  # "scores", "features", or "nothing" but the names
 
 
 def medium(images: Candidates, ipc: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def parse() -> Job:
 
 
 def add_method(parser: cli.Parser) -> None:
-    group = parser.add_argument_group("method", "a flag given beside --method wins, and shows in the set's name")
+    group = parser.add_argument_group("method", "given flags win over the recipe, and show in the set's name")
     group.add_argument("--method", choices=tuple(METHODS), default="delt", help="the recipe, of recover/methods.py")
     group.add_argument("--objective", choices=tuple(OBJECTIVES), help="what the images minimise")
     group.add_argument("--iterations", type=cli.positive, help="ITR, of the images that start first")
@@ -135,11 +136,26 @@ def chosen_method(parser: cli.Parser, flags: dict[str, Any]) -> tuple[str, Setti
             known = ", ".join(options) or "none"
             parser.error(f"--option {text}: {name} has no such option; its options: {known}")
         try:
-            given[option] = type(options[option])(value)
-        except ValueError:
-            parser.error(f"--option {text}: '{value}' is not a {type(options[option]).__name__}")
+            given[option] = converted(value, type(options[option]))
+        except ValueError as error:
+            parser.error(f"--option {text}: '{value}' is not {error}")
     title, recipe = registry.with_changes(METHODS, name, given)
     return title, Settings.of(recipe)
+
+
+def converted(text: str, kind: type) -> Any:
+    """`text` as a value of this type. Raises ValueError, which names what is asked for."""
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError("true or false")
+        return text == "true"
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError({int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")) from None
+    if kind is float and not math.isfinite(value):
+        raise ValueError("a finite number")
+    return value
 
 
 def main() -> None:
@@ -264,7 +280,7 @@ def unit_size(job: Job, teachers: list[Teacher], schedule: EarlyLate, runtime: R
 
 
 def identity(job: Job, objective: Objective, geometry: Geometry, runtime: Runtime) -> dict[str, Any]:
-    """What decides the bytes of the result, beside the starting images: another identity is another run."""
+    """What decides the bytes of the result, but for the starting images: another identity is another run."""
     return {
         **job.settings.plain,
         **objective.identity(),

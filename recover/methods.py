@@ -1,4 +1,4 @@
-"""Methods: recipes as named sets of recover's flags. A flag given beside --method wins, and is part of the name then.
+"""Methods: recipes as named sets of recover's flags. Given flags win, and show in the name.
 
 A new method is an entry of METHODS, and an objective of its own (recover/objectives) where it needs one. Run as a
 module, it prints the names.

@@ -89,8 +89,8 @@ class Starts:
         path, recorded = self.path(member), self.recorded.get(self._name(member))
         if recorded and path.is_file() and sha256(path) != recorded:
             raise UserError(
-                f"{path}: has changed since it was selected; run ranking again, or remove {manifest.MANIFEST} beside "
-                "its class folder to take the images as they are"
+                f"{path}: has changed since it was selected; run ranking again, or remove the folder's "
+                f"{manifest.MANIFEST} to take the images as they are"
             )
         return path
 

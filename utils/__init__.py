@@ -1,1 +1,1 @@
-"""What two or more stages share: data, models, checkpoints, images, runtime."""
+"""What the stages have in common, in four rooms: run, data, nets, fit; and the command line (cli)."""

@@ -97,8 +97,11 @@ def _require_same(teachers: Sequence[Teacher], paths: Sequence[str]) -> None:
         for name in ("num_classes", "classes", "input_size"):
             own, other = getattr(teacher.geometry, name), getattr(first, name)
             if own != other:
-                what = "other class names" if name == "classes" else f"{name} {own}, not {other}"
-                raise UserError(f"{path}: has {what} than {paths[0]}; teachers that work together agree on these")
+                what = "the names or the order of its classes" if name == "classes" else f"{name} ({own}, not {other})"
+                raise UserError(
+                    f"{path}: differs from {paths[0]} in {what}; teachers that work together agree on their classes "
+                    "and input size"
+                )
 
 
 def positive(text: str) -> int:

@@ -90,6 +90,9 @@ def validate(job: Job, runtime: Runtime) -> None:
         bench.student(arch)  # for its errors, before any student is trained
     for settings in job.protocols.values():
         Augmentation(protocol_of(bench, settings, archs[0], sets[0]), geometry)  # for its errors, too
+        if settings["image_weights"] == "on":
+            for folder in sets:
+                image_weights(folder)
     for folder in [*sets, test_folder]:
         folder.load(workers)
 
@@ -205,7 +208,7 @@ def measure(bench: Bench, run: Run, protocol: Protocol, folder: ImageFolder) -> 
         for stream in streams:
             if stream.seed in run.results:
                 top1 = run.results[stream.seed].top1
-                print(f"validate: seed {stream.seed} is there already: top-1 {top1:.2f} %")
+                print(f"validate: seed {stream.seed} is complete: top-1 {top1:.2f} %")
                 continue
             result = train_student(bench, run, stream)
             run.add(result, arguments=job.arguments, versions=versions(), peak_memory_mb=runtime.peak_memory_mb())

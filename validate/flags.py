@@ -108,7 +108,7 @@ def parse() -> Job:
 
 
 def add_protocol(parser: cli.Parser) -> None:
-    group = parser.add_argument_group("protocol", "a flag given beside --protocol wins, and is recorded")
+    group = parser.add_argument_group("protocol", "given flags win over the protocol, and show in its name")
     group.add_argument(
         "--protocol", choices=tuple(PROTOCOLS), nargs="+", default=["delt"], help="one or several in turn"
     )
@@ -196,7 +196,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, di
     cli.refuse_single_images(parser, args)
     if args.method and len(args.method) != len(args.syn_dir):
         parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")
-    if len(set(args.syn_dir)) < len(args.syn_dir):
+    if len({Path(path).resolve() for path in args.syn_dir}) < len(args.syn_dir):
         parser.error("--syn-dir names a folder twice")
     if args.save_labels and args.load_labels:
         parser.error("--save-labels and --load-labels exclude each other")

@@ -81,20 +81,21 @@ class Writer:
     def save(self, stream: Stream) -> None:
         """Label every step of `stream`. Shards that are there already stay; ranks share the others.
 
-        Raises UserError if the folder holds other labels.
+        Raises UserError if the folder holds other labels, or views that other library versions drew.
         """
         folder, num_classes = folder_of(self.root, stream.seed), stream.geometry.num_classes
         kept = min(self.top_k or num_classes, num_classes)
         teachers = list(self.teachers.digests)
         settings = identity(stream, teachers=teachers, kept=kept, precision=stream.runtime.precision)
         with locked(folder):
-            if distributed.get_rank() == 0:
-                claim(folder, INDEX, settings, self.overwrite)
-            distributed.barrier()
             images, epochs = len(stream.views.folder), stream.protocol.epochs
             width = max(1, min(epochs, SHARD_BYTES // (images * (8 + 4 * kept))))
             spans = [range(start, min(start + width, epochs)) for start in range(0, epochs, width)]
-            work = SharedWork(folder / ".shards", settings, len(spans), lambda number: _is_whole(folder, work, number))
+            makers = {**settings, "versions": _library_versions()}
+            work = SharedWork(folder / ".shards", makers, len(spans), lambda number: _is_whole(folder, work, number))
+            if distributed.get_rank() == 0 and claim(folder, INDEX, settings, self.overwrite).get("finished"):
+                self._reopen(folder, stream, work, spans)
+            distributed.barrier()
             if not read_json(folder / INDEX).get("finished"):
                 self._save_shards(folder, stream, work, spans, kept)
                 distributed.barrier()
@@ -103,6 +104,16 @@ class Writer:
             if distributed.get_rank() == 0:
                 work.remove()
             distributed.barrier()
+
+    def _reopen(self, folder: Path, stream: Stream, work: SharedWork, spans: list[range]) -> None:
+        """Where shards of finished labels are lost or damaged, see that these alone are made again."""
+        stored = StoredLabels(self.root, stream.seed)
+        stored.check_versions(stream)
+        if damaged := stored.damaged():
+            for number, (span, (file, epochs, digest)) in enumerate(zip(spans, stored.shards)):
+                if epochs == span and folder / file not in damaged:
+                    work.save(number, {"file": file, "epochs": [span.start, span.stop], "sha256": digest})
+            write_json(folder / INDEX, {"settings": stored.index["settings"], "finished": False})
 
     def _save_shards(self, folder: Path, stream: Stream, work: SharedWork, spans: list[range], kept: int) -> None:
         label = self.teachers.labeller(stream)
@@ -128,6 +139,10 @@ class Writer:
             f"validate: soft labels in {folder}: {size:,} bytes, {size / views:.1f} a view, {settings['kept']} of "
             f"{stream.geometry.num_classes} classes kept"
         )
+
+
+def _library_versions() -> dict[str, str]:
+    return {name: version for name, version in versions().items() if name != "python"}
 
 
 def _is_whole(folder: Path, work: SharedWork, number: int) -> bool:
@@ -220,22 +235,24 @@ class StoredLabels:
                 f"{self.folder}: its labels are for another run ({differences(found, wanted)}); give the images and "
                 "flags that they were made with"
             )
-        if not stream.views.augmentation.is_recorded:
-            self._check_versions()
-        for file, _, digest in self.shards:
-            path = self.folder / file
-            if not path.is_file() or sha256(path) != digest:
-                raise UserError(f"{path}: missing or damaged; run the command with --save-labels again")
+        self.check_versions(stream)
+        if damaged := self.damaged():
+            raise UserError(f"{damaged[0]}: missing or damaged; run the command with --save-labels again")
 
-    def _check_versions(self) -> None:
-        """Other versions of the libraries may draw other RandAugment operations from the same seed."""
-        here = {name: version for name, version in versions().items() if name != "python"}
+    def check_versions(self, stream: Stream) -> None:
+        """Raises UserError if libraries of other versions drew what is not stored: they may draw it otherwise."""
+        here = _library_versions()
         stored = {name: self.index["versions"].get(name) for name in here}
-        if stored != here:
+        if stored != here and not stream.views.augmentation.is_recorded:
             raise UserError(
                 f"{self.folder}: other library versions drew its views ({differences(stored, here)}), and these may "
-                "draw others; install those, or make the labels anew with --save-labels"
+                "draw others; install those, or make the labels anew with --save-labels and another folder"
             )
+
+    def damaged(self) -> list[Path]:
+        """The shards that are missing or not as they were written."""
+        paths = [(self.folder / file, digest) for file, _, digest in self.shards]
+        return [path for path, digest in paths if not path.is_file() or sha256(path) != digest]
 
     def labelled(self, stream: Stream, start: int = 0) -> Labelled:
         """All batches from `start` on, shown as they were to the teachers, with the targets (B, classes), fp32.

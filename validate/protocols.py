@@ -1,4 +1,4 @@
-"""Evaluation protocols: named sets of the settings that decide a student's accuracy beside the images and the teacher.
+"""Evaluation protocols: named sets of the settings that decide a student's accuracy, apart from images and teacher.
 
 Most published differences between methods come from these and not from the images (DD-Ranking, arXiv 2505.13300), so a
 result always says by which protocol it was measured. A new protocol is an entry of PROTOCOLS. Run as a module, it
@@ -31,7 +31,7 @@ class Protocol:
     weight_average: float  # decay of the average that is tested in the student's place; 0: none
     labels: str  # soft or hard
     loss: str  # of validate/targets.py
-    class_weight: float  # of the cross-entropy to the image's class, beside the loss mse
+    class_weight: float  # of the cross-entropy to the image's class, added to the loss mse
     image_weights: str  # on or off: of the set's manifest, where it has them
     temperature: float
     mix: str

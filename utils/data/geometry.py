@@ -62,8 +62,13 @@ def plain(values: object) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(values).items()}
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # torch.compile would trace what the cache holds, and warn of it
 def _per_channel(device: torch.device, *values: tuple) -> tuple[torch.Tensor, ...]:
     """Each of `values` (3,) as (3, 1, 1) on the device; kept, because every transfer would make the host wait."""
+    return _kept(device, *values)
+
+
+@functools.cache
+def _kept(device: torch.device, *values: tuple) -> tuple[torch.Tensor, ...]:
     with torch.inference_mode(False):  # an inference tensor would be of no use to a later training
         return tuple(torch.tensor(value, device=device).view(3, 1, 1) for value in values)

@@ -17,7 +17,7 @@ from utils.run.device import Runtime, release_memory
 from utils.run.errors import UserError
 from utils.run.memory import AUTO, is_out_of_memory
 
-MARGIN = 1 / 4  # of the images tried above those that will be: other things come and go beside a batch
+MARGIN = 1 / 4  # of the images tried above those that will be: a batch is not all that needs memory
 
 
 def find_batch_size(default: int, least: int, output: str | Path, trial: Callable[[int], None]) -> int:

@@ -155,5 +155,5 @@ class Training:
 
 
 def evaluated_epochs(epochs: int, evaluations: int) -> set[int]:
-    """Which epochs, counted from 1, are measured on the test set: evenly spread, the last one among them."""
+    """Which epochs, counted from 1, are measured on the test set: evenly spaced, the last one among them."""
     return {round(epochs * k / evaluations) for k in range(1, evaluations + 1)} - {0}

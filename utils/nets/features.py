@@ -67,8 +67,8 @@ class FeatureReader:
                 yield from own
 
         held: list[torch.Tensor] = []
-        share = len(folder) // (1 if labels is None else distributed.rank_from_environment()[1])
-        with progress(total=share, desc=desc, unit="img") as bar:
+        total = len(folder) // (1 if labels is None else distributed.rank_from_environment()[1])
+        with progress(total=total, desc=desc, unit="img") as bar:
             for batch, _ in images.read(numbers()):
                 with self.runtime.autocast():
                     found = run_batch(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Callable
 
 import torch
+import torchvision
 from torch import nn
 
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, known
@@ -146,7 +147,8 @@ def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
             "--teacher-arch goes without, by torchvision's pretrained weights"
         )
     try:
-        network = models.build(arch, 1000, 224, "imagenet", weights="IMAGENET1K_V1")
+        weights = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
+        network = models.build(arch, 1000, 224, "imagenet", weights=weights.name)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"torchvision's weights for {arch} cannot be fetched ({str(error).splitlines()[0]}); download them "

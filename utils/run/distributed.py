@@ -16,6 +16,7 @@ from utils.run.signals import SIGNALS
 
 # Waiting is no error: rank 0 may write or label for hours. A rank that dies is noticed by its connection or torchrun.
 TIMEOUT = datetime.timedelta(days=7)
+LAUNCHER = "DELT_LAUNCHER"  # in the environment of ranks whose launcher tells how they ended
 MIN_LOCAL_BATCH = 2  # images of a rank's batch: a single one has no variance for BatchNorm
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import gc
 import os
 import shlex
 import signal
@@ -35,6 +37,8 @@ def run(main: Callable[[], None]) -> None:
 
     Under torchrun the error goes into torchrun's error file, and utils.run.launch shows that of the first rank to fail.
     """
+    # The modules live as long as the process: looking through them for garbage would take a second of its end.
+    atexit.register(gc.freeze)
     guarded = _as_user_errors(main)
     try:
         (record(guarded) if distributed.launched() else guarded)()
@@ -47,7 +51,7 @@ def run(main: Callable[[], None]) -> None:
             sys.stderr.write(f"error: {one_line(error)}\n")
         sys.exit(2)
     except (Stopped, KeyboardInterrupt) as stopped:
-        if distributed.is_main_process():
+        if distributed.is_main_process() and distributed.LAUNCHER not in os.environ:
             name = str(stopped) or "SIGINT"
             print(
                 f"stopped by {name}; all progress is saved, and the same command resumes: {_command()}", file=sys.stderr

@@ -42,7 +42,11 @@ def _around(path: Path) -> tuple[str, str]:
 def remove_leftovers(path: str | Path) -> None:
     """Remove the temporary files of `path` whose processes, on this machine, have ended."""
     before, after = _around(path := Path(path))
-    for name in os.listdir(path.parent):
+    try:
+        names = os.listdir(path.parent)
+    except FileNotFoundError:  # another process has removed the folder since
+        return
+    for name in names:
         if name.startswith(before) and name.endswith(after):
             process = name[len(before) : len(name) - len(after)]
             if process.isdecimal() and not _is_running(int(process)):

@@ -6,8 +6,11 @@ that it wrote (torch.distributed.elastic.multiprocessing.errors), and no traceba
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
+import shlex
 import signal
 import sys
 
@@ -15,36 +18,48 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from utils.run.distributed import LAUNCHER
 from utils.run.errors import UserError
+
+RESUMES = "finished work is on disk, and the same command resumes"
 
 
 def main() -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
-        run.main(sys.argv[1:])
+        run.run(run.parse_args(sys.argv[1:]))
     except ChildFailedError as failed:
-        # A rank without an error file ended because another one did.
-        rank, failure = min(
-            failed.failures.items(), key=lambda item: (not isinstance(item[1].message, dict), item[1].timestamp)
-        )
+        rank, failure = min(failed.failures.items(), key=lambda item: _order(item[1]))
         sys.stderr.write(f"\nerror: {_message(rank, failure)}\n")
         sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
     except SignalException as stopped:
+        command = shlex.join(["python", "-m", "utils.run.launch", *sys.argv[1:]])
+        sys.stderr.write(f"\nstopped by {signal.Signals(stopped.sigval).name}; {RESUMES}: {command}\n")
         sys.exit(128 + stopped.sigval)
+
+
+def _order(failure: ProcessFailure) -> tuple:
+    """Sorts the failure that explains the others first.
+
+    A rank without an error file ended because another one did, unless it was killed: it is as early as those that
+    noticed, as its time is that of the launcher's look at all of them, in whole seconds.
+    """
+    killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM  # by which the launcher ends the others
+    return not isinstance(failure.message, dict), failure.timestamp, not killed
 
 
 def _message(rank: int, failure: ProcessFailure) -> str:
     if isinstance(failure.message, dict):
         return " ".join(failure.message["message"].removeprefix(f"{UserError.__name__}: ").split())
-    if failure.exitcode < 0:
-        return (
-            f"rank {rank} was ended by {signal.Signals(-failure.exitcode).name}; finished work is on disk, and the "
-            "same command resumes"
-        )
+    number = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128
+    if number in signal.valid_signals():
+        return f"rank {rank} was ended by {signal.Signals(number).name}; {RESUMES}"
     return f"rank {rank} ended with exit code {failure.exitcode}"
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # as in utils.run.entry
+    os.environ[LAUNCHER] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, but without a warning
     # A store of its own for each attempt. In the shared one restarted ranks find the addresses of those that died
     # (github.com/pytorch/pytorch/issues/135712).

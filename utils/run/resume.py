@@ -85,8 +85,7 @@ class State:
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-        if self.path.parent.is_dir():
-            remove_leftovers(self.path)
+        remove_leftovers(self.path)
 
 
 class JointState(State):

@@ -7,6 +7,8 @@ often they are killed. Whoever finds all pieces done puts them together.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -39,13 +41,22 @@ class SharedWork:
         A piece stays this process's until it is saved or released. A process that dies gives its pieces back.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        for number in range(self.count):
-            if number in self._locks or self.is_done(number) or not self._lock(number):
-                continue
-            if self.is_done(number):  # since the first look
-                self._unlock(number)
-                continue
-            yield number
+        opened = os.open(self.folder, os.O_RDONLY)  # while it is open, no later folder has its identity
+        try:
+            for number in range(self.count):
+                if number in self._locks or self.is_done(number) or not self._lock(number):
+                    continue
+                if self.is_done(number):  # since the first look
+                    self._unlock(number)
+                    continue
+                if self._is_removed(opened):  # so it only seems not to be done
+                    self._unlock(number)
+                    with contextlib.suppress(OSError):
+                        self.folder.rmdir()  # FileLock makes folders that are missing
+                    return
+                yield number
+        finally:
+            os.close(opened)
 
     def save(self, number: int, content: dict[str, Any]) -> None:
         """Record a piece as done. `content` is JSON-able."""
@@ -60,7 +71,7 @@ class SharedWork:
             return None
         try:
             entry = read_json(path)
-            whole = digest(entry["content"]) == entry["sha256"]
+            whole = digest(entry["content"]) == entry["sha256"] and "identity" in entry
         except (UserError, TypeError, KeyError):
             whole = False
         if not whole:
@@ -93,12 +104,21 @@ class SharedWork:
         if self.folder.exists():
             try:
                 os.rename(self.folder, removed)
-            except FileNotFoundError:  # another process was faster
-                return
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                return  # another process was faster
         shutil.rmtree(removed, ignore_errors=True)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"
+
+    def _is_removed(self, opened: int) -> bool:
+        """Whether the folder that was opened is no longer in its place."""
+        try:
+            return not os.path.samestat(os.fstat(opened), os.stat(self.folder))
+        except OSError:
+            return True
 
     def _lock(self, number: int) -> bool:
         if not self.folder.is_dir():  # removed: another process has put everything together

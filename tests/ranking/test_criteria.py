@@ -1,0 +1,103 @@
+"""Criteria: which images of a class are selected, and in which order."""
+
+import subprocess
+import sys
+from itertools import accumulate
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import ROOT
+from helpers import few
+from ranking.criteria import CRITERIA, Candidates
+
+# In ascending order: c a e b d
+FIVE = {"a": 0.2, "b": 0.7, "c": 0.1, "d": 0.9, "e": 0.5}
+FOUR = {"a": 0.2, "b": 0.7, "c": 0.1, "e": 0.5}  # c a e b
+
+
+def select(paths, scores, ipc, criterion, *stream):
+    """The chosen paths, position 0 first."""
+    return [paths[index] for index in CRITERIA[criterion].choose(Candidates(paths, stream, scores), ipc)]
+
+
+def chosen(scores, ipc, criterion):
+    return "".join(select(list(scores), list(scores.values()), ipc, criterion))
+
+
+@pytest.mark.parametrize(
+    "scores, criterion, order",
+    [
+        (FIVE, "top", "dbeac"),
+        (FIVE, "min", "caebd"),
+        (FIVE, "medium", "ebadc"),
+        (FOUR, "top", "beac"),
+        (FOUR, "min", "caeb"),
+        (FOUR, "medium", "aecb"),
+        ({"a": 0.3}, "top", "a"),
+        ({"a": 0.3}, "min", "a"),
+        ({"a": 0.3}, "medium", "a"),
+        ({"a": 0.3, "b": 0.1}, "medium", "ba"),
+        # Equal scores go by path, whatever the direction.
+        ({"c": 0.5, "a": 0.5, "b": 0.5}, "top", "abc"),
+        ({"c": 0.5, "a": 0.5, "b": 0.5}, "min", "abc"),
+        ({"c": 0.5, "a": 0.5, "b": 0.5}, "medium", "bca"),
+        ({"d": 1.0, "c": 0.5, "a": 0.5, "b": 1.0}, "top", "bdac"),
+    ],
+)
+def test_orders_by_hand(scores, criterion, order):
+    for ipc in range(1, len(scores) + 1):
+        assert chosen(scores, ipc, criterion) == order[:ipc]
+        assert chosen(dict(reversed(scores.items())), ipc, criterion) == order[:ipc], "independent of the listing"
+
+
+@few
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=30))
+def test_medium_goes_outwards_from_the_median(values):
+    paths = [f"{i:02d}" for i in range(len(values))]
+    scores = [value / 20 for value in values]
+    full = select(paths, scores, len(paths), "medium")
+    assert sorted(full) == paths
+    for ipc in range(1, len(paths)):
+        assert select(paths, scores, ipc, "medium") == full[:ipc], "nested"
+    ascending = sorted(paths, key=lambda path: (scores[int(path)], path))
+    # Counted from 1, the median is number ceil(n / 2).
+    distances = [abs(ascending.index(path) + 1 - -(-len(paths) // 2)) for path in full]
+    assert distances == list(accumulate(distances, max)) and distances[0] == 0
+
+
+def test_random_belongs_to_its_seed_and_not_to_the_listing():
+    paths = [f"{i:03d}.png" for i in range(100)]
+    first = select(paths, [0.0] * 100, 20, "random", 0, "class")
+    assert len(set(first)) == 20 and set(first) <= set(paths)
+    assert first != sorted(first)
+    shuffled = [paths[i] for i in torch.randperm(100, generator=torch.Generator().manual_seed(5))]
+    assert select(shuffled, list(range(100)), 20, "random", 0, "class") == first
+    assert select(paths, [0.0] * 100, 10, "random", 0, "class") == first[:10], "nested"
+    assert select(paths, [0.0] * 100, 20, "random", 1, "class") != first
+    assert select(paths, [0.0] * 100, 20, "random", 0, "other") != first
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_chooses_so_many_different_images(criterion):
+    features = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    images = Candidates([f"{i}.png" for i in range(9)], (0, "class"), [i / 10 for i in range(9)], features)
+    for ipc in (1, 4, 9):
+        found = CRITERIA[criterion].choose(images, ipc)
+        assert len(set(found)) == ipc and set(found) <= set(range(9))
+
+
+def test_bash_can_ask_for_the_names():
+    def ask(*names):
+        return subprocess.run(
+            [sys.executable, "-m", "ranking.criteria", *names], cwd=ROOT, capture_output=True, text=True
+        )
+
+    listed = ask()
+    assert listed.returncode == 0 and listed.stdout.split() == list(CRITERIA)
+    assert ask("top", "herding").returncode == 0
+    refused = ask("top", "best")
+    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("error: ") and "'best'" in refused.stderr and "medium" in refused.stderr

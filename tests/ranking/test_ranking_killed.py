@@ -1,0 +1,207 @@
+"""ranking killed between any two of its writes, and ranking by several processes of an array job."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from conftest import CLASSES, images
+from ranking import __main__ as stage
+from ranking import score, selection
+from utils.run.shared_work import SharedWork
+
+SMALL = dict(ipc=1, batch_size=2)  # 21 images: three pieces of at most 4 batches
+WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.rmtree")
+
+
+def outputs(place):
+    ranking = place / "ranking.csv"
+    manifest = (place / "selected" / "manifest.json").exists()
+    return ranking.read_bytes() if ranking.exists() else None, images(place / "selected"), manifest
+
+
+def hidden(place):
+    return sorted(str(path.relative_to(place.root)) for path in place.root.rglob(".*"))
+
+
+def in_child(place, prepare, env=None, **line):
+    """ranking in a forked process, after `prepare()`; its process id."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            prepare()
+            outcome = place.run("ranking", env, **line)
+            code = outcome.code
+            sys.__stderr__.write(outcome.err)
+        finally:
+            os._exit(code)
+    return child
+
+
+def ended(child):
+    """The exit code of a child; negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def then_die(function):
+    def called(*args, **kwargs):
+        function(*args, **kwargs)
+        die()
+
+    return called
+
+
+def write_number(count):
+    """Kills this process just before it changes the disk for the `count`th time."""
+    seen = 0
+
+    def hook(event, args):
+        nonlocal seen
+        if event in WRITES or (event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
+            seen += 1
+            if seen == count:
+                die()
+
+    sys.addaudithook(hook)
+
+
+# --- killed ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "owner, name, replacement",
+    [
+        (SharedWork, "save", then_die(SharedWork.save)),
+        (score, "write", die),
+        (score, "write", then_die(score.write)),
+        (stage, "claim", then_die(stage.claim)),
+        (selection, "copy", then_die(selection.copy)),
+        (stage, "write_json", then_die(stage.write_json)),
+        (SharedWork, "remove", die),
+        (SharedWork, "remove", then_die(SharedWork.remove)),
+    ],
+    ids=[
+        "after a piece",
+        "before the ranking file",
+        "after the ranking file",
+        "after the first manifest",
+        "after the copies",
+        "after the manifest",
+        "before the pieces are removed",
+        "after the pieces are removed",
+    ],
+)
+def test_killed_between_two_writes_the_same_command_ends_well(place, monkeypatch, owner, name, replacement):
+    place.works("ranking", **SMALL, ranking_file=place / "whole.csv", output_dir=place / "whole")
+    child = in_child(place, lambda: monkeypatch.setattr(owner, name, replacement), **SMALL)
+    assert ended(child) == -signal.SIGKILL
+    assert hidden(place), "it was in the middle of its work"
+    place.works("ranking", **SMALL)
+    assert outputs(place) == ((place / "whole.csv").read_bytes(), images(place / "whole"), True)
+    assert not hidden(place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "line",
+    [{}, {"ranking_file": None}, {"output_dir": None}, {"ranking_file": None, "criterion": "k-center"}],
+    ids=["both", "selection", "scores", "features"],
+)
+def test_killed_before_any_change_of_the_disk_the_same_command_ends_well(place, line):
+    """Before the first, the second, the third, ... until it comes to its end."""
+    line = {**SMALL, **line}
+    place.works("ranking", **line)
+    whole = outputs(place)
+    for count in range(1, 1000):
+        for path in (place / "selected").glob("*/*"):
+            path.unlink()
+        for path in (*(place / "selected").glob("*"), place / "selected"):
+            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
+        (place / "ranking.csv").unlink(missing_ok=True)
+        code = ended(in_child(place, lambda: write_number(count), **line))
+        if code != -signal.SIGKILL:
+            break
+        place.works("ranking", **line)
+        assert outputs(place) == whole, f"killed before change {count}"
+        assert not hidden(place), f"killed before change {count}"
+    assert code == 0 and outputs(place) == whole
+    assert count > 20, "it was killed at many places"
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def slow_to_save(log, ranks):
+    """Each piece is written into `log`, and none is saved before every rank has one: so they do share the work."""
+    save = SharedWork.save
+
+    def saves(self, number, content):
+        with open(log, "a") as file:
+            file.write(f"{os.environ['RANK']} {number}\n")
+        until = time.monotonic() + 60
+        while len({line.split()[0] for line in log.read_text().splitlines()}) < ranks and time.monotonic() < until:
+            time.sleep(0.01)
+        save(self, number, content)
+
+    SharedWork.save = saves
+
+
+@pytest.mark.parametrize(
+    "line, pieces",
+    [({}, 3), ({"ranking_file": None}, 3), ({"ranking_file": None, "criterion": "k-center"}, len(CLASSES))],
+    ids=["both", "selection", "features"],
+)
+def test_two_processes_share_the_pieces_and_give_the_bytes_of_one(place, line, pieces):
+    line = {"batch_size": 2, **line}
+    place.works("ranking", **line, output_dir=place / "one")
+    one = (place / "ranking.csv").read_bytes() if "ranking_file" not in line else None
+    (place / "ranking.csv").unlink(missing_ok=True)
+    log = place / "log"
+    children = [
+        in_child(place, lambda: slow_to_save(log, 2), {"RANK": str(rank), "WORLD_SIZE": "2"}, **line)
+        for rank in range(2)
+    ]
+    assert [ended(child) for child in children] == [0, 0]
+    entries = [entry.split() for entry in log.read_text().splitlines()]
+    assert {rank for rank, _ in entries} == {"0", "1"}
+    assert sorted(int(number) for _, number in entries) == list(range(pieces)), "each piece is done once"
+    assert outputs(place) == (one, images(place / "one"), True)
+    assert not hidden(place)
+
+
+@pytest.mark.parametrize(
+    "line", [{}, {"ranking_file": None}, {"output_dir": None}], ids=["both", "selection", "scores"]
+)
+def test_whoever_finds_all_pieces_done_puts_them_together(place, line):
+    """Here a process that is not rank 0, which has ended before."""
+    line = {**SMALL, **line}
+    place.works("ranking", **line)
+    whole = outputs(place)
+    for path in sorted(place.root.rglob("*"), reverse=True):
+        if "selected" in path.parts or path.name == "ranking.csv":
+            path.rmdir() if path.is_dir() else path.unlink()
+
+    def waits_with_the_last():
+        take = SharedWork.take
+
+        def takes(self):
+            for number in take(self):
+                if number == self.count - 1:
+                    break  # it is left to the other process
+                yield number
+
+        SharedWork.take = takes
+
+    first = in_child(place, waits_with_the_last, {"RANK": "0", "WORLD_SIZE": "2"}, **line)
+    assert ended(first) == 0
+    assert not (place / "ranking.csv").exists() and not (place / "selected").exists()
+    place.works("ranking", {"RANK": "1", "WORLD_SIZE": "2"}, **line)
+    assert outputs(place) == whole
+    assert not hidden(place)

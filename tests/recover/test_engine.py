@@ -1,0 +1,250 @@
+"""The loop over one unit: who moves when, by what optimiser, and what the objective is called with."""
+
+import math
+
+import pytest
+import torch
+
+from helpers import CPU, small_net
+from recover.earlylate import EarlyLate
+from recover.engine import Engine, Recovery, Start
+from recover.objectives.base import Objective
+from recover.objectives.batchnorm import BatchNormMatching
+from utils.data.geometry import Geometry
+from utils.nets.teacher import Teacher
+from utils.run.errors import UserError
+from utils.run.resume import State
+
+SIZE = 6
+
+
+def geometry(mean, std):
+    return Geometry(SIZE, mean, std, num_classes=4, classes=None, stem="cifar")
+
+
+NARROW = geometry((0.5, 0.5, 0.5), (1 / 4, 1 / 3, 1 / 2))
+LOW, HIGH = torch.tensor([-2.0, -1.5, -1.0]).view(3, 1, 1), torch.tensor([2.0, 1.5, 1.0]).view(3, 1, 1)
+WIDE = geometry((0.5,) * 3, (1 / 200,) * 3)  # from -100 to 100
+
+
+def schedule(**changed):
+    settings = dict(
+        ipc=4, iterations=12, round_iterations=3, lr=0.25, curriculum="cosine", milestone=1.0, min_crop=0.08
+    )
+    return EarlyLate(**{**settings, **changed})
+
+
+def start(count, seed=0, size=SIZE):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) - 0.5
+
+
+class Toy(Objective):
+    """A loss given as a function of the batch, and a record of what it was called with."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss, self.batches = loss, []
+
+    def forward(self, batch):
+        self.batches.append(batch)
+        return self.loss(batch)
+
+    @property
+    def labels(self):
+        return [batch.labels.tolist() for batch in self.batches]
+
+
+def quadratic(target=3.0):
+    """Half the squared distance to `target`."""
+    return Toy(lambda batch: 0.5 * (batch.images - target).square().sum())
+
+
+def recovery(starts, objective, space=NARROW, stream=(0, "recover", 0), images=None, jitter=0, **changed):
+    images = start(len(starts)) if images is None else images
+    engine = Engine(objective, space, schedule(**changed), CPU, jitter, steps=12)
+    return Recovery(engine, Start(images, torch.arange(len(starts)), starts), *stream)
+
+
+def quiet(*_):
+    pass
+
+
+def test_an_image_is_untouched_until_its_round():
+    starts = [6, 0, 3, 0, 9, 3]  # as in a unit of several classes
+    # Beyond the bounds on purpose: clamping would touch it as well.
+    images = start(len(starts)) * 8
+    loop = recovery(starts, quadratic(), images=images.clone())
+    for iteration in range(12):
+        before = loop.images()
+        loop.step()
+        after = loop.images()
+        for index, first in enumerate(starts):
+            if iteration < first:
+                assert torch.equal(after[index], images[index]), (iteration, index)
+            else:
+                assert not torch.equal(after[index], before[index]), (iteration, index)
+
+
+def test_the_batch_holds_the_active_images_alone():
+    objective = quadratic()
+    recovery([0, 0, 3, 3, 6, 9], objective).run(quiet)
+    assert objective.labels == [[0, 1]] * 3 + [[0, 1, 2, 3]] * 3 + [[0, 1, 2, 3, 4]] * 3 + [[0, 1, 2, 3, 4, 5]] * 3
+    assert [len(batch.images) for batch in objective.batches] == [2] * 3 + [4] * 3 + [5] * 3 + [6] * 3
+
+
+def test_without_rounds_all_start_at_once():
+    objective = quadratic()
+    recovery([0] * 4, objective, round_iterations=0).run(quiet)
+    assert objective.labels == [[0, 1, 2, 3]] * 12
+
+
+def test_the_objective_gets_members_and_the_iteration():
+    objective = quadratic()
+    recovery([6, 0, 3, 0], objective).run(quiet)
+    active = [{1, 3}] * 3 + [{1, 2, 3}] * 3 + [{0, 1, 2, 3}] * 6
+    assert [set(batch.members.tolist()) for batch in objective.batches] == active
+    # The test's labels are the members' numbers.
+    assert all(torch.equal(batch.members, batch.labels) for batch in objective.batches)
+    assert [batch.iteration.item() for batch in objective.batches] == list(range(12))
+
+
+def test_the_objective_gets_pixels_from_0_to_1():
+    objective = quadratic()
+    dark, bright = torch.zeros(3, SIZE, SIZE), torch.ones(3, SIZE, SIZE)
+    pixels = torch.stack([dark, bright, 0.25 * bright])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (NARROW.mean, NARROW.std))
+    recovery([0, 0, 0], objective, images=(pixels - mean) / std, lr=0.0).run(quiet)
+    assert len(objective.batches) == 12
+    for batch in objective.batches:  # crops and flips of one colour are that colour
+        torch.testing.assert_close(batch.pixels, pixels, rtol=0, atol=1e-6)
+
+
+def test_reported_updates_are_the_images_touched():
+    # 8 rounds of 5 iterations over 8 images: 56.25 % of 8 * 40 updates, reported at 20 and 40.
+    reports = []
+    loop = recovery([5 * k for k in range(8)], quadratic(), iterations=40, round_iterations=5)
+    loop.run(lambda updates, iteration, loss: reports.append((updates, iteration)))
+    assert reports == [(5 * (1 + 2 + 3 + 4), 20), (5 * (5 + 6 + 7 + 8), 40)]
+    assert sum(updates for updates, _ in reports) == 0.5625 * 8 * 40
+
+
+def adam(image, gradient_of, first, iterations, lr):
+    """Adam that begins at iteration `first`, moments and bias correction too; the rate is a cosine of the whole."""
+    momentum, squares = torch.zeros_like(image), torch.zeros_like(image)
+    for step, iteration in enumerate(range(first, iterations), start=1):
+        gradient = gradient_of(image)
+        momentum = 0.5 * momentum + 0.5 * gradient
+        squares = 0.9 * squares + 0.1 * gradient**2
+        rate = lr * (1 + math.cos(math.pi * iteration / iterations)) / 2
+        image = image - rate * (momentum / (1 - 0.5**step)) / ((squares / (1 - 0.9**step)).sqrt() + 1e-8)
+    return image
+
+
+@pytest.mark.parametrize("starts", [[0, 0, 3, 3, 6, 9], [0, 6], [0, 0]])
+def test_each_group_follows_its_own_adam(starts):
+    # The crop is the whole image, and a flip does not change the gradient where the target is one value.
+    images = start(len(starts))
+    result = recovery(starts, quadratic(), WIDE, images=images.clone(), min_crop=1.0).run(quiet)
+    for index, first in enumerate(starts):
+        expected = adam(images[index].double(), lambda image: image - 3.0, first, 12, 0.25)
+        torch.testing.assert_close(result[index].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_view_is_what_the_objective_sees():
+    objective = Toy(lambda batch: batch.images.sum())
+    images = start(2)
+    loop = recovery([0, 0], objective, images=images.clone(), min_crop=0.3, milestone=0.0, jitter=2, lr=0.0)
+    loop.run(quiet)
+    for batch, view in zip(objective.batches, loop.views, strict=True):
+        rows, columns = view.matrices(SIZE, torch.device("cpu"))
+        torch.testing.assert_close(batch.images, rows @ images @ columns)
+    assert len({view.crop for view in loop.views}) > 6, "a new crop each step"
+
+
+def test_pixels_stay_within_bounds():
+    loop = recovery([0, 0, 3], quadratic(50.0), lr=1.0)
+    for _ in range(12):
+        loop.step()
+        for image in loop.images()[:2]:
+            assert (image >= LOW).all() and (image <= HIGH).all()
+    assert torch.equal(loop.images()[0], HIGH.expand(3, SIZE, SIZE)), "pushed by the target, they lie on the bound"
+
+
+def with_network(starts, stream, jitter=0, **changed):
+    """A unit with a network in its objective."""
+    teacher = Teacher(small_net(), "net", NARROW, "0" * 64)
+    engine = Engine(BatchNormMatching(teacher, 0.05, 10.0), NARROW, schedule(**changed), CPU, jitter, steps=12)
+    return Recovery(engine, Start(start(4, size=8), torch.arange(4), starts), *stream)
+
+
+def test_same_stream_same_bytes():
+    def result(*stream):
+        return with_network([0, 0, 4, 8], stream, jitter=1).run(quiet)
+
+    first = result(0, "recover", 1)
+    torch.rand(3)
+    assert torch.equal(result(0, "recover", 1), first)
+    for other in (0, "recover", 2), (1, "recover", 1):
+        assert not torch.equal(result(*other), first)
+
+
+def test_the_loss_of_a_network_falls():
+    loop = with_network([0] * 4, (0,), min_crop=1.0)
+    losses = [loop.step().item() for _ in range(12)]
+    assert losses[-1] < 0.85 * losses[0]
+
+
+def test_images_come_back_in_the_order_given():
+    starts = [6, 0, 9, 0, 3, 6]
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, SIZE, SIZE).contiguous()
+    objective = quadratic()
+    loop = recovery(starts, objective, WIDE, images=images.clone())
+    assert torch.equal(loop.images(), images)
+    # A rate this small moves nothing by more than 12 * 1e-4.
+    result = recovery(starts, objective, WIDE, images=images.clone(), lr=1e-4).run(quiet)
+    torch.testing.assert_close(result, images, rtol=0, atol=2e-3)
+    assert sorted(objective.labels[-1]) == list(range(6))
+
+
+def test_labels_stay_with_their_images():
+    # The loss pulls image k to k: whichever gets another's label ends elsewhere.
+    objective = Toy(lambda batch: 0.5 * (batch.images - batch.labels.view(-1, 1, 1, 1)).square().sum())
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, SIZE, SIZE).contiguous()
+    result = recovery([6, 0, 9, 0, 3, 6], objective, WIDE, images=images.clone()).run(quiet)
+    torch.testing.assert_close(result, images, rtol=0, atol=1e-5)
+
+
+def test_the_given_images_are_left_alone():
+    images = start(2)
+    before = images.clone()
+    recovery([0, 3], quadratic(), images=images).run(quiet)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_an_error(bad):
+    with pytest.raises(UserError, match="loss is .*--lr"):
+        recovery([0, 3], Toy(lambda batch: batch.images.sum() + bad)).run(quiet)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("steps", [1, 4, 11])
+def test_a_unit_resumes_from_its_saved_state(tmp_path, steps):
+    """Saved after each step, in the first round or a later one; what starts anew computes the rest."""
+    whole = with_network([0, 0, 3, 9], (0,), jitter=1).run(quiet)
+    state, left = State(tmp_path / "unit.state", {}, minutes=0), [steps]
+
+    class Dying(State):
+        def save_if_due(self, content):
+            self.save(content())
+            left[0] -= 1
+            if not left[0]:
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        with_network([0, 0, 3, 9], (0,), jitter=1).run(quiet, Dying(tmp_path / "unit.state", {}))
+    resumed = with_network([0, 0, 3, 9], (0,), jitter=1)
+    assert torch.equal(resumed.run(quiet, state), whole)

@@ -1,0 +1,127 @@
+"""The starting images: what is read of them, and what is said where one has changed since its selection."""
+
+import builtins
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import CLASSES, INPUT, Place, images, snapshot
+from utils.data import gallery
+from utils.run.shared_work import SharedWork
+
+LINE = dict(iterations=4, round_iterations=2, batch_size=4)  # one unit a class
+
+
+@pytest.fixture
+def selected(place) -> Place:
+    """A place whose `init` is a selection by ranking, with the SHA-256 of each image in its manifest."""
+    place.works("ranking")
+    place.init = place / "selected"
+    place.lines["recover"].update(init_dir=place.init, **LINE)
+    return place
+
+
+def only_two_units(self, take=SharedWork.take):
+    for number, _ in zip(take(self), range(2)):
+        yield number
+
+
+def test_a_process_reads_the_images_of_its_own_units(selected, monkeypatch):
+    """Two processes. The first has done the units of ant and moth, and the second is left with zebra's.
+
+    Before the work the second decodes every second image, to find damage in time: of ant and moth that is four.
+    """
+    monkeypatch.setattr(SharedWork, "take", only_two_units)
+    selected.works("recover", {"RANK": "0", "WORLD_SIZE": "2"})
+    monkeypatch.undo()
+    assert {name.split("/")[0] for name in images(selected.syn)} == {"ant", "moth"}
+
+    monkeypatch.setattr(gallery, "draw", lambda *_: None)  # the contact sheet shows images of all units
+    read, real = [], builtins.open
+
+    def counting(file, *args, **options):
+        if isinstance(file, (str, Path)) and Path(file).parent.parent == selected.init:
+            read.append(Path(file).parent.name)
+        return real(file, *args, **options)
+
+    monkeypatch.setattr(builtins, "open", counting)
+    selected.works("recover", {"RANK": "1", "WORLD_SIZE": "2"})
+    assert len(images(selected.syn)) == 12
+    assert read.count("ant") + read.count("moth") == 4
+    assert read.count("zebra") == 2 + 4 + 4, "checked, compared with the manifest, and used"
+
+
+def changed(place) -> Path:
+    """An image of the second unit, of other pixels since the selection."""
+    path = sorted((place.init / "moth").iterdir())[1]
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    return path
+
+
+def test_an_image_that_changed_since_its_selection_is_an_error(selected):
+    path = changed(selected)
+    outcome = selected.run("recover")
+    assert outcome.code == 2 and outcome.err.splitlines()[-1].startswith(f"error: {path}: ")
+    assert "changed" in outcome.err and "Traceback" not in outcome.err
+    assert {name.split("/")[0] for name in images(selected.syn)} <= {"ant"}, "nothing was made of it"
+    # What the message names as the remedy.
+    (selected.init / "manifest.json").unlink()
+    selected.works("recover", overwrite=True)
+    assert len(images(selected.syn)) == 12
+
+
+def test_an_image_that_takes_no_part_may_change(selected):
+    changed(selected)
+    selected.works("recover", ipc=1)
+    assert len(images(selected.syn)) == 3
+
+
+@pytest.mark.parametrize("manifest", [None, "{}", '{"sha256": {}}', '{"images": {"ant/000_x.png": 3}}'])
+def test_a_folder_without_digests_gives_the_same_result(selected, manifest):
+    selected.works("recover", syn_dir=selected / "with")
+    (selected.init / "manifest.json").unlink()
+    if manifest:
+        (selected.init / "manifest.json").write_text(manifest)
+    selected.works("recover", syn_dir=selected / "without")
+    assert images(selected / "with") == images(selected / "without")
+    before = snapshot(selected / "with")
+    assert "complete" in selected.works("recover", syn_dir=selected / "with"), "it is the same run, too"
+    assert snapshot(selected / "with") == before
+
+
+def test_any_image_folder_serves(place):
+    """With names, numbers and sizes of a user's own."""
+    for name in CLASSES:
+        files = sorted((place.init / name).iterdir())
+        Image.open(files[0]).resize((40, 20)).save(place.init / name / "Wide photo.JPG")
+        if name == "moth":
+            files[1].unlink()
+    place.works("recover", lr=0, **LINE)
+    # Capitals sort first, and the smallest class has four images.
+    stems = {
+        name: [f"{name}{k}" for k in (0, 2, 3)] if name == "moth" else [f"{name}{k}" for k in range(3)]
+        for name in CLASSES
+    }
+    expected = [f"{name}/{k:03d}_{stem}.png" for name in CLASSES for k, stem in enumerate(["Wide photo", *stems[name]])]
+    assert list(images(place.syn)) == expected
+    for name in images(place.syn):
+        assert Image.open(place.syn / name).size == (INPUT, INPUT)
+
+
+def test_the_number_of_a_selected_file_is_not_repeated(selected):
+    selected.works("recover")
+    stems = [Path(name).stem for name in images(selected.init)]
+    assert [Path(name).stem for name in images(selected.syn)] == stems and all(s[:3].isdigit() for s in stems)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_noise_of_an_image_does_not_depend_on_its_batch(place, batch_size):
+    line = dict(method="sre2l", init_dir=None, round_iterations=None, iterations=1, lr=0, ipc=2)
+    place.works("recover", syn_dir=place / "all", **{**line, "batch_size": 6})
+    place.works("recover", syn_dir=place / "few", **{**line, "batch_size": batch_size})
+    assert images(place / "all") == images(place / "few")
+    assert len(set(images(place / "all").values())) == 6
+    assert json.loads((place / "few" / "manifest.json").read_text())["units"] == 2 * -(-3 // batch_size)

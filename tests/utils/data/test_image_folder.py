@@ -1,0 +1,169 @@
+"""ImageFolder: what it lists and in which order, what it checks, and what names its images."""
+
+import hashlib
+import os
+
+import pytest
+
+from helpers import gray, noise
+from utils.data.image_folder import ImageFolder
+from utils.run.errors import UserError
+
+
+def test_listing_is_sorted_whatever_the_order_of_creation(tmp_path):
+    names = ["b/2.png", "a/10.png", "b/1.JPG", "a/z/0.jpeg", "a/9.png", "c/x.png"]
+    expected = ["a/10.png", "a/9.png", "a/z/0.jpeg", "b/1.JPG", "b/2.png", "c/x.png"]
+    for number, order in enumerate((names, names[::-1])):
+        root = tmp_path / str(number)
+        for name in order:
+            gray(root / name, 1)
+        (root / "a" / "notes.txt").write_text("no image")
+        (root / "a" / ".hidden.png").write_text("no image")
+        (root / ".cache").mkdir()
+        folder = ImageFolder(root, "--train-dir")
+        assert folder.classes == ["a", "b", "c"]
+        assert folder.paths == expected
+        assert folder.labels == [0, 0, 0, 1, 1, 2]
+
+
+def test_labels_follow_the_given_order_of_classes(tmp_path):
+    for k, name in enumerate("abc"):
+        gray(tmp_path / name / "0.png", 10 * k)
+    folder = ImageFolder(tmp_path, "--val-dir", ["c", "a", "b"])
+    assert dict(zip(folder.paths, folder.labels)) == {"c/0.png": 0, "a/0.png": 1, "b/0.png": 2}
+    assert [folder.read(k).getpixel((0, 0))[0] for k in range(3)] == [20, 0, 10]
+
+
+def test_other_classes_name_both_sides(tmp_path):
+    for name in "abx":
+        gray(tmp_path / name / "0.png", 0)
+    for classes, complaint in (("abcd", "missing: c, d; unknown: x"), ("abxc", "missing: c$"), ("ab", "unknown: x$")):
+        with pytest.raises(UserError, match=f"--val-dir.*{complaint}"):
+            ImageFolder(tmp_path, "--val-dir", list(classes))
+
+
+def test_first_images_of_each_class(tmp_path):
+    for k in reversed(range(3)):
+        gray(tmp_path / "a" / f"{k:03d}_x.png", k)
+        gray(tmp_path / "b" / f"{k:03d}_x.png", 10 + k)
+    folder = ImageFolder(tmp_path, "--syn-dir").first(2)
+    assert folder.paths == ["a/000_x.png", "a/001_x.png", "b/000_x.png", "b/001_x.png"]
+    assert folder.labels == [0, 0, 1, 1]
+    with pytest.raises(UserError, match="'a' has 3 images"):
+        ImageFolder(tmp_path, "--syn-dir").first(4)
+
+
+def test_where_the_images_of_a_class_stand(tmp_path):
+    counts = {"a": 3, "b": 1, "c": 2}
+    for name, count in counts.items():
+        for number in range(count):
+            gray(tmp_path / name / f"{number}.png", number)
+    folder = ImageFolder(tmp_path, "--train-dir", ["c", "a", "b"])
+    assert [list(folder.span(label)) for label in range(3)] == [[0, 1], [2, 3, 4], [5]]
+    assert folder.of_class(1) == ["a/0.png", "a/1.png", "a/2.png"]
+    assert folder.fewest() == 1
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("harm", ["cut", "text"])
+def test_a_bad_image_is_named_before_any_work(tmp_path, monkeypatch, kept, harm):
+    gray(tmp_path / "c" / "fine.png", 9)
+    bad = tmp_path / "c" / "x.png"
+    noise(bad, 0, 64)
+    bad.write_bytes(bad.read_bytes()[:-1000] if harm == "cut" else b"I am no image")
+    if not kept:  # A set too large for memory is only checked; 512 good images come before the check.
+        monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 100)
+        for k in range(512):
+            os.link(tmp_path / "c" / "fine.png", tmp_path / "c" / f"f{k:03d}.png")
+    for check in (lambda folder: folder.load(2), lambda folder: folder.check(2)):
+        with pytest.raises(UserError) as error:
+            check(ImageFolder(tmp_path, "--train-dir"))
+        assert str(bad) in str(error.value)
+
+
+def test_images_are_kept_while_they_fit(tmp_path, monkeypatch):
+    for number in range(3):
+        noise(tmp_path / "c" / f"{number}.png", number, 10)
+    folder = ImageFolder(tmp_path, "--train-dir")
+    assert folder.load() == [(10, 10)] * 3 and folder.in_memory
+    (tmp_path / "c" / "1.png").unlink()
+    assert folder.read(1).size == (10, 10), "from memory"
+    assert folder.load() == [(10, 10)] * 3, "and not decoded again"
+
+    monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 2 * 4 * 100 - 1)  # less than two such images take
+    smaller = ImageFolder(tmp_path, "--train-dir")
+    smaller.load()
+    assert not smaller.in_memory
+    (tmp_path / "c" / "2.png").unlink()
+    with pytest.raises(UserError, match="2.png"):
+        smaller.read(1)
+
+
+def test_processes_check_a_part_each_of_a_set_too_large_for_memory_and_know_all_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("utils.data.image_folder.SLICE", 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for number in range(14):
+        noise(tmp_path / "c" / f"{number:02d}.png", 0, 30 + number)
+    cut = tmp_path / "c" / "08.png"
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    messages = []
+    for rank in "012":
+        monkeypatch.setenv("RANK", rank)
+        try:
+            assert ImageFolder(tmp_path, "--train-dir").load(2) == [(30 + number, 30 + number) for number in range(14)]
+        except UserError as error:
+            messages.append(str(error))
+    [message] = messages
+    assert str(cut) in message
+
+
+# --- the fingerprint ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pair(tmp_path):
+    for name in "ab":
+        for number in range(2):
+            noise(tmp_path / name / f"{number}.png", number)
+    return tmp_path
+
+
+def fingerprint(root, classes=None, recorded=None):
+    return ImageFolder(root, "--train-dir", classes).fingerprint(recorded)
+
+
+def test_the_fingerprint_is_the_same_for_the_same_images_wherever_they_lie(pair):
+    before = fingerprint(pair)
+    assert fingerprint(pair) == before
+    os.utime(pair / "a" / "0.png", (1, 1))
+    (pair / "a" / "notes.txt").write_text("no image")
+    moved = pair / "elsewhere"
+    moved.mkdir()
+    for name in "ab":
+        os.rename(pair / name, moved / name)
+    assert fingerprint(moved) == before
+
+
+@pytest.mark.parametrize("change", ["bytes", "name", "removed", "label order", "class"])
+def test_the_fingerprint_tells_other_images_apart(pair, change):
+    before, classes = fingerprint(pair), None
+    if change == "bytes":
+        noise(pair / "a" / "0.png", 7)
+    elif change == "name":
+        os.rename(pair / "a" / "0.png", pair / "a" / "00.png")
+    elif change == "removed":
+        os.unlink(pair / "a" / "0.png")
+    elif change == "label order":
+        classes = ["b", "a"]
+    else:
+        os.rename(pair / "a" / "0.png", pair / "b" / "2.png")
+    assert fingerprint(pair, classes) != before
+
+
+def test_images_with_a_recorded_digest_are_not_read(pair):
+    before = fingerprint(pair)
+    recorded = {"a/0.png": hashlib.sha256((pair / "a" / "0.png").read_bytes()).hexdigest()}
+    (pair / "a" / "0.png").write_bytes(b"other bytes, which nobody looks at")
+    assert fingerprint(pair, recorded=recorded) == before
+    assert fingerprint(pair) != before

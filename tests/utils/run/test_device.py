@@ -1,0 +1,89 @@
+"""The runtime: what `auto` stands for, when steps are compiled, and that compiled steps compute the same."""
+
+import importlib.metadata
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from utils.run import device as module
+from utils.run.device import Runtime, versions
+from utils.run.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("precision, repaid", [("fp32", 2000), ("bf16", 300), ("fp16", 300)])
+def test_a_compilation_is_made_when_the_steps_repay_it(precision, repaid, monkeypatch):
+    monkeypatch.setattr(module, "_has_compiler", lambda device: True)
+
+    def compiles(mode, steps):
+        return Runtime(CPU, precision, mode).compiles(steps)
+
+    assert not compiles("auto", repaid - 1) and compiles("auto", repaid)
+    assert not compiles("off", 10**6) and compiles("on", 1)
+    monkeypatch.setattr(module, "_has_compiler", lambda device: False)
+    assert not compiles("auto", repaid)
+
+
+def test_an_uncompiled_function_is_itself():
+    assert Runtime(CPU, "fp32", "auto").compiled(abs, 1) is abs
+
+
+def test_a_missing_compiler_is_said_where_one_was_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"--compile on: no C\+\+ compiler"):
+        Runtime.create("cpu", "fp32", "on")
+    assert not Runtime.create("cpu", "fp32", "auto").compiles(10**6)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "tpu", "cpu:1", ""])
+def test_a_device_that_is_not_there_is_named(name):
+    with pytest.raises(UserError, match=f"--device {name}: not there; available: cpu"):
+        Runtime.create(name)
+
+
+def test_autocast_computes_in_the_runtime_s_precision():
+    x = torch.randn(4, 4)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        runtime = Runtime(CPU, precision, "off")
+        assert runtime.dtype == dtype
+        with runtime.autocast():
+            assert (x @ x).dtype == dtype
+
+
+def test_the_versions_are_those_that_are_installed():
+    found = versions()
+    assert found["torch"] == importlib.metadata.version("torch") and found["timm"] and found["python"].startswith("3.")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
+def test_compiled_is_eager_for_every_number_of_images():
+    """The first dimension varies from call to call, as where rounds add images; one of them is a single image."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(128, 5)
+    ).eval()
+
+    def function(images, labels, now):
+        return nn.functional.cross_entropy(network(images), labels) * (1 + now)
+
+    compiled = Runtime(CPU, "fp32", "on").compiled(function, 1)
+    assert compiled is not function
+    compilations = torch._dynamo.utils.counters["stats"]
+    compilations.clear()
+    for number, count in enumerate((4, 1, 3, 7, 1, 2, 15, 4)):
+        images = torch.randn(count, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+        labels, now = torch.arange(count) % 5, torch.tensor(float(number))
+        found, expected = ([images.clone().requires_grad_()] for _ in range(2))
+        found.append(compiled(found[0], labels, now))
+        expected.append(function(expected[0], labels, now))
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-6)
+        found[1].backward()
+        expected[1].backward()
+        torch.testing.assert_close(found[0].grad, expected[0].grad, rtol=1e-4, atol=1e-6)
+    # One for any number of images (torch takes another way for 16 and more), and one for a single image.
+    assert compilations["unique_graphs"] <= 2

@@ -1,0 +1,91 @@
+"""Files that appear whole or not at all, and digests."""
+
+import hashlib
+import os
+import subprocess
+
+import pytest
+
+from helpers import tree
+from utils.run import files
+from utils.run.errors import UserError
+from utils.run.files import replacing
+
+
+def test_replacing(tmp_path):
+    path = tmp_path / "new" / "x.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("one")
+        assert not path.exists() and temporary.parent == path.parent and temporary.suffix == ".txt"
+    assert path.read_text() == "one" and tree(path.parent) == ["x.txt"]
+    for error in ValueError, KeyboardInterrupt:
+        with pytest.raises(error):
+            with replacing(path) as temporary:
+                temporary.write_text("tw")
+                assert path.read_text() == "one"
+                raise error
+        assert path.read_text() == "one" and tree(path.parent) == ["x.txt"]
+
+
+def test_replacing_removes_what_killed_processes_left_and_nothing_else(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, host = ended.pid, os.uname().nodename
+    left = f".x|[*].{host}.{dead}.partial.txt"
+    stays = [
+        f".x|[*].{host}.{os.getppid()}.partial.txt",  # at work just now, perhaps
+        f".x|[*].another-machine.{dead}.partial.txt",
+        f".x|[*].{host}.{dead}.partial.png",
+        f".y.{host}.{dead}.partial.txt",
+        f".x|[*].{host}.mine.partial.txt",
+    ]
+    for name in [left, *stays]:
+        (tmp_path / name).touch()
+    with replacing(tmp_path / "x|[*].txt") as temporary:
+        temporary.write_text("one")
+    assert tree(tmp_path) == sorted([*stays, "x|[*].txt"])
+
+
+def test_a_temporary_name_is_known_as_one(tmp_path):
+    for name in ("x.txt", "x.tar.gz", "no ending", "x.partial.json"):
+        with replacing(tmp_path / name) as temporary:
+            temporary.touch()
+            assert files.PARTIAL.match(temporary.name)
+        assert not files.PARTIAL.match(name)
+
+
+def test_json_is_read_as_it_was_written(tmp_path):
+    value = {"ü": [1, 2.5, None, True, "\u2028"], "empty": {}}
+    files.write_json(tmp_path / "new" / "x.json", value)
+    assert files.read_json(tmp_path / "new" / "x.json") == value
+    assert "ü" in (tmp_path / "new" / "x.json").read_text(encoding="utf-8"), "readable as it stands"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[1, 2", b"[" * 100_000, None],
+    ids=["empty", "one brace", "no text", "cut", "too deep", "missing"],
+)
+def test_a_damaged_json_is_one_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match="x.json: not a readable JSON file"):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):
+    for size in (0, 5, (1 << 20) - 1, 1 << 20, (2 << 20) + 3):
+        content = os.urandom(size)
+        (tmp_path / "x").write_bytes(content)
+        assert files.sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_the_digest_of_a_value_does_not_depend_on_the_order_of_its_keys():
+    assert files.digest({"a": 1, "b": {"c": 2, "d": 3}}) == files.digest({"b": {"d": 3, "c": 2}, "a": 1})
+    values = [{"a": 1}, {"a": 2}, {"b": 1}, {"a": "1"}, ["a", 1], {}, [], None]
+    assert len({files.digest(value) for value in values}) == len(values)
+
+
+def test_differences_name_what_differs_and_nothing_else():
+    found = files.differences({"lr": 0.25, "seed": 0, "old": 1}, {"lr": 0.1, "seed": 0, "new": "x" * 99})
+    assert found == f"lr: 0.25 -> 0.1, new: None -> {'x' * 12}..., old: 1 -> None"

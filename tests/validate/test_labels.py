@@ -1,0 +1,280 @@
+"""Soft labels on disk: the teacher is asked once, and never again."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from plain_teacher import logits
+from safetensors.torch import load_file
+
+from conftest import COLOURS, INPUT, Place, draw, snapshot
+from helpers import few
+from validate.labels import _narrow, complete_probabilities
+
+LINE = dict(epochs=3, student_arch="conv3", seeds=2)
+BARE = dict(rand_augment="none", min_scale=1, flip=0, mix="none")  # the images as they stand
+
+
+def result(place, name):
+    [path] = (place / name / "results").glob("*.json")
+    return json.loads(path.read_text())
+
+
+def curves(place, name):
+    """(last top-1, losses of the epochs) of each seed."""
+    return [(seed["top1"], [entry["loss"] for entry in seed["curve"]]) for seed in result(place, name)["seeds"]]
+
+
+def index_of(place, seed=0):
+    return json.loads((place / "labels" / f"seed{seed}" / "index.json").read_text())
+
+
+def shard_of(place, seed=0):
+    [shard] = index_of(place, seed)["shards"]
+    return load_file(place / "labels" / f"seed{seed}" / shard["file"])
+
+
+def refused(place, words, **line):
+    """One line with all of the `words`, and nothing written."""
+    before = snapshot(place.root)
+    outcome = place.run("validate", **line)
+    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1, outcome.err
+    assert all(word in outcome.err for word in words), outcome.err
+    assert snapshot(place.root) == before
+
+
+@pytest.fixture(scope="module")
+def made(stock, tmp_path_factory):
+    """The data set with labels of it, and students that learned from them."""
+    place = Place(tmp_path_factory.mktemp("made") / "place")
+    shutil.copytree(stock.root, place.root)
+    place.said = place.works("validate", save_labels=place / "labels", output_dir=place / "saved", **LINE)
+    return place
+
+
+@pytest.fixture
+def saved(made, tmp_path):
+    """A copy of it to spoil."""
+    shutil.copytree(made.root, tmp_path, dirs_exist_ok=True)
+    place = Place(tmp_path)
+    place.said = made.said
+    place.loading = dict(load_labels=place / "labels", teacher_path=None, output_dir=place / "loaded", **LINE)
+    return place
+
+
+def test_a_student_of_stored_labels_needs_no_teacher_and_is_the_same(saved):
+    saved.works("validate", output_dir=saved / "live", **LINE)
+    saved.teacher.unlink()
+    saved.works("validate", **saved.loading)
+    first, again = (result(saved, name) for name in ("saved", "loaded"))
+    assert curves(saved, "saved") == curves(saved, "loaded"), "the very same student"
+    assert first["settings"] == again["settings"] and first["protocol"] == "delt epochs=3 stored"
+    # Labels of 16 bits: the losses agree with those of the teacher itself to the bits that were kept.
+    for (_, kept), (_, exact) in zip(curves(saved, "saved"), curves(saved, "live")):
+        assert kept == pytest.approx(exact, rel=0.05, abs=2e-4)
+
+
+def test_what_is_stored(saved):
+    for seed in (0, 1):
+        index, tensors = index_of(saved, seed), shard_of(saved, seed)
+        views = 3 * 12  # epochs x images, in batches of 10 and 2
+        assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+            "order": (views,),
+            "views": (views, 5),
+            "starts": (7,),
+            "mix": (6, 5),
+            "values": (views, 3),
+        }
+        assert tensors["values"].dtype == torch.float16 and tensors["views"].dtype == torch.uint8
+        torch.testing.assert_close(tensors["values"].float().sum(1), torch.ones(views), atol=2e-3, rtol=0)
+        assert sorted(tensors["order"][:12].tolist()) == list(range(12)), "each image once an epoch"
+        files = (saved / "labels" / f"seed{seed}").glob("*.safetensors")
+        assert index["bytes"] == sum(path.stat().st_size for path in files)
+        assert f"{index['bytes']:,} bytes" in saved.said
+
+
+def test_labels_are_made_once_for_all_students(saved):
+    line = dict(save_labels=saved / "labels", **LINE)
+    before = snapshot(saved / "labels")
+    saved.works("validate", output_dir=saved / "same", **line)
+    saved.works("validate", output_dir=saved / "other", **{**line, "student_arch": "conv2"})
+    assert snapshot(saved / "labels") == before
+
+
+def unfinished(folder):
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({"settings": index["settings"], "finished": False}))
+
+
+def lost(folder):
+    (folder / "00001.safetensors").unlink()
+
+
+def damaged(folder):
+    (folder / "00001.safetensors").write_bytes(b"damaged")
+
+
+@pytest.mark.parametrize("damage", [unfinished, lost, damaged])
+def test_saving_again_makes_what_is_not_whole(place, monkeypatch, damage):
+    monkeypatch.setattr("validate.labels.SHARD_BYTES", 1)  # a shard an epoch
+    line, folder = dict(save_labels=place / "labels", **LINE), place / "labels" / "seed0"
+    place.works("validate", output_dir=place / "saved", **line)
+    whole = snapshot(folder)
+    damage(folder)
+    place.works("validate", output_dir=place / "again", **line)
+    now = snapshot(folder)
+    assert {name: entry[0] for name, entry in now.items()} == {name: entry[0] for name, entry in whole.items()}
+    assert curves(place, "again") == curves(place, "saved")
+    if damage is not unfinished:
+        assert [name for name in whole if now[name] != whole[name]] == ["00001.safetensors", "index.json"]
+
+
+def test_top_k_keeps_the_largest_and_says_so(place):
+    place.works("validate", save_labels=place / "labels", top_k=1, **LINE)
+    tensors = shard_of(place)
+    assert tensors["values"].shape == tensors["classes"].shape == (36, 1) and tensors["classes"].dtype == torch.uint8
+    assert tensors["values"].min() > 1 / 3 - 1e-3, "the largest of three"
+    assert result(place, "measured")["protocol"] == "delt epochs=3 stored top-1"
+    place.works("validate", load_labels=place / "labels", teacher_path=None, output_dir=place / "loaded", **LINE)
+    assert curves(place, "loaded") == curves(place, "measured")
+
+
+@few
+@given(st.integers(1, 9), st.integers(1, 8), st.integers(0, 2**30))
+def test_the_other_classes_share_the_rest_evenly(kept, count, seed):
+    whole = torch.randn(count, 10, generator=torch.Generator().manual_seed(seed)).softmax(1)
+    order = whole.argsort(1, descending=True)[:, :kept]
+    found = complete_probabilities(whole.gather(1, order), order, 10)
+    for given_row, chosen, completed in zip(whole, order.tolist(), found):
+        rest = 1 - sum(float(given_row[k]) for k in chosen)
+        expected = [float(given_row[k]) if k in chosen else rest / (10 - kept) for k in range(10)]
+        assert completed.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.lists(st.integers(0, 70000), min_size=1))
+def test_narrow_loses_nothing(numbers):
+    assert _narrow(torch.tensor(numbers)).tolist() == numbers
+
+
+# --- logits ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_stored_are_logits_where_the_loss_compares_them(place, loss):
+    for name, colour in COLOURS.items():
+        draw(place.init / name, colour, 4, name, INPUT)
+    place.works("validate", save_labels=place / "labels", **LINE, **BARE, loss=loss, temperature=5)
+    tensors, expected = shard_of(place), logits(place.teacher, sorted(place.init.glob("*/*.png")), whole=True)
+    expected = expected if loss == "mse" else (expected / 5).softmax(1)
+    torch.testing.assert_close(tensors["values"].float(), expected[tensors["order"].long()], rtol=2e-3, atol=2e-3)
+    sums = tensors["values"].float().sum(1)
+    assert ((sums - 1).abs() < 5e-3).all() == (loss == "kl")
+
+
+def test_a_student_of_stored_logits_is_that_of_the_live_teacher(place):
+    line = dict(**LINE, loss="mse", class_weight=0.1)
+    place.works("validate", output_dir=place / "live", **line)
+    place.works("validate", save_labels=place / "labels", output_dir=place / "saved", **line)
+    place.teacher.unlink()
+    place.works("validate", load_labels=place / "labels", teacher_path=None, output_dir=place / "loaded", **line)
+    assert curves(place, "loaded") == curves(place, "saved")
+    for (_, kept), (_, exact) in zip(curves(place, "saved"), curves(place, "live")):
+        assert kept == pytest.approx(exact, rel=0.01)
+
+
+def test_stored_logits_keep_all_classes(place):
+    refused(place, ["--top-k", "logits"], save_labels=place / "labels", loss="mse", top_k=2, **LINE)
+
+
+# --- labels that do not serve ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(epochs=4), ["epochs", "3 -> 4"]),
+        (dict(min_scale=0.5), ["min_scale"]),
+        (dict(rand_augment="none"), ["rand_augment"]),
+        (dict(loss="mse"), ["loss", "kl -> mse"]),
+        (dict(temperature=4), ["temperature"]),
+        (dict(seeds=3), ["seed 2", "--save-labels"]),
+        (dict(mean=(0.1, 0.2, 0.3)), ["mean"]),
+        (dict(input_size=28), ["input_size"]),
+        (dict(top_k=2), ["--top-k", "--save-labels"]),
+        (dict(protocol="hard"), ["soft"]),
+        (dict(teacher_path="t.pth"), ["no teacher"]),
+        (dict(protocol=["delt", "rded"]), ["one"]),
+        (dict(save_labels="x"), ["exclude"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_labels_of_another_run_are_refused(saved, changes, words):
+    refused(saved, words, **{**saved.loading, **changes})
+
+
+def test_labels_of_other_images_are_refused(saved):
+    refused(saved, ["images"], **{**saved.loading, "syn_dir": saved.train, "ipc": 4})
+
+
+def of_other_versions(place, **versions):
+    for path in (place / "labels").glob("*/index.json"):
+        index = json.loads(path.read_text())
+        path.write_text(json.dumps({**index, "versions": {**index["versions"], **versions}}))
+
+
+def test_views_that_other_library_versions_drew_are_refused(saved):
+    own = index_of(saved)["versions"]["timm"]
+    of_other_versions(saved, timm="0.1.2")
+    refused(saved, ["timm", "0.1.2", own, "--save-labels"], **saved.loading)
+    # The command that made them would train on other views than those that were labelled, too.
+    outcome = saved.run("validate", save_labels=saved / "labels", output_dir=saved / "again", **LINE)
+    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1 and "0.1.2" in outcome.err
+    of_other_versions(saved, timm=own, python="3.1.4")  # which draws nothing
+    saved.works("validate", **saved.loading)
+    assert curves(saved, "loaded") == curves(saved, "saved")
+
+
+@pytest.mark.parametrize(
+    "views, accepted", [(dict(rand_augment="none"), True), (dict(rand_augment="none", shuffle_patches=2), False)]
+)
+def test_where_all_that_was_drawn_is_stored_the_versions_do_not_matter(place, views, accepted):
+    place.works("validate", save_labels=place / "labels", output_dir=place / "saved", **LINE, **views)
+    of_other_versions(place, torch="1.0.0", timm="0.1.2")
+    loading = dict(load_labels=place / "labels", teacher_path=None, output_dir=place / "loaded", **LINE, **views)
+    if accepted:
+        place.works("validate", **loading)
+        assert curves(place, "loaded") == curves(place, "saved")
+    else:
+        refused(place, ["timm", "torch", "1.0.0"], **loading)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "index.json").write_text("{"),
+        lambda folder: (folder / "index.json").write_text("[]"),
+        lambda folder: (folder / "index.json").write_text('{"finished": true}'),
+        lambda folder: (folder / "00000.safetensors").write_bytes(b"nothing"),
+        lambda folder: (folder / "00000.safetensors").unlink(),
+    ],
+)
+def test_damaged_labels_are_named(saved, damage):
+    """Before the first student, not after it."""
+    whole = snapshot(saved / "labels")
+    damage(saved / "labels" / "seed1")
+    refused(saved, ["seed1"], **saved.loading)
+    for name, entry in whole.items():
+        if len(entry) == 2:
+            (saved / "labels" / name).write_bytes(entry[0])
+    saved.works("validate", **saved.loading)
+
+
+@pytest.mark.parametrize("entry", ["versions", "archs", "shards", "classes", "num_classes", "stem", "settings"])
+def test_an_index_that_lacks_an_entry_is_named(saved, entry):
+    index = index_of(saved, 1)
+    del index[entry]
+    (saved / "labels" / "seed1" / "index.json").write_text(json.dumps(index))
+    refused(saved, ["seed1", "index.json", "--save-labels"], **saved.loading)

@@ -1,0 +1,289 @@
+"""validate as its users meet it: command lines in, results out."""
+
+import csv
+import json
+import re
+import shutil
+import statistics
+
+import pytest
+import torch
+
+from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, Place, draw, snapshot
+
+COLUMNS = "dataset,method,ipc,teacher,student,protocol,seed,top1,best_top1,top5,epochs,seconds,syn_dir,settings"
+QUICK = dict(epochs=1, labels="hard", student_arch="conv3")
+
+
+def table(place, folder="measured"):
+    with open(place / folder / "results.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def result(place, folder="measured"):
+    """The one JSON of a validation."""
+    [path] = (place / folder / "results").glob("*.json")
+    return json.loads(path.read_text())
+
+
+def refused(place, *words, **line):
+    """One line with all of the `words`, and nothing written."""
+    before = snapshot(place.root)
+    outcome = place.run("validate", **line)
+    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1, outcome.err
+    assert all(word in outcome.err for word in words), outcome.err
+    assert snapshot(place.root) == before
+
+
+# --- what one run leaves -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bugs(stock, tmp_path_factory):
+    """Two seeds, trained so fast that the best epoch is not the last."""
+    place = Place(tmp_path_factory.mktemp("chain") / "bugs")
+    shutil.copytree(stock.root, place.root)
+    place.lines["validate"].update(seeds=2, seed=5, epochs=4, lr=0.01, method="mine")
+    place.said = place.works("validate")
+    return place
+
+
+def test_a_row_for_each_seed(bugs):
+    assert (bugs / "measured" / "results.csv").read_text().splitlines()[0] == COLUMNS
+    rows = table(bugs)
+    assert [row["seed"] for row in rows] == ["5", "6"]
+    for row in rows:
+        assert (row["dataset"], row["method"], row["ipc"], row["epochs"]) == ("bugs", "mine", "4", "4")
+        assert (row["teacher"], row["student"], row["syn_dir"]) == ("conv3", "conv3", str(bugs.init))
+        assert 0 <= float(row["top1"]) <= float(row["best_top1"]) <= 100
+        assert float(row["top5"]) == 100  # of three classes
+        assert float(row["seconds"]) >= 0
+    assert rows[0]["settings"] == rows[1]["settings"] and re.fullmatch("[0-9a-f]{16}", rows[0]["settings"])
+
+
+def test_the_json_holds_the_curves_and_their_summary(bugs):
+    found, rows = result(bugs), table(bugs)
+    assert [entry["seed"] for entry in found["seeds"]] == [5, 6]
+    for entry, row in zip(found["seeds"], rows):
+        assert [point["epoch"] for point in entry["curve"]] == [1, 2, 3, 4]
+        assert all(point["loss"] > 0 for point in entry["curve"])
+        # Three evaluations unless told otherwise, as even over four epochs as can be.
+        assert [point["epoch"] for point in entry["curve"] if "top1" in point] == [1, 3, 4]
+        measured = [point["top1"] for point in entry["curve"] if "top1" in point]
+        assert (row["top1"], row["best_top1"]) == (f"{measured[-1]:.2f}", f"{max(measured):.2f}")
+        # 18 test images: a rate is a count of them.
+        assert all(rate * 18 / 100 == pytest.approx(round(rate * 18 / 100)) for rate in measured)
+    top1 = [entry["curve"][-1]["top1"] for entry in found["seeds"]]
+    assert found["top1_mean"] == pytest.approx(statistics.mean(top1), abs=1e-3)
+    assert found["top1_std"] == pytest.approx(statistics.stdev(top1), abs=1e-3)
+    assert f"{statistics.mean(top1):.2f}" in bugs.said
+    assert found["arguments"]["temperature"] is None and found["settings"]["temperature"] == 20
+
+
+def test_the_same_command_again_trains_nobody(bugs):
+    before = snapshot(bugs.root)
+    assert "complete" in bugs.works("validate")
+    assert snapshot(bugs.root) == before
+
+
+def test_the_same_command_in_another_folder_gives_the_same_curves(bugs, place):
+    place.lines["validate"].update(bugs.lines["validate"], syn_dir=place.init, val_dir=place.val)
+    place.lines["validate"].update(teacher_path=place.teacher, output_dir=place / "measured")
+    place.works("validate")
+    assert [entry["curve"] for entry in result(place)["seeds"]] == [entry["curve"] for entry in result(bugs)["seeds"]]
+
+
+def test_help_names_every_flag_of_the_design(stock):
+    flags = """--dataset --val-dir --teacher-arch --teacher-path --ipc --seed --batch-size --workers --device
+        --precision --compile --stem --syn-dir --student-arch --protocol --epochs --lr --temperature --loss --mix
+        --rand-augment --min-scale --max-scale --seeds --labels"""
+    outcome = stock.run("validate", help=True)
+    assert outcome.code == 0
+    assert set(flags.split()) <= set(re.findall(r"--[a-z-]+", outcome.out))
+
+
+# --- class k is class k by name ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_validate_counts_the_class_that_the_teacher_calls_so(place, labels):
+    """The teacher as it would be, trained on the classes in another order, none in its alphabetical place."""
+    content, order = torch.load(place.teacher, weights_only=True), [2, 0, 1]
+    for name in ("classifier.weight", "classifier.bias"):
+        content["model"][name] = content["model"][name][order]
+    content["classes"] = [CLASSES[k] for k in order]
+    torch.save(content, place.teacher)
+    plain = dict(rand_augment="none", mix="none", min_scale=0.8)
+    place.works("validate", syn_dir=place.train, epochs=10, batch_size=7, labels=labels, **plain)
+    # Mistaken for its neighbour, each class would be right in the few test images alone that mislead.
+    assert float(table(place)[0]["top1"]) > 60
+
+
+def bare(place):
+    """The teacher's weights, without a word about them."""
+    torch.save(torch.load(place.teacher, weights_only=True)["model"], place / "bare.pth")
+    return dict(teacher_path=place / "bare.pth", teacher_arch="conv3", epochs=1, output_dir=place / "bare")
+
+
+def test_flags_fill_what_weights_without_facts_leave_open(place):
+    place.works("validate", epochs=1)
+    place.works("validate", **bare(place), input_size=INPUT, mean=MEAN, std=STD)
+    assert result(place, "bare")["seeds"][0]["curve"] == result(place)["seeds"][0]["curve"]
+
+
+def test_what_was_assumed_of_weights_without_facts_is_said(place):
+    for name, colour in COLOURS.items():
+        draw(place.init / name, colour, 4, name, INPUT)
+    out = place.works("validate", **bare(place))
+    [line] = [line for line in out.splitlines() if "; assumed " in line]
+    assert str(place / "bare.pth") in line and f"{INPUT}" in line and "ImageNet" in line and "0.485" in line
+    settings = result(place, "bare")["settings"]
+    assert (settings["input_size"], settings["mean"]) == (INPUT, [0.485, 0.456, 0.406])
+
+
+# --- sets, students, protocols -----------------------------------------------------------------------------------
+
+
+def test_hard_labels_need_no_teacher_and_students_can_be_many(place):
+    archs = ["conv3", "mobilenet_v2"]
+    place.works("validate", labels="hard", teacher_path=None, student_arch=archs, epochs=1, input_size=32)
+    assert [(row["student"], row["seed"], row["teacher"]) for row in table(place)] == [(a, "0", "none") for a in archs]
+    assert len(list((place / "measured" / "results").glob("*.json"))) == 2
+
+
+def test_several_sets_under_several_protocols_in_one_call(place):
+    sets = {"medium": place.init, "first": place.train}
+    line = dict(syn_dir=list(sets.values()), method=list(sets), ipc=4, protocol=["delt", "hard"], epochs=1)
+    place.works("validate", **line)
+    rows = table(place)
+    assert {(row["method"], row["protocol"], row["ipc"], row["syn_dir"]) for row in rows} == {
+        (method, f"{protocol} epochs=1", "4", str(folder))
+        for protocol in ("delt", "hard")
+        for method, folder in sets.items()
+    }
+    assert len(rows) == len({row["settings"] for row in rows}) == 4
+    assert len(list((place / "measured" / "results").glob("*.json"))) == 4
+    before = snapshot(place.root)
+    place.works("validate", **line)
+    assert snapshot(place.root) == before
+
+
+@pytest.mark.parametrize("mix", ["cutmix", "mixup", "none"])
+def test_the_whole_training_set_can_be_the_set_and_mix_as_is_liked(place, mix):
+    place.works("validate", syn_dir=place.train, mix=mix, epochs=1, method="whole set")
+    [row] = table(place)
+    assert (row["method"], row["ipc"]) == ("whole set", "7")
+    # Softer labels make a smaller loss: at T = 4 (mixup) it is more than ten times that at T = 20.
+    loss = result(place)["seeds"][0]["curve"][0]["loss"]
+    assert (loss > 0.006) == (mix == "mixup")
+
+
+def test_ipc_takes_the_first_images(place):
+    for name in CLASSES:
+        (place / "two" / name).mkdir(parents=True)
+        for file in sorted((place.init / name).iterdir())[:2]:
+            shutil.copy(file, place / "two" / name)
+    place.works("validate", ipc=2, output_dir=place / "first", **QUICK)
+    place.works("validate", syn_dir=place / "two", output_dir=place / "alone", **QUICK)
+    place.works("validate", output_dir=place / "all", **QUICK)
+    curves = {name: result(place, name)["seeds"][0]["curve"] for name in ("first", "alone", "all")}
+    assert curves["first"] == curves["alone"] != curves["all"]
+    assert table(place, "first")[0]["ipc"] == "2"
+
+
+@pytest.mark.parametrize("manifest", [{"method": "delt iterations=8"}, {"images": {}}, None])
+def test_a_set_is_called_as_its_manifest_says_or_as_its_folder(place, manifest):
+    if manifest is not None:
+        (place.init / "manifest.json").write_text(json.dumps(manifest))
+    place.works("validate", **QUICK)
+    assert [row["method"] for row in table(place)] == [(manifest or {}).get("method", "init")]
+    place.works("validate", **QUICK, method="mine", output_dir=place / "given")
+    assert [row["method"] for row in table(place, "given")] == ["mine"]
+
+
+def test_the_manifest_that_recover_writes_names_the_method(place):
+    place.works("recover", iterations=2)
+    place.works("validate", syn_dir=place.syn, **QUICK)
+    manifest = json.loads((place.syn / "manifest.json").read_text())
+    assert table(place)[0]["method"] == manifest["method"] and manifest["method"].startswith("delt")
+
+
+# --- once more ---------------------------------------------------------------------------------------------------
+
+
+def test_more_seeds_later_add_their_rows_only(place):
+    place.works("validate", **QUICK)
+    first = (place / "measured" / "results.csv").read_text()
+    place.works("validate", **QUICK, seeds=2)
+    assert (place / "measured" / "results.csv").read_text().startswith(first)
+    assert [row["seed"] for row in table(place)] == ["0", "1"]
+    assert [entry["seed"] for entry in result(place)["seeds"]] == [0, 1]
+
+
+def test_a_row_lost_between_two_files_comes_back(place):
+    """Killed after the JSON and before the row, the same command again completes the table."""
+    place.works("validate", **QUICK, seeds=2)
+    results, whole = place / "measured" / "results.csv", table(place)
+    results.write_text("".join(results.read_text().splitlines(keepends=True)[:-1]))
+    place.works("validate", **QUICK, seeds=2)
+    assert table(place) == whole
+
+
+def other_pixels(place):
+    for name in CLASSES:
+        draw(place.init / name, (128, 128, 128), 4, f"grey {name}")
+    return {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_pixels,
+        lambda place: {"val_dir": place.train},
+        lambda place: {"weight_average": 0.9},
+        lambda place: {"optimizer": "sgd"},
+        lambda place: {"lr_schedule": "cosine"},
+    ],
+    ids=["images", "test images", "weight_average", "optimizer", "lr_schedule"],
+)
+def test_what_has_changed_is_measured_anew(place, change):
+    """The same command on other pixels under the same names is another measurement."""
+    place.works("validate", **QUICK)
+    place.works("validate", **QUICK, **change(place))
+    first, second = table(place)
+    assert first["settings"] != second["settings"], "so that they are never averaged"
+
+
+# --- refusals ----------------------------------------------------------------------------------------------------
+
+
+def test_sets_of_different_size_are_not_compared(place):
+    refused(place, "--ipc 4", "12", "21", syn_dir=[place.init, place.train], method=["a", "b"], epochs=1)
+
+
+@pytest.mark.parametrize("line", [dict(protocol="hard"), dict(labels="hard"), dict(protocol=["delt", "hard"])])
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_hard_labels_are_not_compared_with_a_teacher(place, line, loss):
+    refused(place, "--loss", loss, "ce", **line, loss=loss)
+
+
+def test_a_folder_is_not_compared_with_itself(place):
+    for again in (place.init, f"{place.init}/", place.train / ".." / "init"):
+        refused(place, "--syn-dir", "twice", syn_dir=[place.init, again], method=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (dict(weight_average=1), ["--weight-average", "0.99"]),
+        (dict(lr_steps=[0.5, 1.5]), ["--lr-steps", "1.5"]),
+        (dict(optimizer="adam"), ["--optimizer", "adamw", "sgd"]),
+        (dict(loss="l1"), ["--loss", "kl", "mse", "ce"]),
+        (dict(class_weight=-1), ["--class-weight"]),
+        (dict(image_weights="some"), ["--image-weights", "on", "off"]),
+        (dict(teacher_arch=["conv3", "conv3"]), ["--teacher-arch", "2"]),
+    ],
+    ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
+)
+def test_values_that_cannot_be(place, line, words):
+    refused(place, *words, **line)
