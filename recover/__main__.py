@@ -128,8 +128,8 @@ def chosen_method(parser: cli.Parser, flags: dict[str, Any]) -> tuple[str, Setti
     """What to call the method, and its settings. Raises UserError for an option that it does not have."""
     name = flags["method"]
     recipe = METHODS[name]
-    given = {setting: flags[setting] for setting in recipe if setting in flags}
-    options = {setting: value for setting, value in recipe.items() if setting not in flags}
+    given = {setting: flags[setting] for setting in recipe if setting in Settings.names()}
+    options = {setting: value for setting, value in recipe.items() if setting not in Settings.names()}
     for text in flags["option"]:
         option, _, value = text.partition("=")
         if option not in options:

@@ -26,9 +26,14 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)  # what else the method's objective knows
 
     @classmethod
+    def names(cls) -> set[str]:
+        """The settings that have a flag of their own."""
+        return {entry.name for entry in fields(cls)} - {"options"}
+
+    @classmethod
     def of(cls, recipe: Mapping[str, Any]) -> Settings:
         """The settings of a recipe. What has no field here is an option of the recipe's objective."""
-        names = {entry.name for entry in fields(cls)} - {"options"}
+        names = cls.names()
         return cls(
             **{name: value for name, value in recipe.items() if name in names},
             options={name: value for name, value in recipe.items() if name not in names},
@@ -43,5 +48,5 @@ class Settings:
     @property
     def plain(self) -> dict[str, Any]:
         """The recipe again."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "options"}
+        values = {name: getattr(self, name) for name in sorted(self.names())}
         return {**values, **self.options}

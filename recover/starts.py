@@ -25,7 +25,7 @@ NOISE_IPC = 10  # where neither --ipc nor a folder says it
 class Starts:
     """The starting image of every member: position p of a class is its p-th file by name, or noise without a folder.
 
-    An image whose SHA-256 the selection's manifest records is not read before its unit's turn, and compared then.
+    An image whose SHA-256 the selection's manifest records is not hashed before its unit's turn, and compared then.
     """
 
     geometry: Geometry

@@ -187,6 +187,12 @@ def _narrow(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.uint8 if most < 2**8 else torch.int16 if most < 2**15 else torch.int32).contiguous()
 
 
+def _cover(spans: list[range], epochs: int) -> bool:
+    """Whether the spans follow one another without a gap, from the first epoch to the last."""
+    starts, stops = [span.start for span in spans], [span.stop for span in spans]
+    return [*starts, epochs] == [0, *stops] and all(span and span.step == 1 for span in spans)
+
+
 class StoredLabels:
     """Stored labels of one seed."""
 
@@ -211,6 +217,8 @@ class StoredLabels:
             facts = {name: self.index[name] for name in ("stem", "num_classes", "classes")}
             facts |= {name: settings[name] for name in ("input_size", "mean", "std")}
             check_facts(path, facts)
+            if not _cover([epochs for _, epochs, _ in self.shards], settings["epochs"]):
+                raise ValueError
             if None in facts.values() or type(self.kept) is not int or not isinstance(self.index["versions"], dict):
                 raise TypeError
             self.geometry = Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})

@@ -295,6 +295,13 @@ def test_diffs_are_short():
     assert found and [block.place for block in found if block.text.count("\n") > 40] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_are_named_exist(page):
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", prose(page)):
+        assert f"def {name}(" in sources, f"{page}: {name}"
+
+
 def headings(path: Path) -> set[str]:
     """What links to the headings of a page end with, as GitHub makes it."""
     titles = re.findall(r"^#+ (.+)$", FENCE.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)

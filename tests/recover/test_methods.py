@@ -57,6 +57,7 @@ def test_a_teacher_beside_itself_changes_nothing(place, combine):
     assert images(place.syn) == images(place / "one")
 
 
+@pytest.mark.slow
 def test_several_teachers_are_named_and_make_another_set(two):
     sets = {}
     for name, teachers in (("ab", "teacher other"), ("ba", "other teacher"), ("a", "teacher"), ("b", "other")):

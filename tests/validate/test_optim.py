@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from students import MEAN, STD, noise_folder, protocol, small_student, stream
 
-from helpers import CPU, small_net
+from helpers import CPU
 from utils.data.loader import EvalBatches
 from utils.fit.loop import Training
 from utils.run.resume import State
@@ -38,8 +38,8 @@ def sets(tmp_path_factory):
 def trained(sets, **changes):
     """(what was measured, the trained student, its batches, what the teacher says of each)."""
     batches = stream(sets[0], **{**LINE, **changes})
-    teacher = small_net(seed=1)
-    teacher[-1].weight.data *= 50  # of small networks of noise the answers are all alike
+    teacher = small_student(seed=1).eval()
+    teacher[-1].weight.data *= 5
     teachers = Teachers(batches.geometry, ("a",), ("0",), (copy.deepcopy(teacher),), (batches.geometry,))
     test = EvalBatches(sets[1], 8, workers=0)
     training = Training("student", batches.schedule, CPU, batches.geometry, test, EPOCHS)
@@ -66,8 +66,9 @@ def assert_same(student, plain):
 def assert_measured(result, losses, top1s):
     assert [entry["epoch"] for entry in result.curve] == [1, 2, 3, 4, 5, 6]
     expected = [sum(losses[STEPS * k : STEPS * (k + 1)]) / STEPS for k in range(EPOCHS)]
-    assert [entry["loss"] for entry in result.curve] == pytest.approx(expected, rel=1e-4)
+    assert [entry["loss"] for entry in result.curve] == pytest.approx(expected, rel=1e-4, abs=1e-7)
     assert [entry["top1"] for entry in result.curve] == pytest.approx(top1s)
+    assert len(set(top1s)) > 3, "these networks are told apart"
     assert (result.top1, result.best_top1, result.top5) == pytest.approx((top1s[-1], max(top1s), 100))
 
 

@@ -24,6 +24,7 @@ COMPILE = ("auto", "on", "off")
 # between the convolutions is most of a step, and fusing it saves most; in fp32 the convolutions are.
 COMPILE_FROM_STEPS = 2000
 COMPILE_FROM_STEPS_LOW_CPU = 300
+COMPILER = ("torch._dynamo", "torch._inductor", "torch.fx")  # where the errors of torch.compile are defined
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,8 @@ class Runtime:
             return function
         # A graph would hold the exchange between ranks, which is not the same in every step.
         graphs = self.device.type == "cuda" and distributed.get_world_size() == 1
-        faster = torch.compile(function, mode="reduce-overhead" if graphs else None)
-
-        def call(*tensors: torch.Tensor) -> torch.Tensor:
-            for tensor in tensors:
-                # One compilation serves every number of images: rounds add some, last batches lack some. A single
-                # image has one of its own, as torch.compile never takes a size of 1 for a variable one.
-                if tensor.ndim and len(tensor) > 1:
-                    torch._dynamo.mark_dynamic(tensor, 0)
-            return faster(*tensors)
-
-        return call
+        mode = "reduce-overhead" if graphs else None
+        return _Compiled(function, torch.compile(function, mode=mode), required=self.compile == "on")
 
     def compiles(self, steps: int) -> bool:
         """Whether `steps` repay a compilation, or it was asked for, and a compiler is there."""
@@ -108,6 +100,31 @@ class Runtime:
 
     def __str__(self) -> str:
         return f"{self.device} {self.precision}"
+
+
+class _Compiled:
+    """A compiled function of tensors, or the function itself once it has shown that it cannot be compiled."""
+
+    def __init__(self, function: Callable, faster: Callable, required: bool):
+        self.function, self.faster, self.required = function, faster, required
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        for tensor in tensors:
+            # One compilation serves every number of images: rounds add some, last batches lack some. A single image
+            # has one of its own, as torch.compile never takes a size of 1 for a variable one.
+            if tensor.ndim and len(tensor) > 1:
+                torch._dynamo.mark_dynamic(tensor, 0)
+        try:
+            return self.faster(*tensors)
+        except Exception as error:
+            if self.faster is self.function or not type(error).__module__.startswith(COMPILER):
+                raise
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            if self.required:
+                raise UserError(f"--compile on: torch.compile failed ({reason}); give --compile off") from None
+            print(f"torch.compile failed ({reason}); continuing without it")
+            self.faster = self.function
+            return self.function(*tensors)
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -60,8 +60,10 @@ class SharedWork:
 
     def save(self, number: int, content: dict[str, Any]) -> None:
         """Record a piece as done. `content` is JSON-able."""
-        entry = {"identity": self.identity, "content": content, "sha256": digest(content)}
-        write_json(self._path(number), entry)
+        # Pieces that were taken have a folder, unless another process had their results and put everything together.
+        if number not in self._locks or self.folder.is_dir():
+            entry = {"identity": self.identity, "content": content, "sha256": digest(content)}
+            write_json(self._path(number), entry)
         self._unlock(number)
 
     def record(self, number: int) -> dict[str, Any] | None:
