@@ -15,6 +15,7 @@ from ranking.criteria import CRITERIA, Candidates, Criterion
 from ranking.score import Scorer
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
+from utils.data import manifest
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.manifest import MANIFEST
@@ -26,7 +27,7 @@ from utils.run import entry
 from utils.run.device import Runtime
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
-from utils.run.files import digest, read_json, sha256, write_json
+from utils.run.files import digest, sha256, write_json
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_folder, check_output, claim, locked
 from utils.run.shared_work import SharedWork
@@ -170,7 +171,8 @@ def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
         machine.finds_batch_size,
     )
     with explain_out_of_memory(batch_size):
-        table = scorer.score(folder, job.parts, identity(job, folder, teacher, runtime, batch_size))
+        wanted = identity(job, folder, teacher, runtime, batch_size)
+        table = scorer.score(folder, job.parts, wanted, lambda: existing_ranking(job))
     if table is None:
         print("ranking: this process has done its pieces; the scores follow when all are done")
     elif job.ranking_file:
@@ -191,9 +193,8 @@ def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | N
         "ipc": job.ipc,
     }
     request = digest(wanted)
-    manifest = Path(job.output_dir) / MANIFEST
-    if manifest.exists() and (record := read_json(manifest)).get("finished") and record.get("request") == request:
-        return record["settings"]["images"], request
+    if (chosen := existing_selection(job, request)) is not None:
+        return chosen, request
     check_images(job, folder, teacher, runtime)
     reader = FeatureReader(
         frozen(extractor(teacher.network), runtime),
@@ -203,7 +204,11 @@ def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | N
         job.machine.workers,
         may_split=job.machine.finds_batch_size,
     )
-    with explain_out_of_memory(batch_size), SharedWork(job.parts, wanted, len(folder.classes)) as work:
+
+    def is_done(label: int) -> bool:
+        return work.record(label) is not None or existing_selection(job, request) is not None
+
+    with explain_out_of_memory(batch_size), SharedWork(job.parts, wanted, len(folder.classes), is_done) as work:
         for label, features in reader.by_class(folder, "features", work.take()):
             stream = (job.seed, "random selection", folder.classes[label])
             images = Candidates(folder.of_class(label), stream, features=features)
@@ -264,7 +269,7 @@ def write_selection(job: Job, chosen: dict[str, list[str]], request: str | None,
         print(f"ranking: {job.output_dir} is complete")
         return
     seconds = round(time.monotonic() - started, 1)
-    manifest = {
+    content = {
         "settings": settings,
         "train_dir": job.train_dir,
         "ranking_sha256": sha256(job.ranking_file) if existing_ranking(job) else None,
@@ -273,11 +278,17 @@ def write_selection(job: Job, chosen: dict[str, list[str]], request: str | None,
         "sha256": digests,
         "finished": True,
     }
-    write_json(Path(job.output_dir) / MANIFEST, manifest)
+    write_json(Path(job.output_dir) / MANIFEST, content)
     print(
         f"ranking: {job.ipc} {job.criterion} images of each of {len(chosen)} classes in {job.output_dir}; "
         f"{seconds:.0f} s"
     )
+
+
+def existing_selection(job: Job, request: str) -> dict[str, list[str]] | None:
+    """What is on disk of this very choice by features, once it is complete."""
+    record = manifest.read(job.output_dir)
+    return record["settings"]["images"] if record.get("finished") and record.get("request") == request else None
 
 
 def existing_ranking(job: Job) -> bool:

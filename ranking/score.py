@@ -8,7 +8,7 @@ import warnings
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -42,15 +42,22 @@ class Scorer:
     may_split: bool = False  # batches that do not fit into memory
 
     @torch.inference_mode()
-    def score(self, folder: ImageFolder, parts: Path, identity: dict) -> pd.DataFrame | None:
+    def score(
+        self, folder: ImageFolder, parts: Path, identity: dict, is_complete: Callable[[], bool] = lambda: False
+    ) -> pd.DataFrame | None:
         """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
 
         Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. The
-        work is shared with other processes by the folder `parts`; None while they are at work on the rest of it.
+        work is shared with other processes by the folder `parts`; None while they are at work on the rest of it, or where
+        `is_complete` says that they have put everything together.
         """
         batches = EvalBatches(folder, self.geometry.input_size, self.batch_size, self.workers)
         network = self.runtime.compiled(self.network, len(batches))
-        with SharedWork(parts, identity, math.ceil(len(batches) / PIECE)) as work:
+
+        def is_done(piece: int) -> bool:
+            return work.record(piece) is not None or is_complete()
+
+        with SharedWork(parts, identity, math.ceil(len(batches) / PIECE), is_done) as work:
             pending: deque[range] = deque()  # the batches of each piece; workers read ahead
 
             def numbers() -> Iterator[int]:

@@ -10,6 +10,7 @@ from typing import Any, Iterator
 import torch
 
 from recover.units import Member, Unit
+from utils.data import manifest
 from utils.data.images import save_image
 from utils.data.manifest import MANIFEST
 from utils.run.distributed import rank_from_environment
@@ -103,10 +104,10 @@ class SyntheticSet:
                 seconds += float(record.get("seconds") or 0)
             images |= found
         if anew:
-            manifest = {**facts, "seconds": round(seconds, 1), "units": len(self.units)}
+            content = {**facts, "seconds": round(seconds, 1), "units": len(self.units)}
             images = dict(sorted(images.items()))
             write_json(
-                self.folder / MANIFEST, {"settings": self.settings, "finished": True, **manifest, "images": images}
+                self.folder / MANIFEST, {"settings": self.settings, "finished": True, **content, "images": images}
             )
         self.work.remove()
         return True
@@ -115,6 +116,8 @@ class SyntheticSet:
         """Whether every image of the unit is on disk. Of several processes each compares the bytes of a part."""
         unit = self.units[number]
         record = self.work.record(number)
+        if record is None and not self.finished:  # another process may have put everything together since
+            self.manifest = manifest.read(self.folder)
         entries = self._entries(unit, self.manifest if record is None else record)
         if entries is None:
             return False

@@ -7,9 +7,9 @@ import zipfile
 import pytest
 import torch
 import torchvision
-from conftest import INPUT, draw, images, snapshot
 from PIL import Image
 
+from conftest import INPUT, draw, images, snapshot
 from utils.images import ImageFolder
 
 STAGES = ("squeeze", "ranking", "recover", "validate")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import CLASSES, COLOURS, INPUT, MEAN, PIXELS, ROOT, STD, Place, draw, images, snapshot
 from PIL import Image
 from torch.nn import functional as F
 
+from conftest import CLASSES, COLOURS, INPUT, MEAN, PIXELS, ROOT, STD, Place, draw, images, snapshot
 from helpers import CPU
 from utils.checkpoints import load_teacher
 from utils.evaluate import accuracy

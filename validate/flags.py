@@ -19,6 +19,14 @@ from validate.optim import LR_SCHEDULES, OPTIMIZERS
 from validate.protocols import DELT, PROTOCOLS
 from validate.targets import LOSSES
 
+# Flags that only one value of another setting reads.
+NEEDS = {
+    "class_weight": ("loss", "mse"),
+    "momentum": ("optimizer", "sgd"),
+    "lr_steps": ("lr_schedule", "steps"),
+    "lr_factor": ("lr_schedule", "steps"),
+}
+
 
 @dataclass(frozen=True)
 class LabelFlags:
@@ -193,6 +201,11 @@ def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, di
         parser.error(f"--min-scale must be at most --max-scale ({args.min_scale} and {args.max_scale} were given)")
     if any(settings["loss"] not in (None, "ce") for settings in hard):
         parser.error(f"--loss {args.loss} compares with a teacher; hard labels go with ce")
+    for flag, (setting, value) in NEEDS.items():
+        unused = all(settings[setting] != value for settings in protocols.values())
+        if getattr(args, flag) is not None and unused:
+            names = flag.replace("_", "-"), setting.replace("_", "-")
+            parser.error(f"--{names[0]} does nothing without --{names[1]} {value}")
     cli.refuse_single_images(parser, args)
     if args.method and len(args.method) != len(args.syn_dir):
         parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")

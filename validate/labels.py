@@ -109,9 +109,9 @@ class Writer:
         """Where shards of finished labels are lost or damaged, see that these alone are made again."""
         stored = StoredLabels(self.root, stream.seed)
         stored.check_versions(stream)
-        if damaged := stored.damaged():
+        if stored.damaged():
             for number, (span, (file, epochs, digest)) in enumerate(zip(spans, stored.shards)):
-                if epochs == span and folder / file not in damaged:
+                if epochs == span:  # whether the file is whole is looked at before it is made again
                     work.save(number, {"file": file, "epochs": [span.start, span.stop], "sha256": digest})
             write_json(folder / INDEX, {"settings": stored.index["settings"], "finished": False})
 

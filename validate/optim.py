@@ -34,8 +34,8 @@ def _cosine(done: float, protocol: Protocol) -> float:
 
 
 def _steps(done: float, protocol: Protocol) -> float:
-    """`lr_factor` at each of `lr_steps`. The margin makes 0.8 of 1000 epochs epoch 800, whatever rounding says."""
-    return protocol.lr_factor ** sum(done >= step - 1e-9 for step in protocol.lr_steps)
+    """`lr_factor` at each of `lr_steps`."""
+    return protocol.lr_factor ** sum(done >= step for step in protocol.lr_steps)
 
 
 def _half_cosine_linear(done: float, protocol: Protocol) -> float:

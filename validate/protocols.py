@@ -117,7 +117,7 @@ def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: i
     if settings["shuffle_patches"] is None:
         settings["shuffle_patches"] = 1 if facts.input_size <= SMALL_SIZE else 2  # RDED's factor
     if settings["min_scale"] is None:
-        settings["min_scale"] = 1 / settings["shuffle_patches"]
+        settings["min_scale"] = min(1 / settings["shuffle_patches"], settings["max_scale"])
     return Protocol(**settings, evaluations=evaluations)
 
 

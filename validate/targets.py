@@ -137,7 +137,7 @@ def image_weights(folder: ImageFolder) -> list[float] | None:
     if all(weight is None for weight in found):
         return None
     for path, weight in zip(folder.paths, found):
-        if not (isinstance(weight, (int, float)) and 0 < weight < float("inf")):
+        if type(weight) not in (int, float) or not 0 < weight < float("inf"):
             raise UserError(
                 f"{folder.root}: its {manifest.MANIFEST} gives {path} the weight {weight}; every image needs a "
                 "positive number, or give --image-weights off"

@@ -9,10 +9,10 @@ import statistics
 import pytest
 import torch
 from PIL import Image
-from plain_teacher import logits
 
 from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, Place, draw, images, snapshot
 from helpers import CPU
+from plain_teacher import logits
 from ranking.coreset import herding, k_center
 from utils.data.image_folder import ImageFolder
 from utils.nets.features import FeatureReader, extractor

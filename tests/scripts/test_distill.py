@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from script_stubs import ROOT, SCRIPTS, Stubs, command
 
 STAGES = {"squeeze", "ranking", "recover", "validate"}

@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+
 from script_stubs import ROOT, SCRIPTS, command
 
 # Stands for python3, and for .venv's Python once it has "made" .venv. The index holds the versions in $TORCH and

@@ -4,6 +4,7 @@ import os
 import subprocess
 
 import pytest
+
 from script_stubs import ROOT, SCRIPTS, command
 
 TOLD = "RANK|WORLD_SIZE|STAGES|NPROC|DELT_STAGES|DELT_NPROC|NNODES|MASTER_ADDR|MASTER_PORT"

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from script_stubs import SCRIPTS, Stubs
 
 COMMON, DISTILL = (f'source "$(dirname "${{BASH_SOURCE[0]}}")/{name}.sh"' for name in ("common", "distill"))

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from students import geometry, noise_folder, protocol
 
 from helpers import few, noise
+from students import geometry, noise_folder, protocol
 from utils.run.errors import UserError
 from validate import augment
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from plain_teacher import logits
 from safetensors.torch import load_file
 
 from conftest import COLOURS, INPUT, Place, draw, snapshot
 from helpers import few
-from validate.labels import _narrow, complete_probabilities
+from plain_teacher import logits
+from students import noise_folder, small_student, stream
+from validate.labels import StoredLabels, Writer, _narrow, complete_probabilities
+from validate.targets import Teachers
 
 LINE = dict(epochs=3, student_arch="conv3", seeds=2)
 BARE = dict(rand_augment="none", min_scale=1, flip=0, mix="none")  # the images as they stand
@@ -130,6 +132,24 @@ def test_saving_again_makes_what_is_not_whole(place, monkeypatch, damage):
     assert curves(place, "again") == curves(place, "saved")
     if damage is not unfinished:
         assert [name for name in whole if now[name] != whole[name]] == ["00001.safetensors", "index.json"]
+
+
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_labels_from_a_step_on_are_the_rest_of_what_the_teacher_said(tmp_path, monkeypatch, loss):
+    """As a student that was broken off asks for them: three epochs of three batches, a shard each."""
+    monkeypatch.setattr("validate.labels.SHARD_BYTES", 1)
+    batches = stream(noise_folder(tmp_path / "set"), epochs=3, batch_size=5, loss=loss, temperature=2.0)
+    network = small_student().eval()
+    teachers = Teachers(batches.geometry, ("a",), ("0",), (network,), (batches.geometry,))
+    Writer(str(tmp_path / "labels"), teachers, None, False).save(batches)
+    live, stored = list(teachers.labelled(batches)), StoredLabels(tmp_path / "labels", 0)
+    assert len(live) == 9
+    for start in (0, 1, 3, 4, 8, 9):
+        found = list(stored.labelled(batches, start))
+        assert len(found) == 9 - start
+        for (step, target), (live_step, live_target) in zip(found, live[start:]):
+            assert torch.equal(step.images, live_step.images) and torch.equal(step.labels, live_step.labels)
+            torch.testing.assert_close(target, live_target, rtol=2e-3, atol=2e-3)
 
 
 def test_top_k_keeps_the_largest_and_says_so(place):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from students import MEAN, STD, noise_folder, protocol, small_student, stream
 
 from helpers import CPU
+from students import MEAN, STD, noise_folder, protocol, small_student, stream
 from utils.data.loader import EvalBatches
 from utils.fit.loop import Training
 from utils.run.resume import State

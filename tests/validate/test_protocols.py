@@ -27,6 +27,7 @@ def test_rdeds_protocol_crops_at_least_a_tile_and_shuffles_the_tiles():
     assert (small.shuffle_patches, small.min_scale) == (1, 1), "images of 64 pixels and less are not tiled"
     assert (large.shuffle_patches, large.min_scale) == (2, 0.5)
     assert small.rand_augment == large.rand_augment == "none"
+    assert resolved("rded", max_scale=0.5).min_scale == 0.5, "unless no crop may be so large"
     assert (small.epochs, small.loss, small.temperature, small.mix, small.batch_size) == (300, "kl", 20, "cutmix", 50)
 
 

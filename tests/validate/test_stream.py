@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from students import MEAN, PLAIN, STD, noise_folder, stream
 
 LINE = dict(epochs=3, batch_size=5, min_scale=0.4)  # of 12 images: batches of 5, 5 and 2

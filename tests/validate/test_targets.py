@@ -6,10 +6,10 @@ import os
 
 import pytest
 import torch
-from students import geometry, noise_folder, protocol, small_student, stream
 from torch import distributed as dist
 
 from helpers import CPU
+from students import geometry, noise_folder, protocol, small_student, stream
 from utils.nets.teacher import Teacher
 from utils.run import distributed
 from utils.run.errors import UserError

@@ -54,14 +54,20 @@ def test_image_folders_of_anything(tmp_path_factory, folders):
 
 
 @settings(fuzzed, max_examples=60)
-@given(st.dictionaries(NAMES.filter(lambda name: name[0] != "."), st.sets(NAMES, min_size=1, max_size=3), min_size=1, max_size=3))
+@given(
+    st.dictionaries(
+        NAMES.filter(lambda name: name[0] != "."), st.sets(NAMES, min_size=1, max_size=3), min_size=1, max_size=3
+    )
+)
 def test_good_images_are_read_whatever_their_names(tmp_path_factory, names):
     root = fresh(tmp_path_factory, "folder of good images")
     folders = {name: {f"x{file}.png": None for file in files} for name, files in names.items()}
     pixels = put(root, folders)
     folder = ImageFolder(root, "--train-dir")
     folder.load()
-    assert folder.classes == sorted(folders) and set(folder.paths) == {f"{name}/{file}" for name in folders for file in folders[name]}
+    assert folder.classes == sorted(folders) and set(folder.paths) == {
+        f"{name}/{file}" for name in folders for file in folders[name]
+    }
     for index, path in enumerate(folder.paths):
         assert folder.classes[folder.labels[index]] == path.split("/")[0]
         assert np.array_equal(np.asarray(folder.read(index)), pixels)

@@ -139,7 +139,9 @@ def test_batches_for_tests_are_the_images_in_order(folder):
         for _ in range(2):  # the second time from memory
             found = list(batches)
             assert [len(images) for images, _ in found] == sizes
-            assert torch.equal(torch.cat([images for images, _ in found]), torch.stack([pixels(folder, k) for k in range(10)]))
+            assert torch.equal(
+                torch.cat([images for images, _ in found]), torch.stack([pixels(folder, k) for k in range(10)])
+            )
             assert torch.cat([labels for _, labels in found]).tolist() == [0] * 5 + [1] * 5
 
 

@@ -46,7 +46,9 @@ def test_stem_decides_the_first_feature_map(stem, side):
     assert seen == [(2, 64, side, side)]
 
 
-@pytest.mark.parametrize("size, stem", [(28, "cifar"), (32, "cifar"), (64, "cifar"), (65, "imagenet"), (224, "imagenet")])
+@pytest.mark.parametrize(
+    "size, stem", [(28, "cifar"), (32, "cifar"), (64, "cifar"), (65, "imagenet"), (224, "imagenet")]
+)
 def test_the_small_stem_is_for_64_pixels_and_less(size, stem):
     assert models.default_stem(size) == stem
 

@@ -22,19 +22,18 @@ def direct(conv, x, weights):
 
 @few
 @given(
-    height=st.integers(1, 13),
-    width=st.integers(1, 13),
+    size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
     channels=st.integers(1, 5),
     outputs=st.integers(1, 5),
     count=st.integers(1, 3),
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_it_is_the_convolution_and_so_is_its_gradient(height, width, channels, outputs, count, bias, seed):
+def test_it_is_the_convolution_and_so_is_its_gradient(size, channels, outputs, count, bias, seed):
     torch.manual_seed(seed)
     conv = nn.Conv2d(channels, outputs, 3, padding=1, bias=bias)
-    x = torch.randn(count, channels, height, width).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weights = torch.randn(count, outputs, height, width)
+    x = torch.randn(count, channels, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(count, outputs, *size)
     expected, expected_gradient = direct(conv, x.detach(), weights.double())
     y = winograd.WinogradConv2d(conv)(x)
     torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=2e-5)

@@ -5,9 +5,9 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from result_files import write_result
 
 from helpers import few
+from result_files import write_result
 from utils.run.errors import UserError
 from validate.report import collect
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from result_files import write_manifest, write_result, write_run
 
 from helpers import few, noise
+from result_files import write_manifest, write_result, write_run
 from validate.report import collect, origins
 
 

@@ -6,9 +6,9 @@ Needs Chromium (Debian: apt install chromium) and playwright; without them these
 import shutil
 
 import pytest
-from result_files import write_run
 
 from conftest import Place
+from result_files import write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -6,10 +6,10 @@ import re
 
 import pytest
 from PIL import Image
-from result_files import write_result, write_run
 
 from conftest import CLASSES, Place, snapshot
 from helpers import noise
+from result_files import write_result, write_run
 
 FIGURES = ("curves", "loss", "diversity", "time")
 

@@ -4,8 +4,8 @@ import math
 
 import pandas as pd
 import pytest
-from result_files import write_result
 
+from result_files import write_result
 from validate.report import collect, scores
 
 

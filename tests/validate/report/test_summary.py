@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from result_files import write_manifest, write_rows, write_run
 
 from conftest import ROOT, Place
+from result_files import write_manifest, write_rows, write_run
 
 LINE = [sys.executable, "-m", "validate.report.summary"]
 

@@ -1,8 +1,8 @@
 """The table of results, as it is stored and as people read it."""
 
 import pandas as pd
-from result_files import write_result
 
+from result_files import write_result
 from validate.report import collect, published, tables
 
 

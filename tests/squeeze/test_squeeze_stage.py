@@ -1,0 +1,123 @@
+"""squeeze as its users meet it: a command line in, a teacher out."""
+
+import re
+import shutil
+
+import pytest
+import torch
+
+from conftest import CLASSES, INPUT, MEAN, PIXELS, STD, Place, snapshot
+from helpers import CPU
+from plain_teacher import logits
+from utils.data.image_folder import ImageFolder
+from utils.data.loader import EvalBatches
+from utils.fit.evaluate import accuracy
+from utils.nets.teacher import load_teacher
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.fixture(scope="module")
+def done(stock, tmp_path_factory):
+    """A place where squeeze has run; what it printed is `said`."""
+    place = Place(tmp_path_factory.mktemp("squeezed") / "bugs")
+    for name in ("train", "val"):
+        shutil.copytree(stock / name, place / name)
+    place.said = place.works("squeeze")
+    return place
+
+
+def test_squeeze_writes_weights_and_every_fact_about_them(done):
+    checkpoint = torch.load(done / "squeezed.pth", weights_only=True)
+    expected = {
+        "arch": "conv3",
+        "stem": "cifar",
+        "num_classes": 3,
+        "classes": list(CLASSES),
+        "input_size": INPUT,
+        "mean": list(MEAN),
+        "std": list(STD),
+        "epochs": 4,
+    }
+    assert {name: checkpoint[name] for name in expected} == expected
+    assert checkpoint["seconds"] > 0 and checkpoint["versions"]["torch"] in torch.__version__
+
+
+def test_the_top1_that_squeeze_prints_is_that_of_its_weights(done):
+    files = sorted(done.val.glob("*/*.png"))
+    guesses = logits(done / "squeezed.pth", files).argmax(1).tolist()
+    top1 = 100 * sum(CLASSES[guess] == file.parent.name for guess, file in zip(guesses, files)) / len(files)
+    assert 40 < top1 < 100  # the teacher learned something, and the test set tells rates apart
+    assert f"top-1 {top1:.2f} %" in done.said
+    assert torch.load(done / "squeezed.pth", weights_only=True)["top1"] == pytest.approx(top1, abs=0.01)
+
+
+def test_nothing_hidden_is_left(done):
+    assert not list(done.root.rglob(".*"))
+
+
+def test_the_same_command_again_trains_nothing(done):
+    before = snapshot(done.root)
+    top1 = torch.load(done / "squeezed.pth", weights_only=True)["top1"]
+    said = done.works("squeeze")
+    assert "complete" in said and f"{top1:.2f}" in said
+    assert snapshot(done.root) == before
+
+
+def test_the_seed_alone_decides_the_weights(done, place):
+    place.works("squeeze", output=place / "same.pth")
+    place.works("squeeze", output=place / "other.pth", seed=1)
+    first, same, other = (weights(path) for path in (done / "squeezed.pth", place / "same.pth", place / "other.pth"))
+    assert first.keys() == same.keys() and all(torch.equal(first[name], same[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_squeeze_keeps_the_network_of_the_best_epoch(place):
+    """Of those that were measured; the last of them where several are as good."""
+    place.works("squeeze", epochs=6, evaluations=6, lr=0.5)
+    best, last = (torch.load(place / name, weights_only=True) for name in ("squeezed_best.pth", "squeezed.pth"))
+    assert best["top1"] >= last["top1"] and best["settings"] == last["settings"] and best["arch"] == "conv3"
+    teacher = load_teacher(None, place / "squeezed_best.pth")
+    test = EvalBatches(ImageFolder(place.val, "--val-dir"), INPUT)
+    top1, _ = accuracy(teacher.network, test, teacher.geometry, CPU)
+    assert round(top1, 2) == best["top1"]
+
+
+def test_squeeze_leaves_a_file_alone_that_is_called_as_its_best_would_be(place):
+    (place / "squeezed_best.pth").write_bytes(place.teacher.read_bytes())
+    outcome = place.run("squeeze", epochs=1)
+    assert outcome.code == 2 and "squeezed_best.pth holds another run" in outcome.err
+    assert (place / "squeezed_best.pth").read_bytes() == place.teacher.read_bytes()
+    assert not (place / "squeezed.pth").exists()
+
+
+def test_a_small_set_has_its_own_size_and_the_stem_follows_from_the_size(place):
+    place.works("squeeze", epochs=1, input_size=None)
+    facts = torch.load(place / "squeezed.pth", weights_only=True)
+    assert (facts["input_size"], facts["stem"]) == (PIXELS, "cifar")
+    place.works("squeeze", epochs=1, input_size=65, arch="mobilenet_v2", output=place / "big.pth")
+    assert torch.load(place / "big.pth", weights_only=True)["stem"] == "imagenet"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [dict(input_size=PIXELS), dict(stem="imagenet"), dict(mean=(0.1, 0.1, 0.1)), dict(std=(0.5, 0.5, 0.5))],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_teacher_of_other_settings_is_not_passed_off_as_the_one_asked_for(place, changed):
+    place.works("squeeze", epochs=1)
+    before = snapshot(place.root)
+    outcome = place.run("squeeze", epochs=1, **changed)
+    assert outcome.code == 2 and str(place / "squeezed.pth") in outcome.err and next(iter(changed)) in outcome.err
+    assert snapshot(place.root) == before
+    place.works("squeeze", epochs=1, **changed, overwrite=True)
+
+
+def test_help_names_every_flag_of_the_design(stock):
+    flags = """--dataset --seed --batch-size --workers --device --precision --compile --stem --train-dir --val-dir
+        --arch --output --epochs --lr"""
+    outcome = stock.run("squeeze", help=True)
+    assert outcome.code == 0
+    assert set(flags.split()) <= set(re.findall(r"--[a-z-]+", outcome.out))
