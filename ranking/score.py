@@ -48,8 +48,8 @@ class Scorer:
         """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
 
         Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. The
-        work is shared with other processes by the folder `parts`; None while they are at work on the rest of it, or where
-        `is_complete` says that they have put everything together.
+        work is shared with other processes by the folder `parts`; None while they are at work on the rest of it, or
+        where `is_complete` says that they have put everything together.
         """
         batches = EvalBatches(folder, self.geometry.input_size, self.batch_size, self.workers)
         network = self.runtime.compiled(self.network, len(batches))

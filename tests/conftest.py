@@ -1,4 +1,5 @@
 """What the end-to-end tests share: a tiny data set, and the command line of each stage on it, run in this process."""
+
 from __future__ import annotations
 
 import contextlib
@@ -41,14 +42,19 @@ def draw(folder: Path, colour: tuple, count: int, stream: object, size: int = PI
 
 def snapshot(folder: Path) -> dict[str, tuple]:
     """Every path below `folder` with its bytes and its time of writing."""
-    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else ("folder",)
-            for path in sorted(folder.rglob("*"))}
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else ("folder",)
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def images(folder: Path) -> dict[str, bytes]:
     """The images below the class folders of `folder`, by relative path, in sorted order."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*"))
-            if path.suffix in (".png", ".jpg")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.glob("*/*"))
+        if path.suffix in (".png", ".jpg")
+    }
 
 
 @dataclass
@@ -69,14 +75,42 @@ class Place:
         self.train, self.val, self.init, self.syn = (root / name for name in ("train", "val", "init", "syn"))
         self.teacher = root / "teacher.pth"
         self.lines = {
-            "squeeze": dict(train_dir=self.train, val_dir=self.val, arch="conv3", output=root / "squeezed.pth", epochs=4,
-                            batch_size=8, lr=0.02, input_size=INPUT, mean=MEAN, std=STD),
-            "ranking": dict(train_dir=self.train, teacher_path=self.teacher, ranking_file=root / "ranking.csv",
-                            output_dir=root / "selected", ipc=4, workers=0),
-            "recover": dict(init_dir=self.init, teacher_path=self.teacher, syn_dir=self.syn, iterations=8,
-                            round_iterations=2, batch_size=8),
-            "validate": dict(syn_dir=self.init, val_dir=self.val, teacher_path=self.teacher, output_dir=root / "measured",
-                             epochs=2, seeds=1),
+            "squeeze": dict(
+                train_dir=self.train,
+                val_dir=self.val,
+                arch="conv3",
+                output=root / "squeezed.pth",
+                epochs=4,
+                batch_size=8,
+                lr=0.02,
+                input_size=INPUT,
+                mean=MEAN,
+                std=STD,
+            ),
+            "ranking": dict(
+                train_dir=self.train,
+                teacher_path=self.teacher,
+                ranking_file=root / "ranking.csv",
+                output_dir=root / "selected",
+                ipc=4,
+                workers=0,
+            ),
+            "recover": dict(
+                init_dir=self.init,
+                teacher_path=self.teacher,
+                syn_dir=self.syn,
+                iterations=8,
+                round_iterations=2,
+                batch_size=8,
+            ),
+            "validate": dict(
+                syn_dir=self.init,
+                val_dir=self.val,
+                teacher_path=self.teacher,
+                output_dir=root / "measured",
+                epochs=2,
+                seeds=1,
+            ),
         }
 
     def __truediv__(self, name: str) -> Path:
@@ -97,10 +131,15 @@ class Place:
     def start(self, module: str, *words: object, env: dict | None = None) -> Outcome:
         """Any module with these words, in this process."""
         from utils.run import entry
+
         main = importlib.import_module(module).main
         out, err, code = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.dict(os.environ, env or {}), \
-                mock.patch.object(sys, "argv", [module, *map(str, words)]):
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+            mock.patch.dict(os.environ, env or {}),
+            mock.patch.object(sys, "argv", [module, *map(str, words)]),
+        ):
             try:
                 entry.run(main)
             except SystemExit as end:
@@ -115,8 +154,13 @@ class Place:
 
     def spawn(self, stage: str, **changes) -> Outcome:
         """The stage as a user starts it: a process of its own."""
-        done = subprocess.run([sys.executable, "-m", stage, *self.command(stage, **changes)], cwd=ROOT, text=True,
-                              capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(
+            [sys.executable, "-m", stage, *self.command(stage, **changes)],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     def fork(self, stage: str, **changes) -> int:

@@ -1,4 +1,5 @@
 """Small builders that several test files share."""
+
 import contextlib
 import subprocess
 from pathlib import Path
@@ -23,7 +24,7 @@ def tree(folder):
 
 @contextlib.contextmanager
 def disk(folder, options):
-    """A disk of its own at `folder`, in memory, with these options of mount. Skips the test where none can be mounted."""
+    """A disk in memory at `folder`, with these options of mount. Skips the test where none can be mounted."""
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode:
         pytest.skip("a disk cannot be mounted here")
@@ -50,9 +51,19 @@ def noise(path, seed, size=8):
 def small_net(classes=4, seed=0):
     """Two convolutions with BatchNorm, for images of 8 pixels, with statistics and weights that are not trivial."""
     torch.manual_seed(seed)
-    return scrambled(nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(),
-                                   nn.Conv2d(5, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(),
-                                   nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, classes)))
+    return scrambled(
+        nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+            nn.Conv2d(5, 6, 3, stride=2),
+            nn.BatchNorm2d(6),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, classes),
+        )
+    )
 
 
 def scrambled(model):
@@ -60,7 +71,11 @@ def scrambled(model):
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                for tensor, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5),
-                                          (module.running_mean, -0.5, 0.5), (module.running_var, 0.5, 2.0)):
+                for tensor, low, high in (
+                    (module.weight, 0.5, 1.5),
+                    (module.bias, -0.5, 0.5),
+                    (module.running_mean, -0.5, 0.5),
+                    (module.running_var, 0.5, 2.0),
+                ):
                     tensor.uniform_(low, high)
     return model.eval()

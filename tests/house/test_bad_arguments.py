@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from refusals import STAGES, refused
 
 from conftest import INPUT
+from refusals import STAGES, refused
 
 
 def spelt(value):

@@ -7,9 +7,9 @@ import zipfile
 import pytest
 import torch
 import torchvision
-from refusals import refused
 
 from conftest import INPUT, draw
+from refusals import refused
 
 TEACHERS = ("ranking", "recover", "validate")
 

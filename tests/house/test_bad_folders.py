@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 from PIL import Image
-from refusals import STAGES, refused
 
 from conftest import draw, snapshot
+from refusals import STAGES, refused
 from utils.data.image_folder import ImageFolder
 
 FLAGS = {  # each stage with the folders that it reads

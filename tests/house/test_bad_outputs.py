@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 import torch
-from refusals import refused
 
 from conftest import draw, images
+from refusals import refused
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Ranking files that do not fit are one clear line that names them, exit code 2, and nothing written."""
 
 import pytest
+
 from refusals import refused
 
 

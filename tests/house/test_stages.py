@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from plain_teacher import logits
 
 from conftest import PIXELS, ROOT, Place, images, snapshot
+from plain_teacher import logits
 
 TRAINING = dict(seeds=2, seed=5, epochs=4, lr=0.01)
 STAGES = ("squeeze", "ranking", "recover", "validate")

@@ -54,7 +54,10 @@ def test_a_manifest_of_anything(finished):
 @pytest.fixture
 def one_unit(finished):
     """A set of one unit with a record that is whole, the record's path, and what it says."""
-    manifest = json.loads((finished.syn / "manifest.json").read_text())
+    kept = (finished.syn / "manifest.json").read_bytes()
+    manifest = json.loads(kept)
+    unfinished = {"settings": manifest["settings"], "finished": False}  # else it would vouch for the unit
+    (finished.syn / "manifest.json").write_text(json.dumps(unfinished))
     names = {(0, position): name for position, name in enumerate(sorted(manifest["images"])[:4])}
     made = SyntheticSet(finished.syn, manifest["settings"], [Unit(0, tuple(names))], names)
     content = {"images": {name: manifest["images"][name] for name in names.values()}, "seconds": 1.0}
@@ -63,6 +66,7 @@ def one_unit(finished):
     [path] = (finished.syn / ".units").glob("*.json")
     yield made, path
     shutil.rmtree(path.parent)
+    (finished.syn / "manifest.json").write_bytes(kept)
 
 
 @settings(fuzzed, max_examples=100)

@@ -98,6 +98,8 @@ class SharedWork:
     def __exit__(self, *_: object) -> None:
         for number in list(self._locks):
             self._unlock(number)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()  # if nothing came of it, so that other work finds no trace of this
 
     def remove(self) -> None:
         """Delete the records: everything is put together. Other processes find no pieces any more, not missing ones."""

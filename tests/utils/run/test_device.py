@@ -1,12 +1,16 @@
 """The runtime: what `auto` stands for, when steps are compiled, and that compiled steps compute the same."""
 
 import importlib.metadata
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+from conftest import ROOT
 from utils.run import device as module
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
@@ -87,3 +91,32 @@ def test_compiled_is_eager_for_every_number_of_images():
         torch.testing.assert_close(found[0].grad, expected[0].grad, rtol=1e-4, atol=1e-6)
     # One for any number of images (torch takes another way for 16 and more), and one for a single image.
     assert compilations["unique_graphs"] <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", ["auto", "on"])
+def test_a_compiler_that_cannot_compile_is_one_line(tmp_path, asked):
+    """auto continues without it, on ends with exit code 2."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torch\n"
+        "from utils.run import device, entry\n"
+        "device.COMPILE_FROM_STEPS = 1\n"
+        "def main():\n"
+        f"    double = device.Runtime.create('cpu', 'fp32', {asked!r}).compiled(lambda x: (2 * x).sin(), 1)\n"
+        "    torch.testing.assert_close(double(torch.ones(3)), torch.full((3,), 2.0).sin())\n"
+        "    torch.testing.assert_close(double(torch.ones(2)), torch.full((2,), 2.0).sin())\n"
+        "entry.run(main)\n"
+    )
+    broken = tmp_path / "g++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "CXX": str(broken), "PYTHONPATH": str(ROOT)}
+    env["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
+    done = subprocess.run([sys.executable, str(script)], text=True, capture_output=True, env=env)
+    if asked == "auto":
+        assert done.returncode == 0 and done.stdout.count("continuing without it") == 1, done.stderr
+    else:
+        [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert done.returncode == 2 and "--compile off" in line and "Traceback" not in done.stderr
