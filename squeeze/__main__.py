@@ -8,7 +8,7 @@ from pathlib import Path
 
 from squeeze.train import LR_SCHEDULES, Recipe, augmentation, train
 from utils import cli
-from utils.cli import MachineFlags
+from utils.cli import MachineFlags, TrainingFlags
 from utils.data.datasets import known
 from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.data.image_folder import ImageFolder
@@ -40,9 +40,7 @@ class Job:
     output: Path
     geometry: GeometryFlags
     machine: MachineFlags
-    log: str | None
-    save_every: float  # minutes
-    sync_bn: bool
+    training: TrainingFlags
     overwrite: bool
 
     @property
@@ -76,8 +74,7 @@ def parse() -> Job:
         default=5,
         help="on the test set, evenly over the epochs; the network of the best one is kept as NAME_best.pth",
     )
-    cli.add_log(parser, "the folder logs beside --output")
-    cli.add_joint_training(parser, "the training")
+    cli.add_training(parser, "the training", "the folder logs beside --output")
     cli.add_common(parser, f"images per step, of all ranks together; {BATCH_SIZE} if left out")
     args = parser.parse_args()
     cli.refuse_single_images(parser, args)
@@ -91,9 +88,7 @@ def parse() -> Job:
         output=Path(args.output),
         geometry=cli.group(args, GeometryFlags),
         machine=cli.group(args, MachineFlags),
-        log=args.log,
-        save_every=args.save_every,
-        sync_bn=args.sync_bn,
+        training=cli.group(args, TrainingFlags),
         overwrite=args.overwrite,
     )
 
@@ -137,7 +132,7 @@ def run(
     size = geometry.input_size
     with seeded(recipe.seed, "initial weights"):
         model = models.build(job.arch, geometry.num_classes, size, geometry.stem)
-    model = runtime.place(distributed.sync_batchnorm(model, runtime.device) if job.sync_bn else model)
+    model = runtime.place(distributed.sync_batchnorm(model, runtime.device) if job.training.sync_bn else model)
     print(
         f"squeeze: {job.arch} ({geometry.stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} "
         f"classes, {recipe.epochs} epochs, {runtime}"
@@ -146,8 +141,8 @@ def run(
     test = EvalBatches(test_folder, size, workers=job.machine.workers)
     state_path = job.output.with_name(f".{job.output.name}.state")
     with (
-        closing(curves.start(job.log, job.output.parent / "logs", f"squeeze_{job.output.stem}", settings)) as log,
-        JointState(state_path, settings, job.save_every) as state,
+        closing(job.training.curves(job.output.parent / "logs", f"squeeze_{job.output.stem}", settings)) as log,
+        JointState(state_path, settings, job.training.save_every) as state,
     ):
 
         def save(path: Path, history: History) -> None:
@@ -210,7 +205,7 @@ def settings_of(job: Job, recipe: Recipe, folder: ImageFolder, runtime: Runtime)
         "precision": runtime.precision,
         "compile": job.machine.compile,
     }
-    return {**settings, "sync_bn": True} if job.sync_bn else settings
+    return {**settings, "sync_bn": True} if job.training.sync_bn else settings
 
 
 def finished(job: Job, path: Path, settings: dict) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass, fields
-from typing import Sequence, TypeVar
+from pathlib import Path
+from typing import Any, Sequence, TypeVar
 
 from utils.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD, known
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.images import MIN_SIZE, common_size
 from utils.fit import curves
+from utils.fit.curves import Curves
 from utils.nets.models import STEMS, default_stem
 from utils.nets.teacher import Teacher, load_teacher
 from utils.run.device import COMPILE, PRECISIONS, Runtime
@@ -58,6 +60,18 @@ class MachineFlags:
     @property
     def finds_batch_size(self) -> bool:
         return self.batch_size == AUTO
+
+
+@dataclass(frozen=True)
+class TrainingFlags:
+    """How a network is trained, whatever the recipe."""
+
+    log: str | None
+    save_every: float  # minutes
+    sync_bn: bool
+
+    def curves(self, folder: Path, name: str, settings: dict[str, Any]) -> Curves:
+        return curves.start(self.log, folder, name, settings)
 
 
 @dataclass(frozen=True)
@@ -196,20 +210,17 @@ def add_data(parser: Parser, batch_help: str = "images per batch") -> None:
     group.add_argument("--compile", choices=COMPILE, default="auto", help="auto: if the steps ahead repay it")
 
 
-def add_log(parser: Parser, folder: str) -> None:
-    parser.add_argument(
-        "--log", choices=curves.KINDS, help=f"curves, in {folder} (wandb: sent too, unless WANDB_MODE=offline)"
-    )
-
-
 def add_save_every(parser: Parser, what: str) -> None:
     parser.add_argument(
         "--save-every", type=non_negative_float, default=5.0, metavar="MINUTES", help=f"how often {what} is saved"
     )
 
 
-def add_joint_training(parser: Parser, what: str) -> None:
-    """What the stages take whose ranks train one network together."""
+def add_training(parser: Parser, what: str, folder: str) -> None:
+    """The flags of TrainingFlags: `what` is saved, and `folder` holds the curves."""
+    parser.add_argument(
+        "--log", choices=curves.KINDS, help=f"curves, in {folder} (wandb: sent too, unless WANDB_MODE=offline)"
+    )
     add_save_every(parser, what)
     parser.add_argument(
         "--sync-bn", action="store_true", help="under torchrun: BatchNorm over the global batch (GPUs only)"

@@ -15,7 +15,6 @@ from utils import cli
 from utils.data.geometry import Geometry, plain
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
-from utils.fit import curves
 from utils.fit.batch_size import find_batch_size, try_evaluation, try_training_step
 from utils.fit.loop import Training
 from utils.nets import models
@@ -172,7 +171,7 @@ def make_run(bench: Bench, title: str, protocol: Protocol, arch: str, method: st
         "weights": weights,
         "precision": bench.runtime.precision,
     }
-    if job.sync_bn:
+    if job.training.sync_bn:
         settings["sync_bn"] = True
     if kept := bench.kept_classes:
         # One run, whether it stores its labels first or finds them.
@@ -227,13 +226,13 @@ def train_student(bench: Bench, run: Run, stream: Stream) -> Result:
     source = target_source(bench, stream)
     with seeded(stream.seed, "student weights"):
         student = bench.student(arch)
-    student = runtime.place(distributed.sync_batchnorm(student, runtime.device) if job.sync_bn else student)
+    student = runtime.place(distributed.sync_batchnorm(student, runtime.device) if job.training.sync_bn else student)
     weights = run.settings["weights"]
     name = f"{run.path.stem}_seed{stream.seed}"
     state_path = run.path.with_name(f".{name}.state")
     with (
-        closing(curves.start(job.log, job.output_dir / "logs", name, run.settings)) as log,
-        JointState(state_path, {**run.settings, "seed": stream.seed}, job.save_every) as state,
+        closing(job.training.curves(job.output_dir / "logs", name, run.settings)) as log,
+        JointState(state_path, {**run.settings, "seed": stream.seed}, job.training.save_every) as state,
     ):
         training = Training(
             f"{arch} seed {stream.seed}",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import cli
-from utils.cli import MachineFlags, TeacherFlags
+from utils.cli import MachineFlags, TeacherFlags, TrainingFlags
 from utils.data import manifest
 from utils.data.geometry import GeometryFlags
 from utils.fit import curves
@@ -53,9 +53,7 @@ class Job:
     teacher: TeacherFlags
     geometry: GeometryFlags
     machine: MachineFlags
-    log: str | None
-    save_every: float  # minutes
-    sync_bn: bool
+    training: TrainingFlags
     overwrite: bool
     arguments: dict[str, Any]  # as they were given, for the results
 
@@ -95,8 +93,7 @@ def parse() -> Job:
     parser.add_argument("--seeds", type=cli.positive, default=3, help="how many, counted from --seed")
     parser.add_argument("--ipc", type=cli.positive, help="take the first so many images of each class; all if left out")
     parser.add_argument("--evaluations", type=cli.positive, default=3, help="on the test set, evenly over the epochs")
-    cli.add_log(parser, "OUTPUT_DIR/logs")
-    cli.add_joint_training(parser, "the student in training")
+    cli.add_training(parser, "the student in training", "OUTPUT_DIR/logs")
     add_protocol(parser)
     group = parser.add_argument_group("soft labels on disk")
     group.add_argument(
@@ -186,9 +183,7 @@ def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
         teacher=cli.group(args, TeacherFlags),
         geometry=cli.group(args, GeometryFlags),
         machine=cli.group(args, MachineFlags),
-        log=args.log,
-        save_every=args.save_every,
-        sync_bn=args.sync_bn,
+        training=cli.group(args, TrainingFlags),
         overwrite=args.overwrite,
         arguments=vars(args),
     )
