@@ -36,7 +36,7 @@ from validate.train import train
 
 
 @dataclass(frozen=True)
-class Bench:
+class Experiment:
     """What all students of a command have in common."""
 
     job: Job
@@ -83,12 +83,12 @@ def validate(job: Job, runtime: Runtime) -> None:
     require_same_size(sets)
     test_folder = cli.folder_for(geometry, job.val_dir, "--val-dir")
     test = EvalBatches(test_folder, geometry.input_size, workers=workers)
-    bench = Bench(job, runtime, teachers, stored, test)
+    experiment = Experiment(job, runtime, teachers, stored, test)
     archs = job.student_arch or teachers.archs[:1]
     for arch in archs:
-        bench.student(arch)  # for its errors, before any student is trained
+        experiment.student(arch)  # for its errors, before any student is trained
     for settings in job.protocols.values():
-        Augmentation(protocol_of(bench, settings, archs[0], sets[0]), geometry)  # for its errors, too
+        Augmentation(protocol_of(experiment, settings, archs[0], sets[0]), geometry)  # for its errors, too
         if settings["image_weights"] == "on":
             for folder in sets:
                 image_weights(folder)
@@ -98,11 +98,11 @@ def validate(job: Job, runtime: Runtime) -> None:
     for title, settings in job.protocols.items():
         for folder, method in zip(sets, job.sets.values()):
             for arch in archs:
-                protocol = protocol_of(bench, settings, arch, folder)
-                name, protocol = fitted(bench, title, protocol, arch, method)
-                run = make_run(bench, name, protocol, arch, method, folder)
+                protocol = protocol_of(experiment, settings, arch, folder)
+                name, protocol = fitted(experiment, title, protocol, arch, method)
+                run = make_run(experiment, name, protocol, arch, method, folder)
                 with explain_out_of_memory(protocol.batch_size, 2):
-                    measure(bench, run, protocol, folder)
+                    measure(experiment, run, protocol, folder)
 
 
 def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> Teachers:
@@ -130,35 +130,37 @@ def require_same_size(sets: list[ImageFolder]) -> None:
             )
 
 
-def protocol_of(bench: Bench, settings: dict[str, Any], arch: str, folder: ImageFolder) -> Protocol:
+def protocol_of(experiment: Experiment, settings: dict[str, Any], arch: str, folder: ImageFolder) -> Protocol:
     """The protocol for this student on this set."""
-    facts = SetFacts(bench.geometry.num_classes, folder.fewest(), len(folder), bench.geometry.input_size)
-    return resolve(settings, arch, facts, bench.job.evaluations)
+    facts = SetFacts(experiment.geometry.num_classes, folder.fewest(), len(folder), experiment.geometry.input_size)
+    return resolve(settings, arch, facts, experiment.job.evaluations)
 
 
-def fitted(bench: Bench, title: str, protocol: Protocol, arch: str, method: str) -> tuple[str, Protocol]:
+def fitted(experiment: Experiment, title: str, protocol: Protocol, arch: str, method: str) -> tuple[str, Protocol]:
     """With --batch-size auto the protocol with the largest batch that fits, and what to call it then."""
-    if not bench.job.machine.finds_batch_size:
+    if not experiment.job.machine.finds_batch_size:
         return title, protocol
-    student, size = bench.student(arch), bench.geometry.input_size
+    student, size = experiment.student(arch), experiment.geometry.input_size
 
     def trial(images: int) -> None:
-        for network in bench.teachers.networks:
-            try_evaluation(network, images, size, bench.runtime)
-        try_training_step(student, images, size, bench.runtime)
+        for network in experiment.teachers.networks:
+            try_evaluation(network, images, size, experiment.runtime)
+        try_training_step(student, images, size, experiment.runtime)
 
-    output = bench.job.output_dir / file_name(method, arch, title)
+    output = experiment.job.output_dir / file_name(method, arch, title)
     batch_size = find_batch_size(protocol.batch_size, 2, output, trial)
     if batch_size == protocol.batch_size:
         return title, protocol
     return f"{title} batch_size={batch_size}", replace(protocol, batch_size=batch_size)
 
 
-def make_run(bench: Bench, title: str, protocol: Protocol, arch: str, method: str, folder: ImageFolder) -> Run:
+def make_run(
+    experiment: Experiment, title: str, protocol: Protocol, arch: str, method: str, folder: ImageFolder
+) -> Run:
     """The results of this student on this set, with those that are on disk already."""
-    job, test_folder = bench.job, bench.test.folder
+    job, test_folder = experiment.job, experiment.test.folder
     weights = image_weights(folder) if protocol.image_weights == "on" else None
-    geometry = plain(bench.geometry)
+    geometry = plain(experiment.geometry)
     settings = {
         **plain(protocol),
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
@@ -167,21 +169,21 @@ def make_run(bench: Bench, title: str, protocol: Protocol, arch: str, method: st
         "images": folder.fingerprint(),
         "test_images": test_folder.fingerprint(),
         "stem": job.geometry.stem,
-        "teachers": list(bench.teachers.digests),
+        "teachers": list(experiment.teachers.digests),
         "weights": weights,
-        "precision": bench.runtime.precision,
+        "precision": experiment.runtime.precision,
     }
     if job.training.sync_bn:
         settings["sync_bn"] = True
-    if kept := bench.kept_classes:
+    if kept := experiment.kept_classes:
         # One run, whether it stores its labels first or finds them.
         settings["stored_labels"] = kept
-        title += " stored" if kept == bench.geometry.num_classes else f" stored top-{kept}"
+        title += " stored" if kept == experiment.geometry.num_classes else f" stored top-{kept}"
     columns = {
         "dataset": job.geometry.dataset or Path(job.val_dir).resolve().parent.name,
         "method": method,
         "ipc": folder.fewest(),
-        "teacher": bench.teachers.name,
+        "teacher": experiment.teachers.name,
         "student": arch,
         "protocol": title,
         "epochs": protocol.epochs,
@@ -190,26 +192,26 @@ def make_run(bench: Bench, title: str, protocol: Protocol, arch: str, method: st
     return Run(job.output_dir, settings, columns)
 
 
-def measure(bench: Bench, run: Run, protocol: Protocol, folder: ImageFolder) -> None:
+def measure(experiment: Experiment, run: Run, protocol: Protocol, folder: ImageFolder) -> None:
     """Train and store one student for each seed that is not stored yet; print the mean."""
-    job, runtime = bench.job, bench.runtime
+    job, runtime = experiment.job, experiment.runtime
     what = f"{run.facts['method']}, {run.facts['student']}, {run.facts['protocol']}"
     print(
         f"validate: {what}: {len(folder)} images, {run.facts['ipc']} a class, {protocol.epochs} epochs of batch "
         f"{protocol.batch_size}, {runtime}{', weighted images' if run.settings['weights'] else ''}"
     )
-    views = Views(folder, Augmentation(protocol, bench.geometry), job.machine.workers)
-    streams = [Stream(views, protocol, seed, bench.geometry, runtime) for seed in job.seeds]
+    views = Views(folder, Augmentation(protocol, experiment.geometry), job.machine.workers)
+    streams = [Stream(views, protocol, seed, experiment.geometry, runtime) for seed in job.seeds]
     for stream in streams:
-        if bench.stored:
-            bench.stored[stream.seed].check(stream)
+        if experiment.stored:
+            experiment.stored[stream.seed].check(stream)
     with locked(job.output_dir / "results.csv"):
         for stream in streams:
             if stream.seed in run.results:
                 top1 = run.results[stream.seed].top1
                 print(f"validate: seed {stream.seed} is complete: top-1 {top1:.2f} %")
                 continue
-            result = train_student(bench, run, stream)
+            result = train_student(experiment, run, stream)
             run.add(result, arguments=job.arguments, versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
     results = [run.results[seed] for seed in job.seeds]
     found = summary(results)
@@ -220,12 +222,12 @@ def measure(bench: Bench, run: Run, protocol: Protocol, folder: ImageFolder) -> 
     )
 
 
-def train_student(bench: Bench, run: Run, stream: Stream) -> Result:
+def train_student(experiment: Experiment, run: Run, stream: Stream) -> Result:
     """One student from scratch."""
-    job, runtime, arch = bench.job, bench.runtime, run.facts["student"]
-    source = target_source(bench, stream)
+    job, runtime, arch = experiment.job, experiment.runtime, run.facts["student"]
+    source = target_source(experiment, stream)
     with seeded(stream.seed, "student weights"):
-        student = bench.student(arch)
+        student = experiment.student(arch)
     student = runtime.place(distributed.sync_batchnorm(student, runtime.device) if job.training.sync_bn else student)
     weights = run.settings["weights"]
     name = f"{run.path.stem}_seed{stream.seed}"
@@ -238,8 +240,8 @@ def train_student(bench: Bench, run: Run, stream: Stream) -> Result:
             f"{arch} seed {stream.seed}",
             stream.schedule,
             runtime,
-            bench.geometry,
-            bench.test,
+            experiment.geometry,
+            experiment.test,
             stream.protocol.evaluations,
             log,
         )
@@ -247,15 +249,15 @@ def train_student(bench: Bench, run: Run, stream: Stream) -> Result:
         return train(student, source, stream, training, tensor, state)
 
 
-def target_source(bench: Bench, stream: Stream) -> Callable[[int], Labelled]:
+def target_source(experiment: Experiment, stream: Stream) -> Callable[[int], Labelled]:
     """Where the batches with their targets come from."""
-    labels = bench.job.labels
+    labels = experiment.job.labels
     if labels.save_labels:
-        Writer(labels.save_labels, bench.teachers, labels.top_k, bench.job.overwrite).save(stream)
+        Writer(labels.save_labels, experiment.teachers, labels.top_k, experiment.job.overwrite).save(stream)
         return partial(StoredLabels(labels.save_labels, stream.seed).labelled, stream)
-    if bench.stored:
-        return partial(bench.stored[stream.seed].labelled, stream)
-    return partial(bench.teachers.labelled if stream.protocol.labels == "soft" else hard_labelled, stream)
+    if experiment.stored:
+        return partial(experiment.stored[stream.seed].labelled, stream)
+    return partial(experiment.teachers.labelled if stream.protocol.labels == "soft" else hard_labelled, stream)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,199 @@
+"""utils.run.launch and torchrun: whatever happens to a rank, one line says it, at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from launching import ENV, LAUNCH, launch, ranks_of
+
+from conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+# Far above what was measured (under 3 seconds), so that no busy machine fails it, and below what waiting took once.
+SECONDS = 10
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+def the_error(outcome):
+    """The one line of an outcome's stderr, without `error: `."""
+    [line] = [line for line in outcome.stderr.splitlines() if line and "%|" not in line]  # and progress bars
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def run_script(place, text, *words, ranks=2, start=LAUNCH):
+    """A script of two ranks, whose `main` entry.run calls; the time of its end is that of launcher and all."""
+    script = place / "script.py"
+    script.write_text(text)
+    line = [*start, "--nproc-per-node", str(ranks), str(script), *map(str, words)]
+    env = {**ENV, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, env=env, timeout=120)
+
+
+# --- a wrong path ----------------------------------------------------------------------------------------------------
+
+TIMED = """
+import importlib, sys, time
+from utils.run import entry
+stage, stamp = sys.argv.pop(1), sys.argv.pop(1)
+run = importlib.import_module(f"{stage}.__main__").main
+def main():
+    try:
+        run()
+    finally:
+        open(stamp, "a").write(f"{time.time()}\\n")
+entry.run(main)
+"""
+
+
+@pytest.mark.parametrize("stage", ["squeeze", "ranking", "recover", "validate"])
+def test_a_wrong_path_is_one_line_in_a_few_seconds(place, stage):
+    """In squeeze and validate after the ranks have joined, elsewhere they never do."""
+    flag = {"squeeze": "train_dir", "ranking": "train_dir", "recover": "init_dir", "validate": "syn_dir"}[stage]
+    words = place.command(stage, **{flag: place / "nowhere"})
+    done = run_script(place, TIMED, stage, place / "stamp", *words)
+    ended = time.time()
+    message = the_error(done)
+    assert str(place / "nowhere") in message and "--" + flag.replace("_", "-") in message
+    assert (done.returncode, done.stdout) == (2, "")
+    failed = [float(line) for line in (place / "stamp").read_text().split()]
+    assert ended - min(failed) < SECONDS
+    print(f"{stage}: {ended - min(failed):.2f} s from the first rank's error to the launcher's end")
+
+
+def test_a_rank_that_fails_before_the_others_have_joined(place):
+    """Rank 1 joins, and waits for rank 0, which never comes."""
+    text = """
+import os, time
+from utils.run import entry
+from utils.run.distributed import process_group
+from utils.run.errors import UserError
+import torch
+def main():
+    if os.environ["RANK"] == "0":
+        time.sleep(2)
+        open("{stamp}", "w").write(str(time.time()))
+        raise UserError("nowhere: no such folder")
+    with process_group(torch.device("cpu")):
+        pass
+entry.run(main)
+"""
+    for failing in ("0", "1"):
+        done = run_script(place, text.replace("{stamp}", str(place / "stamp")).replace('"0"', f'"{failing}"'))
+        assert time.time() - float((place / "stamp").read_text()) < SECONDS
+        assert the_error(done) == "nowhere: no such folder" and done.returncode == 2
+
+
+def test_torchrun_itself_ends_with_the_message_too(place):
+    line = [*TORCHRUN, "--nproc-per-node", "2", "-m", "ranking"]
+    words = place.command("ranking", train_dir=place / "nowhere")
+    done = subprocess.run([*line, *words], cwd=ROOT, text=True, capture_output=True, env=ENV)
+    assert done.returncode != 0
+    end = done.stderr.splitlines()[-6:]
+    assert any(f"UserError: --train-dir {place / 'nowhere'}: no such folder" in line for line in end), done.stderr
+
+
+# --- an error of one rank --------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_only_rank_1_reads(place):
+    """Of several processes each decodes a part of the images before the work: here the second, fourth, ..."""
+    broken = sorted(place.train.glob("*/*.png"))[1]
+    broken.write_bytes(broken.read_bytes()[:60])
+    done = launch(place, "ranking", 2)
+    assert the_error(done).startswith(f"{broken}: cannot be read") and done.returncode == 2
+    assert not (place / "ranking.csv").exists() and not (place / "selected").exists()
+
+
+ONE_FAILS = """
+import os, time, torch
+from utils.run import distributed, entry
+from utils.run.errors import UserError
+def main():
+    with distributed.process_group(torch.device("cpu")):
+        distributed.barrier()
+        if distributed.get_rank() == 1:
+            {what}
+        {others}
+entry.run(main)
+"""
+WAIT = {
+    "in a collective": "distributed.barrier()",
+    "in Python": "time.sleep(60)",
+    "about to fail too": "distributed.all_gather(1); raise UserError('what follows')",
+}
+
+
+@pytest.mark.parametrize("others", WAIT.values(), ids=WAIT)
+def test_an_error_of_rank_1_alone(place, others):
+    done = run_script(
+        place, ONE_FAILS.replace("{what}", "raise UserError('the disk is full')").replace("{others}", others)
+    )
+    assert the_error(done) == "the disk is full" and done.returncode == 2
+
+
+@pytest.mark.parametrize("others", WAIT.values(), ids=WAIT)
+def test_a_rank_that_is_killed_is_named(place, others):
+    done = run_script(place, ONE_FAILS.replace("{what}", "os.kill(os.getpid(), 9)").replace("{others}", others))
+    message = the_error(done)
+    assert message.startswith("rank 1 was ended by SIGKILL") and "the same command resumes" in message
+    assert done.returncode not in (0, None)
+
+
+def test_a_fault_of_the_program_has_its_traceback_and_one_line(place):
+    text = ONE_FAILS.replace("{what}", "raise ValueError('no such thing')").replace("{others}", WAIT["in a collective"])
+    done = run_script(place, text)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.stderr.count("Traceback") == 1 and done.returncode == 1
+    assert lines[-1] == "error: ValueError: no such thing"
+
+
+def test_an_error_of_all_ranks_is_said_once(place):
+    done = launch(place, "validate", 3, lr=1e30, mix="none")
+    assert done.returncode == 2
+    [line] = [line for line in done.stderr.splitlines() if "error" in line]
+    assert line.startswith("error: conv3 seed 0: loss is") and "epoch 1, step 2" in line and "--lr" in line
+    assert not (place / "measured" / "results.csv").exists()
+
+
+def test_an_error_has_a_line_of_its_own_behind_a_bar(place):
+    text = ONE_FAILS.replace("{what}", "time.sleep(1); os.kill(os.getpid(), 9)").replace(
+        "{others}", "import sys; sys.stderr.write('ranking:  50%|###'); sys.stderr.flush(); distributed.barrier()"
+    )
+    done = run_script(place, text)
+    assert done.stderr.splitlines()[-1].startswith("error: rank 1 was ended by SIGKILL")
+
+
+# --- an end without errors -------------------------------------------------------------------------------------------
+
+
+def test_what_rank_0_prints_is_all_that_is_printed(place):
+    alone = place.works("recover", syn_dir=place / "alone", batch_size=4)
+    done = launch(place, "recover", 2, batch_size=4)
+    assert done.returncode == 0 and "error" not in done.stderr and "Warning" not in done.stderr
+    assert done.stdout.splitlines()[0] == alone.splitlines()[0], "said once, not by each rank"
+    assert done.stdout.count("units to do") == 1
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_resume(place):
+    """As Ctrl-C at a terminal, which goes to all processes."""
+    words = place.command("squeeze", epochs=400, save_every=0)
+    line = [*LAUNCH, "--nproc-per-node", "2", "-m", "squeeze", *words]
+    launcher = subprocess.Popen(line, cwd=ROOT, text=True, env=ENV, stderr=subprocess.PIPE, start_new_session=True)
+    until = time.monotonic() + 120
+    while not (place / ".squeezed.pth.state").exists():
+        assert time.monotonic() < until and launcher.poll() is None
+        time.sleep(0.02)
+    assert len(ranks_of(launcher)) == 2
+    os.killpg(launcher.pid, signal.SIGINT)
+    _, told = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGINT and "Traceback" not in told
+    [said] = [line for line in told.splitlines() if line.startswith("stopped by")]
+    assert said.startswith("stopped by SIGINT") and "python -m utils.run.launch --standalone" in said
+    assert "squeeze --train-dir" in said and "error" not in told
+    assert (place / ".squeezed.pth.state").exists() and not (place / "squeezed.pth").exists()
