@@ -131,9 +131,8 @@ WAIT = {
 
 @pytest.mark.parametrize("others", WAIT.values(), ids=WAIT)
 def test_an_error_of_rank_1_alone(place, others):
-    done = run_script(
-        place, ONE_FAILS.replace("{what}", "raise UserError('the disk is full')").replace("{others}", others)
-    )
+    text = ONE_FAILS.replace("{what}", "raise UserError('the disk is full')").replace("{others}", others)
+    done = run_script(place, text)
     assert the_error(done) == "the disk is full" and done.returncode == 2
 
 
@@ -172,12 +171,12 @@ def test_an_error_has_a_line_of_its_own_behind_a_bar(place):
 # --- an end without errors -------------------------------------------------------------------------------------------
 
 
-def test_what_rank_0_prints_is_all_that_is_printed(place):
-    alone = place.works("recover", syn_dir=place / "alone", batch_size=4)
+def test_only_rank_0_prints(place):
+    """Rank 1 may have done all of the work."""
     done = launch(place, "recover", 2, batch_size=4)
     assert done.returncode == 0 and "error" not in done.stderr and "Warning" not in done.stderr
-    assert done.stdout.splitlines()[0] == alone.splitlines()[0], "said once, not by each rank"
-    assert done.stdout.count("units to do") == 1
+    lines = done.stdout.splitlines()
+    assert lines and len(set(lines)) == len(lines) and all(line.startswith("recover: ") for line in lines)
 
 
 def test_an_interrupt_is_one_line_that_says_how_to_resume(place):

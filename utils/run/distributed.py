@@ -168,8 +168,12 @@ def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if get_world_size() > 1 else model
 
 
+class ConnectionLost(Exception):
+    """Another rank has ended, mostly, and its error is the one to show; this one only follows from it."""
+
+
 def is_connection_error(error: RuntimeError) -> bool:
-    """Whether another rank has ended, and this error is only what follows from it."""
-    if not dist.is_available() or not dist.is_initialized():
+    """Whether `error` is of the connection between ranks, while they join or work together."""
+    if not launched():
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)

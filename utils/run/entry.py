@@ -6,10 +6,12 @@ import atexit
 import contextlib
 import errno
 import gc
+import multiprocessing
 import os
 import shlex
 import signal
 import sys
+import traceback
 from typing import Callable
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -49,14 +51,37 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         if not distributed.launched():
             sys.stderr.write(f"error: {one_line(error)}\n")
-        sys.exit(2)
+        _end(2)
+    except distributed.ConnectionLost:
+        _end(1)
+    except SystemExit as end:
+        _end(end.code or 0)
+    except Exception:
+        if distributed.get_world_size() == 1:
+            raise
+        traceback.print_exc()
+        _end(1)
     except (Stopped, KeyboardInterrupt) as stopped:
         if distributed.is_main_process() and distributed.LAUNCHER not in os.environ:
             name = str(stopped) or "SIGINT"
             print(
                 f"stopped by {name}; all progress is saved, and the same command resumes: {_command()}", file=sys.stderr
             )
-        sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
+        _end(128 + getattr(stopped, "number", signal.SIGINT))
+
+
+def _end(code: int) -> None:
+    """End the process.
+
+    With other ranks at once: the threads of connections that an error left open would abort the interpreter's own end.
+    """
+    if distributed.get_world_size() == 1:
+        sys.exit(code)
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def one_line(message: object) -> str:
@@ -85,8 +110,12 @@ def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
         except RuntimeError as error:
             if not distributed.is_connection_error(error):
                 raise
-            # The error of the rank that failed is the one to show, or the signal that ended it.
-            sys.exit(128 + SIGNALS.received if SIGNALS.received else 1)
+            if SIGNALS.received:
+                sys.exit(128 + SIGNALS.received)
+            # Without the C++ frames.
+            raise distributed.ConnectionLost(
+                f"the connection to the other ranks: {str(error).splitlines()[0]}"
+            ) from None
 
     return guarded
 

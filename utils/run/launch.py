@@ -18,7 +18,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from utils.run.distributed import LAUNCHER
+from utils.run.distributed import LAUNCHER, ConnectionLost
 from utils.run.errors import UserError
 
 RESUMES = "finished work is on disk, and the same command resumes"
@@ -39,18 +39,29 @@ def main() -> None:
 
 
 def _order(failure: ProcessFailure) -> tuple:
-    """Sorts the failure that explains the others first.
+    """Sorts the failure that explains the others first: an error, else a kill, else the first end.
 
-    A rank without an error file ended because another one did, unless it was killed: it is as early as those that
-    noticed, as its time is that of the launcher's look at all of them, in whole seconds.
+    The launcher looks at the ranks now and then, and those that notice a kill may have ended by then.
     """
+    error = _error(failure)
     killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM  # by which the launcher ends the others
-    return not isinstance(failure.message, dict), failure.timestamp, not killed
+    return not error or _follows(error), not killed, failure.timestamp
+
+
+def _error(failure: ProcessFailure) -> str:
+    """`Class: message` of the exception in a rank's error file; empty without one."""
+    return " ".join(failure.message["message"].split()) if isinstance(failure.message, dict) else ""
+
+
+def _follows(error: str) -> bool:
+    return error.startswith(f"{ConnectionLost.__name__}: ")
 
 
 def _message(rank: int, failure: ProcessFailure) -> str:
-    if isinstance(failure.message, dict):
-        return " ".join(failure.message["message"].removeprefix(f"{UserError.__name__}: ").split())
+    if error := _error(failure):
+        if _follows(error):
+            return f"rank {rank}: {error.removeprefix(f'{ConnectionLost.__name__}: ')}"
+        return error.removeprefix(f"{UserError.__name__}: ")
     number = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128
     if number in signal.valid_signals():
         return f"rank {rank} was ended by {signal.Signals(number).name}; {RESUMES}"
