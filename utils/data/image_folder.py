@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from bisect import bisect_left, bisect_right
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from utils.data.images import EXTENSIONS, probe, read_rgb, size_of
+from utils.data.formats import EXTENSIONS, could_be_image, is_hidden, is_image, require_unicode
+from utils.data.images import probe, read_rgb, size_of
 from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.files import digest, sha256
@@ -50,12 +52,17 @@ class ImageFolder:
         self.classes = list(classes) if classes is not None else found
         self.paths: list[str] = []
         self.labels: list[int] = []
+        left_out: list[str] = []
         for label, name in enumerate(self.classes):
-            files = _image_files(self.root, name)
+            files = _image_files(self.root, name, left_out)
             if not files:
-                raise UserError(f"{role} {root}: class folder '{name}' has no images ({', '.join(EXTENSIONS)})")
+                _say_left_out(self.root, role, left_out)
+                raise UserError(
+                    f"{role} {root}: class folder '{name}' has no images ({', '.join(EXTENSIONS[:6])}, ...)"
+                )
             self.paths += files
             self.labels += [label] * len(files)
+        _say_left_out(self.root, role, left_out)
 
     def _class_folders(self) -> list[str]:
         if not self.root.is_dir():
@@ -67,9 +74,11 @@ class ImageFolder:
         for entry in entries:
             if entry.is_symlink() and not os.path.exists(entry.path):
                 raise UserError(f"{self.role} {entry.path}: is a link that leads nowhere; correct it or remove it")
-        folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        folders = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
+        for name in folders:
+            require_unicode(self.root / name)
         if not folders:
-            flat = any(entry.name.lower().endswith(EXTENSIONS) for entry in entries)
+            flat = any(is_image(entry.name) for entry in entries)
             raise UserError(
                 f"{self.role} {self.root}: "
                 + (
@@ -194,12 +203,16 @@ def _names(prefix: str, names: set[str]) -> str:
     return f"{prefix}{', '.join(listed[:8])}{more}" if listed else ""
 
 
-def _image_files(root: Path, name: str) -> list[str]:
-    """All images below a class folder, relative to `root`. Raises UserError for a link that leads back up."""
+def _image_files(root: Path, name: str, left_out: list[str]) -> list[str]:
+    """All images below a class folder, relative to `root`; files that may be images too go into `left_out`.
+
+    Raises UserError for a link that leads back up, and for a name that is not UTF-8.
+    """
     found = []
     for folder, subfolders, files in os.walk(root / name, followlinks=True):
-        subfolders.sort()
+        subfolders[:] = sorted(sub for sub in subfolders if not is_hidden(sub))
         for link in (os.path.join(folder, sub) for sub in subfolders):
+            require_unicode(link)
             if os.path.islink(link) and os.path.commonpath(
                 [os.path.realpath(link), os.path.realpath(folder)]
             ) == os.path.realpath(link):
@@ -207,5 +220,24 @@ def _image_files(root: Path, name: str) -> list[str]:
                     f"{link}: is a link that leads back to {os.path.realpath(link)}, a folder around it; remove it"
                 )
         relative = Path(folder).relative_to(root).as_posix()
-        found += [f"{relative}/{file}" for file in files if file.lower().endswith(EXTENSIONS) and file[0] != "."]
+        for file in files:
+            if is_image(file):
+                require_unicode(os.path.join(folder, file))
+                found.append(f"{relative}/{file}")
+            elif could_be_image(os.path.join(folder, file)):
+                left_out.append(f"{relative}/{file}")
     return sorted(found)
+
+
+@functools.cache  # a stage lists a folder more than once
+def _say(line: str) -> None:
+    print(line)
+
+
+def _say_left_out(root: Path, role: str, paths: list[str]) -> None:
+    if paths:
+        first = os.fsencode(min(paths)).decode("utf-8", "backslashreplace")
+        _say(
+            f"{role} {root}: {len(paths)} file{'s' * (len(paths) > 1)} left out that could be images, the first is "
+            f"{first}; give them an ending of a format that is read ({', '.join(EXTENSIONS[:6])}, ...), or convert them"
+        )
