@@ -15,7 +15,7 @@ from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.images import read_rgb, resize_whole, to_batch
 from utils.run.errors import UserError
-from utils.run.files import sha256
+from utils.run.files import sha256, shortened
 from utils.run.seeds import generator
 
 NOISE_IPC = 10  # where neither --ipc nor a folder says it
@@ -69,7 +69,8 @@ class Starts:
         """class/POSITION_stem.format: sorting by name gives the position."""
         label, position = member
         stem = re.sub(r"^\d{3,}_", "", Path(self._name(member)).stem) if self.folder else "noise"
-        return f"{self.classes[label]}/{position:0{max(3, len(str(self.ipc - 1)))}d}_{stem}.{image_format}"
+        name = shortened(f"{position:0{max(3, len(str(self.ipc - 1)))}d}_{stem}.{image_format}")
+        return f"{self.classes[label]}/{name}"
 
     def images(self, unit: Unit, seed: int) -> torch.Tensor:
         """The unit's images at their start: normalised fp32 (N, 3, S, S).

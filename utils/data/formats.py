@@ -25,6 +25,10 @@ OTHER_IMAGES = frozenset(
     ).split()
 )
 
+# What other projects keep sets of images in.
+TENSORS = (".pt", ".pth", ".npy", ".npz", ".safetensors")
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip", ".7z", ".rar", ".gz", ".xz")
+
 # What lies beside images and is none, so that it need not be opened to know.
 _OTHER_FILES = frozenset(
     ".txt .json .jsonl .xml .csv .tsv .md .html .htm .yaml .yml .toml .ini .cfg .py .sh .log .db .sqlite .lock .md5 "

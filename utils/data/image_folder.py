@@ -13,7 +13,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from utils.data.formats import EXTENSIONS, could_be_image, is_hidden, is_image, require_unicode
+from utils.data.formats import ARCHIVES, EXTENSIONS, TENSORS, could_be_image, is_hidden, is_image, require_unicode
 from utils.data.images import probe, read_rgb, size_of
 from utils.run import distributed
 from utils.run.errors import UserError
@@ -65,6 +65,8 @@ class ImageFolder:
         _say_left_out(self.root, role, left_out)
 
     def _class_folders(self) -> list[str]:
+        if self.root.is_file():
+            raise UserError(f"{self.role} {self.root}: is a file, not a folder of images; {_advice(self.root)}")
         if not self.root.is_dir():
             raise UserError(
                 f"{self.role} {self.root}: no such folder; give the root of an ImageFolder "
@@ -79,6 +81,9 @@ class ImageFolder:
             require_unicode(self.root / name)
         if not folders:
             flat = any(is_image(entry.name) for entry in entries)
+            tensors = [entry.path for entry in entries if entry.name.lower().endswith(TENSORS)]
+            if tensors and not flat:
+                raise UserError(f"{self.role} {self.root}: holds no images but {tensors[0]}; {_advice(tensors[0])}")
             raise UserError(
                 f"{self.role} {self.root}: "
                 + (
@@ -227,6 +232,16 @@ def _image_files(root: Path, name: str, left_out: list[str]) -> list[str]:
             elif could_be_image(os.path.join(folder, file)):
                 left_out.append(f"{relative}/{file}")
     return sorted(found)
+
+
+def _advice(path: str | Path) -> str:
+    """How to make an ImageFolder of a file."""
+    name = str(path).lower()
+    if name.endswith(TENSORS):
+        return f"if it is a set of another project, make images of it: python -m utils.data.from_tensors {path} NEW_FOLDER"
+    if name.endswith(ARCHIVES):
+        return "unpack it first, or use python -m utils.data.prepare for a known data set"
+    return "give the root of an ImageFolder (one sub-folder of images for each class)"
 
 
 @functools.cache  # a stage lists a folder more than once
