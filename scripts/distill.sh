@@ -251,11 +251,6 @@ if wants validate; then
 fi
 [ "$NNODES" = 1 ] || [ -n "$MASTER_ADDR" ] ||
     fail "NNODES=$NNODES: set MASTER_ADDR to the machine where all of them meet (scripts/slurm does)"
-if [ "$NPROC" -gt 1 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then    # or each would compute with a single thread
-    cores=$(getconf _NPROCESSORS_ONLN)
-    export OMP_NUM_THREADS=$((cores > NPROC ? cores / NPROC : 1))
-fi
-
 if [ "$RANKER_PATH" = torchvision ]; then
     teacher=
     ready="torchvision's weights of $ARCH are the teacher"

@@ -16,6 +16,7 @@ from PIL import Image
 from utils.data.formats import ARCHIVES, EXTENSIONS, TENSORS, could_be_image, is_hidden, is_image, require_unicode
 from utils.data.images import probe, read_rgb, size_of
 from utils.run import distributed
+from utils.run.cpus import available_cpus
 from utils.run.errors import UserError
 from utils.run.files import digest, sha256
 from utils.run.progress import progress
@@ -185,7 +186,7 @@ class ImageFolder:
         """What `reader(number)` makes of each slice's files. An early error need not wait for all."""
         # Threads are enough: PIL decodes outside of the interpreter's lock.
         with (
-            ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+            ThreadPoolExecutor(workers or available_cpus()) as pool,
             progress(total=len(paths), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar,
         ):
             for number, start in enumerate(range(0, len(paths), SLICE)):

@@ -40,6 +40,8 @@ def run(main: Callable[[], None]) -> None:
 
     Under torchrun the error goes into torchrun's error file, and utils.run.launch shows that of the first rank to fail.
     """
+    if main.__module__ == "__main__":  # a process for this stage alone
+        hide_gpus(sys.argv)
     # The modules live as long as the process: looking through them for garbage would take a second of its end.
     atexit.register(gc.freeze)
     guarded = _as_user_errors(main)
@@ -62,6 +64,14 @@ def run(main: Callable[[], None]) -> None:
                 f"stopped by {name}; all progress is saved, and the same command resumes: {_command()}", file=sys.stderr
             )
         sys.exit(128 + getattr(stopped, "number", signal.SIGINT))
+
+
+def hide_gpus(words: list[str]) -> None:
+    """Let no library find a GPU if --device cpu is given: optimisers and compilers ask for one, and that starts it."""
+    devices = [after for word, after in zip(words, [*words[1:], ""]) if word == "--device"]
+    devices += [word.partition("=")[2] for word in words if word.startswith("--device=")]
+    if devices and devices[-1] == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
 
 
 def one_line(message: object) -> str:
