@@ -48,8 +48,17 @@ class Starts:
     def of_folder(cls, init_dir: str, geometry: Geometry, ipc: int | None, workers: int | None) -> Starts:
         """Raises UserError where the folder does not fit the teacher, or an image is damaged."""
         folder = cli.folder_for(geometry, init_dir, "--init-dir")
-        folder = folder.first(ipc or folder.fewest())
+        advice = f"give at most --ipc {folder.fewest()}, or select with python -m ranking --short-classes repeat"
+        uneven, kept = ipc is None and folder.fewest() < folder.most(), manifest.kept_ipc(init_dir)
+        if uneven and kept:
+            raise UserError(
+                f"--init-dir {init_dir}: was selected with --ipc {kept} --short-classes keep, and recover needs as "
+                f"many images of each class; {advice}"
+            )
+        folder = folder.first(ipc or folder.fewest(), advice)
         folder.check(workers)
+        if uneven:
+            print(f"{init_dir}: takes the first {folder.fewest()} images of each class, as many as the smallest has")
         return cls(
             geometry, folder.classes, len(folder) // len(folder.classes), folder, manifest.image_digests(init_dir)
         )

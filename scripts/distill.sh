@@ -32,6 +32,7 @@ SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-}
 # ranking: which real images start the synthesis
 IPC=${IPC:-10}                             # images per class
 CRITERION=${CRITERION:-medium}             # python -m ranking.criteria lists them
+SHORT_CLASSES=${SHORT_CLASSES:-}           # classes with fewer images than IPC: error, repeat or keep
 RANKING_FILE=${RANKING_FILE:-$RUN_DIR/ranking.csv}    # the scores
 OUTPUT_DIR=${OUTPUT_DIR:-$RUN_DIR/init}    # the selected images
 
@@ -134,6 +135,7 @@ select_images() {    # CRITERION OUTPUT_DIR
     option --criterion "$1"
     option --output-dir "$2"
     option --ipc "$IPC"
+    option --short-classes "$SHORT_CLASSES"
     line+=($RANKING_ARGS)
     run
 }

@@ -10,8 +10,8 @@ from conftest import images
 from refusals import refused
 from utils.data.image_folder import ImageFolder
 from utils.fit.batch_size import find_batch_size
-from utils.run.outputs import check_output, claim
 from utils.run.errors import UserError
+from utils.run.outputs import check_output, claim
 
 
 @pytest.mark.parametrize("stage, flag", [("ranking", "output_dir"), ("recover", "syn_dir"), ("validate", "output_dir")])

@@ -110,18 +110,22 @@ class ImageFolder:
         """The number of images in the smallest class."""
         return int(np.bincount(self.labels).min())
 
-    def require(self, ipc: int) -> None:
-        """Raises UserError naming a class with fewer than `ipc` images."""
+    def most(self) -> int:
+        """The number of images in the largest class."""
+        return int(np.bincount(self.labels).max())
+
+    def require(self, ipc: int, advice: str = "") -> None:
+        """Raises UserError naming a class with fewer than `ipc` images; `advice` says what would work."""
         for label, count in enumerate(np.bincount(self.labels)):
             if count < ipc:
                 raise UserError(
                     f"{self.role} {self.root}: class '{self.classes[label]}' has {count} images, "
-                    f"{ipc} are needed (--ipc {ipc})"
+                    f"{ipc} are needed (--ipc {ipc}){advice and f'; {advice}'}"
                 )
 
-    def first(self, ipc: int) -> "ImageFolder":
-        """The first `ipc` images of each class by name. Raises UserError where a class has fewer."""
-        self.require(ipc)
+    def first(self, ipc: int, advice: str = "") -> "ImageFolder":
+        """The first `ipc` images of each class by name. Raises UserError, with `advice`, where a class has fewer."""
+        self.require(ipc, advice)
         chosen = copy.copy(self)
         labels = range(len(self.classes))
         chosen.paths = [path for label in labels for path in self.of_class(label)[:ipc]]

@@ -173,9 +173,7 @@ def _workers(folder: ImageFolder, asked: int | None) -> int:
 def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
     """What `source` has at `keys`. Raises UserError where an image cannot be read, or a worker was killed."""
     try:
-        yield from DataLoader(
-            source, sampler=keys, batch_size=None, num_workers=workers, pin_memory=uses_gpu()
-        )
+        yield from DataLoader(source, sampler=keys, batch_size=None, num_workers=workers, pin_memory=uses_gpu())
     except UserError as error:
         # A worker's error comes with its traceback, whose last line is what it says.
         raise UserError(

@@ -27,7 +27,7 @@ def job_cpus() -> int:
 
 
 def _quotas() -> Iterator[float]:
-    """The quotas, in CPUs, of this process's cgroups and those above them: version 2, and the controller of version 1."""
+    """The quotas, in CPUs, of this process's cgroups, version 2 and 1, and of those above them."""
     for line in _read(OWN_CGROUPS).splitlines():
         number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
         if number == "0" and not controllers:
