@@ -18,7 +18,7 @@ from utils.cli import MachineFlags, TeacherFlags
 from utils.data import manifest
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
-from utils.data.manifest import MANIFEST
+from utils.data.manifest import KEEP, MANIFEST
 from utils.fit.batch_size import find_batch_size, try_evaluation
 from utils.nets.features import FeatureReader, extractor
 from utils.nets.frozen import frozen
@@ -33,6 +33,7 @@ from utils.run.outputs import check_folder, check_output, claim, locked
 from utils.run.shared_work import SharedWork
 
 BATCH_SIZE = 256
+GO_ON = "--short-classes repeat or keep to go on with those that are there"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Job:
     output_dir: str | None
     criterion: str
     ipc: int
+    short_classes: str
     seed: int
     overwrite: bool
     teacher: TeacherFlags
@@ -76,6 +78,13 @@ def parse() -> Job:
         help="by the scores, or herding and k-center by the teacher's features",
     )
     parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
+    parser.add_argument(
+        "--short-classes",
+        choices=("error", "repeat", KEEP),
+        default="error",
+        help="where a class has fewer than --ipc images: stop, select them again in their order, or select those that "
+        "are there (validate takes such a set, recover needs as many of each class)",
+    )
     cli.add_teacher(parser)
     cli.add_common(parser, f"images per batch; {BATCH_SIZE} if left out")
     args = parser.parse_args()
@@ -89,6 +98,7 @@ def parse() -> Job:
         output_dir=args.output_dir,
         criterion=args.criterion,
         ipc=args.ipc,
+        short_classes=args.short_classes,
         seed=args.seed,
         overwrite=args.overwrite,
         teacher=cli.group(args, TeacherFlags),
@@ -102,7 +112,8 @@ def main() -> None:
     started = time.monotonic()
     folder = ImageFolder(job.train_dir, "--train-dir")
     if job.output_dir:
-        folder.require(job.ipc)
+        if job.short_classes == "error":
+            folder.require(job.ipc, f"give at most --ipc {folder.fewest()}, or {GO_ON}")
         check_folder(job.output_dir, MANIFEST, job.train_dir)
     if job.ranking_file:
         check_output(job.ranking_file)
@@ -130,18 +141,27 @@ def by_scores(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | Non
         return None, None
     rows = {name: group for name, group in table.groupby("class")}
     counts = {name: len(rows.get(name, ())) for name in folder.classes}
-    if few := [f"{name} ({n})" for name, n in counts.items() if n < job.ipc]:
+    least = job.ipc if job.short_classes == "error" else 1
+    if few := [f"{name} ({n})" for name, n in counts.items() if n < least]:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
-        raise UserError(
-            f"--ipc {job.ipc}: too few images in class {', '.join(few[:5])}{more}; "
-            f"at most {min(counts.values())} can be selected"
+        advice = f"at most {min(counts.values())} can be selected" + (
+            f", or give {GO_ON}" if min(counts.values()) else ""
         )
+        raise UserError(f"--ipc {job.ipc}: too few images in class {', '.join(few[:5])}{more}; {advice}")
     chosen = {}
     for name in folder.classes:
         stream = (job.seed, "random selection", name)
         images = Candidates(rows[name]["img_path"].tolist(), stream, rows[name]["score"].tolist())
-        chosen[name] = [images.paths[index] for index in job.chooses.choose(images, job.ipc)]
+        chosen[name] = choose(job, images)
     return chosen, None
+
+
+def choose(job: Job, images: Candidates) -> list[str]:
+    """The selected paths of a class, position 0 first; of a class with fewer than --ipc as --short-classes says."""
+    found = [images.paths[index] for index in job.chooses.choose(images, min(job.ipc, len(images.paths)))]
+    if job.short_classes == "repeat":
+        found = [found[position % len(found)] for position in range(job.ipc)]
+    return found
 
 
 def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
@@ -192,6 +212,8 @@ def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | N
         "criterion": job.criterion,
         "ipc": job.ipc,
     }
+    if job.short_classes != "error":
+        wanted["short_classes"] = job.short_classes
     request = digest(wanted)
     if (chosen := existing_selection(job, request)) is not None:
         return chosen, request
@@ -212,7 +234,7 @@ def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | N
         for label, features in reader.by_class(folder, "features", work.take()):
             stream = (job.seed, "random selection", folder.classes[label])
             images = Candidates(folder.of_class(label), stream, features=features)
-            work.save(label, {"chosen": [images.paths[index] for index in job.chooses.choose(images, job.ipc)]})
+            work.save(label, {"chosen": choose(job, images)})
         found = work.records()
     if found is None:
         print("ranking: this process has done its classes; the selection follows when all are done")
@@ -263,6 +285,9 @@ def write_selection(job: Job, chosen: dict[str, list[str]], request: str | None,
     settings = {"criterion": job.criterion, "ipc": job.ipc, "images": chosen}
     if job.criterion == "random":
         settings["seed"] = job.seed
+    if job.short_classes != "error":
+        settings["short_classes"] = job.short_classes
+        say_short_classes(job, chosen)
     record = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
     copied, digests = selection.copy(chosen, Path(job.train_dir), Path(job.output_dir))
     if record.get("finished") and not copied:
@@ -283,6 +308,14 @@ def write_selection(job: Job, chosen: dict[str, list[str]], request: str | None,
         f"ranking: {job.ipc} {job.criterion} images of each of {len(chosen)} classes in {job.output_dir}; "
         f"{seconds:.0f} s"
     )
+
+
+def say_short_classes(job: Job, chosen: dict[str, list[str]]) -> None:
+    short = [f"{name} ({len(set(paths))})" for name, paths in chosen.items() if len(set(paths)) < job.ipc]
+    if short:
+        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
+        done = "their images are repeated" if job.short_classes == "repeat" else "what they have is selected"
+        print(f"ranking: fewer than {job.ipc} images in class {', '.join(short[:5])}{more}: {done}")
 
 
 def existing_selection(job: Job, request: str) -> dict[str, list[str]] | None:

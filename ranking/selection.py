@@ -6,7 +6,7 @@ import filecmp
 import shutil
 from pathlib import Path
 
-from utils.run.files import replacing, sha256
+from utils.run.files import replacing, sha256, shortened
 
 
 def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> tuple[int, dict[str, str]]:
@@ -19,7 +19,7 @@ def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> tup
         width = max(3, len(str(len(paths) - 1)))
         (output_dir / name).mkdir(exist_ok=True)
         for position, path in enumerate(paths):
-            target = output_dir / name / f"{position:0{width}d}_{Path(path).name}"
+            target = output_dir / name / shortened(f"{position:0{width}d}_{Path(path).name}")
             if not (target.is_file() and filecmp.cmp(train_dir / path, target, shallow=False)):
                 with replacing(target) as temporary:
                     shutil.copyfile(train_dir / path, temporary)

@@ -168,6 +168,7 @@ def main() -> None:
     else:
         starts = Starts.of_folder(job.init_dir, geometry, job.ipc, workers)
     schedule = EarlyLate(starts.ipc, **settings.schedule)
+    check_output(job.syn_dir)
     check_output(job.contact_sheet)
 
     with locked(job.syn_dir):

@@ -15,7 +15,7 @@ from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.images import read_rgb, resize_whole, to_batch
 from utils.run.errors import UserError
-from utils.run.files import sha256
+from utils.run.files import sha256, shortened
 from utils.run.seeds import generator
 
 NOISE_IPC = 10  # where neither --ipc nor a folder says it
@@ -48,8 +48,17 @@ class Starts:
     def of_folder(cls, init_dir: str, geometry: Geometry, ipc: int | None, workers: int | None) -> Starts:
         """Raises UserError where the folder does not fit the teacher, or an image is damaged."""
         folder = cli.folder_for(geometry, init_dir, "--init-dir")
-        folder = folder.first(ipc or folder.fewest())
+        advice = f"give at most --ipc {folder.fewest()}, or select with python -m ranking --short-classes repeat"
+        uneven, kept = ipc is None and folder.fewest() < folder.most(), manifest.kept_ipc(init_dir)
+        if uneven and kept:
+            raise UserError(
+                f"--init-dir {init_dir}: was selected with --ipc {kept} --short-classes keep, and recover needs as "
+                f"many images of each class; {advice}"
+            )
+        folder = folder.first(ipc or folder.fewest(), advice)
         folder.check(workers)
+        if uneven:
+            print(f"{init_dir}: takes the first {folder.fewest()} images of each class, as many as the smallest has")
         return cls(
             geometry, folder.classes, len(folder) // len(folder.classes), folder, manifest.image_digests(init_dir)
         )
@@ -69,7 +78,8 @@ class Starts:
         """class/POSITION_stem.format: sorting by name gives the position."""
         label, position = member
         stem = re.sub(r"^\d{3,}_", "", Path(self._name(member)).stem) if self.folder else "noise"
-        return f"{self.classes[label]}/{position:0{max(3, len(str(self.ipc - 1)))}d}_{stem}.{image_format}"
+        name = shortened(f"{position:0{max(3, len(str(self.ipc - 1)))}d}_{stem}.{image_format}")
+        return f"{self.classes[label]}/{name}"
 
     def images(self, unit: Unit, seed: int) -> torch.Tensor:
         """The unit's images at their start: normalised fp32 (N, 3, S, S).

@@ -32,6 +32,7 @@ SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-}
 # ranking: which real images start the synthesis
 IPC=${IPC:-10}                             # images per class
 CRITERION=${CRITERION:-medium}             # python -m ranking.criteria lists them
+SHORT_CLASSES=${SHORT_CLASSES:-}           # classes with fewer images than IPC: error, repeat or keep
 RANKING_FILE=${RANKING_FILE:-$RUN_DIR/ranking.csv}    # the scores
 OUTPUT_DIR=${OUTPUT_DIR:-$RUN_DIR/init}    # the selected images
 
@@ -134,6 +135,7 @@ select_images() {    # CRITERION OUTPUT_DIR
     option --criterion "$1"
     option --output-dir "$2"
     option --ipc "$IPC"
+    option --short-classes "$SHORT_CLASSES"
     line+=($RANKING_ARGS)
     run
 }
@@ -251,11 +253,6 @@ if wants validate; then
 fi
 [ "$NNODES" = 1 ] || [ -n "$MASTER_ADDR" ] ||
     fail "NNODES=$NNODES: set MASTER_ADDR to the machine where all of them meet (scripts/slurm does)"
-if [ "$NPROC" -gt 1 ] && [ -z "${OMP_NUM_THREADS:-}" ]; then    # or each would compute with a single thread
-    cores=$(getconf _NPROCESSORS_ONLN)
-    export OMP_NUM_THREADS=$((cores > NPROC ? cores / NPROC : 1))
-fi
-
 if [ "$RANKER_PATH" = torchvision ]; then
     teacher=
     ready="torchvision's weights of $ARCH are the teacher"

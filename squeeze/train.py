@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torchvision.transforms import v2
 
-from utils.data.images import SMALL_SIZE
+from utils.data.images import SMALL_SIZE, middle
 from utils.data.loader import AugmentedBatches
 from utils.fit.loop import History, Learner, Training
 from utils.run.resume import State
@@ -38,7 +38,7 @@ class Recipe:
 def augmentation(size: int, crop_padding: int) -> v2.Transform:
     """RGB image -> RGB image of `size` pixels: padded crop for small ones, RandomResizedCrop above; then flip."""
     if size <= SMALL_SIZE:
-        crop = [v2.Resize(size), v2.CenterCrop(size), v2.RandomCrop(size, padding=crop_padding)]
+        crop = [middle, v2.Resize(size), v2.CenterCrop(size), v2.RandomCrop(size, padding=crop_padding)]
     else:
         crop = [v2.RandomResizedCrop(size)]
     return v2.Compose([*crop, v2.RandomHorizontalFlip()])

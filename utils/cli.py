@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Sequence, TypeVar
 
 from utils.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD, known
+from utils.data.formats import require_unicode
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.images import MIN_SIZE, common_size
@@ -33,6 +35,12 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Raises UserError for a word that is not UTF-8: manifests and messages could not name it."""
+        for word in sys.argv[1:] if args is None else args:
+            require_unicode(word)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see {self.prog} --help)")

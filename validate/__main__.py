@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from utils import cli
+from utils.data import manifest
 from utils.data.geometry import Geometry, plain
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
@@ -79,7 +80,7 @@ def validate(job: Job, runtime: Runtime) -> None:
     sets = [cli.folder_for(geometry, path, "--syn-dir") for path in job.sets]
     check_output(job.output_dir / "results.csv")
     if job.ipc:
-        sets = [folder.first(job.ipc) for folder in sets]
+        sets = [folder.first(job.ipc, "leave out --ipc to take all that are there") for folder in sets]
     require_same_size(sets)
     test_folder = cli.folder_for(geometry, job.val_dir, "--val-dir")
     test = EvalBatches(test_folder, geometry.input_size, workers=workers)
@@ -132,8 +133,14 @@ def require_same_size(sets: list[ImageFolder]) -> None:
 
 def protocol_of(experiment: Experiment, settings: dict[str, Any], arch: str, folder: ImageFolder) -> Protocol:
     """The protocol for this student on this set."""
-    facts = SetFacts(experiment.geometry.num_classes, folder.fewest(), len(folder), experiment.geometry.input_size)
+    facts = SetFacts(experiment.geometry.num_classes, nominal_ipc(folder), len(folder), experiment.geometry.input_size)
     return resolve(settings, arch, facts, experiment.job.evaluations)
+
+
+def nominal_ipc(folder: ImageFolder) -> int:
+    """Images per class: of the smallest class, unless that is a short one that the selection kept as it is."""
+    kept = manifest.kept_ipc(folder.root)
+    return kept if kept == folder.most() else folder.fewest()
 
 
 def fitted(experiment: Experiment, title: str, protocol: Protocol, arch: str, method: str) -> tuple[str, Protocol]:
@@ -182,7 +189,7 @@ def make_run(
     columns = {
         "dataset": job.geometry.dataset or Path(job.val_dir).resolve().parent.name,
         "method": method,
-        "ipc": folder.fewest(),
+        "ipc": nominal_ipc(folder),
         "teacher": experiment.teachers.name,
         "student": arch,
         "protocol": title,

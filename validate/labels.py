@@ -26,6 +26,7 @@ from safetensors.torch import save as serialised
 from tqdm import tqdm
 
 from utils.data.geometry import Geometry, GeometryFlags, plain
+from utils.data.loader import own_memory
 from utils.nets.checkpoints import check_facts
 from utils.run import distributed
 from utils.run.device import versions
@@ -167,8 +168,8 @@ def _save_shard(path: Path, stream: Stream, epochs: range, label: Callable, bar:
         if indices is not None:
             classes.append(indices.cpu())
         values.append(found.half().cpu())
-        orders.append(step.order)
-        views.append(step.views)
+        orders.append(own_memory(step.order))
+        views.append(own_memory(step.views))
         sizes.append(len(step.images))
         mixes.append(step.mix)
         bar.update(len(step.images))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from utils.run import distributed
 from utils.run.errors import UserError
-from utils.run.files import digest, read_json, replacing, write_json
+from utils.run.files import digest, read_json, replacing, shortened, write_json
 
 COLUMNS = [
     "dataset",
@@ -103,7 +103,7 @@ class Run:
 
 def file_name(*words: str) -> str:
     """The words as a part of a path."""
-    return re.sub(r"[^\w.-]+", "_", "_".join(words))
+    return shortened(re.sub(r"[^\w.-]+", "_", "_".join(words)), 180)  # more is added to it
 
 
 def summary(results: list[Result]) -> dict[str, float]:

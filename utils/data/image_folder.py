@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from bisect import bisect_left, bisect_right
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,10 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from utils.data.images import EXTENSIONS, probe, read_rgb, size_of
+from utils.data.formats import ARCHIVES, EXTENSIONS, TENSORS, could_be_image, is_hidden, is_image, require_unicode
+from utils.data.images import probe, read_rgb, size_of
 from utils.run import distributed
+from utils.run.cpus import available_cpus
 from utils.run.errors import UserError
 from utils.run.files import digest, sha256
 from utils.run.progress import progress
@@ -50,14 +53,21 @@ class ImageFolder:
         self.classes = list(classes) if classes is not None else found
         self.paths: list[str] = []
         self.labels: list[int] = []
+        left_out: list[str] = []
         for label, name in enumerate(self.classes):
-            files = _image_files(self.root, name)
+            files = _image_files(self.root, name, left_out)
             if not files:
-                raise UserError(f"{role} {root}: class folder '{name}' has no images ({', '.join(EXTENSIONS)})")
+                _say_left_out(self.root, role, left_out)
+                raise UserError(
+                    f"{role} {root}: class folder '{name}' has no images ({', '.join(EXTENSIONS[:6])}, ...)"
+                )
             self.paths += files
             self.labels += [label] * len(files)
+        _say_left_out(self.root, role, left_out)
 
     def _class_folders(self) -> list[str]:
+        if self.root.is_file():
+            raise UserError(f"{self.role} {self.root}: is a file, not a folder of images; {_advice(self.root)}")
         if not self.root.is_dir():
             raise UserError(
                 f"{self.role} {self.root}: no such folder; give the root of an ImageFolder "
@@ -67,9 +77,14 @@ class ImageFolder:
         for entry in entries:
             if entry.is_symlink() and not os.path.exists(entry.path):
                 raise UserError(f"{self.role} {entry.path}: is a link that leads nowhere; correct it or remove it")
-        folders = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        folders = [entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)]
+        for name in folders:
+            require_unicode(self.root / name)
         if not folders:
-            flat = any(entry.name.lower().endswith(EXTENSIONS) for entry in entries)
+            flat = any(is_image(entry.name) for entry in entries)
+            tensors = [entry.path for entry in entries if entry.name.lower().endswith(TENSORS)]
+            if tensors and not flat:
+                raise UserError(f"{self.role} {self.root}: holds no images but {tensors[0]}; {_advice(tensors[0])}")
             raise UserError(
                 f"{self.role} {self.root}: "
                 + (
@@ -95,18 +110,22 @@ class ImageFolder:
         """The number of images in the smallest class."""
         return int(np.bincount(self.labels).min())
 
-    def require(self, ipc: int) -> None:
-        """Raises UserError naming a class with fewer than `ipc` images."""
+    def most(self) -> int:
+        """The number of images in the largest class."""
+        return int(np.bincount(self.labels).max())
+
+    def require(self, ipc: int, advice: str = "") -> None:
+        """Raises UserError naming a class with fewer than `ipc` images; `advice` says what would work."""
         for label, count in enumerate(np.bincount(self.labels)):
             if count < ipc:
                 raise UserError(
                     f"{self.role} {self.root}: class '{self.classes[label]}' has {count} images, "
-                    f"{ipc} are needed (--ipc {ipc})"
+                    f"{ipc} are needed (--ipc {ipc}){advice and f'; {advice}'}"
                 )
 
-    def first(self, ipc: int) -> "ImageFolder":
-        """The first `ipc` images of each class by name. Raises UserError where a class has fewer."""
-        self.require(ipc)
+    def first(self, ipc: int, advice: str = "") -> "ImageFolder":
+        """The first `ipc` images of each class by name. Raises UserError, with `advice`, where a class has fewer."""
+        self.require(ipc, advice)
         chosen = copy.copy(self)
         labels = range(len(self.classes))
         chosen.paths = [path for label in labels for path in self.of_class(label)[:ipc]]
@@ -171,7 +190,7 @@ class ImageFolder:
         """What `reader(number)` makes of each slice's files. An early error need not wait for all."""
         # Threads are enough: PIL decodes outside of the interpreter's lock.
         with (
-            ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+            ThreadPoolExecutor(workers or available_cpus()) as pool,
             progress(total=len(paths), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar,
         ):
             for number, start in enumerate(range(0, len(paths), SLICE)):
@@ -194,12 +213,16 @@ def _names(prefix: str, names: set[str]) -> str:
     return f"{prefix}{', '.join(listed[:8])}{more}" if listed else ""
 
 
-def _image_files(root: Path, name: str) -> list[str]:
-    """All images below a class folder, relative to `root`. Raises UserError for a link that leads back up."""
+def _image_files(root: Path, name: str, left_out: list[str]) -> list[str]:
+    """All images below a class folder, relative to `root`; files that may be images too go into `left_out`.
+
+    Raises UserError for a link that leads back up, and for a name that is not UTF-8.
+    """
     found = []
     for folder, subfolders, files in os.walk(root / name, followlinks=True):
-        subfolders.sort()
+        subfolders[:] = sorted(sub for sub in subfolders if not is_hidden(sub))
         for link in (os.path.join(folder, sub) for sub in subfolders):
+            require_unicode(link)
             if os.path.islink(link) and os.path.commonpath(
                 [os.path.realpath(link), os.path.realpath(folder)]
             ) == os.path.realpath(link):
@@ -207,5 +230,36 @@ def _image_files(root: Path, name: str) -> list[str]:
                     f"{link}: is a link that leads back to {os.path.realpath(link)}, a folder around it; remove it"
                 )
         relative = Path(folder).relative_to(root).as_posix()
-        found += [f"{relative}/{file}" for file in files if file.lower().endswith(EXTENSIONS) and file[0] != "."]
+        for file in files:
+            if is_image(file):
+                require_unicode(os.path.join(folder, file))
+                found.append(f"{relative}/{file}")
+            elif could_be_image(os.path.join(folder, file)):
+                left_out.append(f"{relative}/{file}")
     return sorted(found)
+
+
+def _advice(path: str | Path) -> str:
+    """How to make an ImageFolder of a file."""
+    name = str(path).lower()
+    if name.endswith(TENSORS):
+        return (
+            f"if it is a set of another project, make images of it: python -m utils.data.from_tensors {path} NEW_FOLDER"
+        )
+    if name.endswith(ARCHIVES):
+        return "unpack it first, or use python -m utils.data.prepare for a known data set"
+    return "give the root of an ImageFolder (one sub-folder of images for each class)"
+
+
+@functools.cache  # a stage lists a folder more than once
+def _say(line: str) -> None:
+    print(line)
+
+
+def _say_left_out(root: Path, role: str, paths: list[str]) -> None:
+    if paths:
+        first = os.fsencode(min(paths)).decode("utf-8", "backslashreplace")
+        _say(
+            f"{role} {root}: {len(paths)} file{'s' * (len(paths) > 1)} left out that could be images, the first is "
+            f"{first}; give them an ending of a format that is read ({', '.join(EXTENSIONS[:6])}, ...), or convert them"
+        )

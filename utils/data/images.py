@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
+from utils.data.pixel_range import colour_layout, colour_to_8_bits, is_deep, seems_shallow, to_8_bits
 from utils.run.errors import UserError
 from utils.run.files import replacing
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 MAX_PIXELS = 100_000_000  # an image that claims more is refused before it is decoded
+MAX_PIXELS_VARIABLE = "DELT_MAX_PIXELS"  # in the environment: another limit
 MIN_SIZE = 8  # pixels of an input
 SMALL_SIZE = 64  # pixels; up to this size images get the small-image stem, the padded crop, and a place in memory
+LONGEST = 16  # times the shorter side; of a longer image only the middle is resized
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would warn, and end at another number of pixels: see _check_size
+
+_ORIENTATION = 0x0112  # the tag of EXIF
+_QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap width and height
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """The image at `path` as RGB; palette, grayscale (8 and 16 bit), CMYK and RGBA are converted.
+    """The image at `path` as a person sees it, in RGB: turned as its EXIF orientation says.
 
-    Raises UserError if the file is missing, not an image, cut off, or claims more than MAX_PIXELS.
+    Palette, grayscale, CMYK and RGBA are converted; pixels of 16 bits, 32 bits and floats too (utils/data/pixel_range).
+    Raises UserError if the file is missing, not an image, cut off, or claims more than the limit of pixels.
     """
     image = _open(path)
     try:
-        if image.mode.startswith("I;16") or image.mode == "I":
-            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+        layout = colour_layout(image)
+        image.load()
+        if layout and seems_shallow(image):
+            image = colour_to_8_bits(image, _open(path), layout)
+        if _orientation(image) in range(2, 9):
+            ImageOps.exif_transpose(image, in_place=True)
+        if is_deep(image):
+            image = to_8_bits(image)
         elif image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         return image.convert("RGB")
@@ -36,22 +51,40 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """(width, height) by the header. Raises UserError as `read_rgb` does."""
+    """(width, height) as seen, by the header. Raises UserError as `read_rgb` does."""
     with _open(path) as image:
-        return image.size
+        return _seen_size(path, image)
 
 
 def probe(path: Path) -> tuple[int, int]:
-    """Read every byte of the image, and return its (width, height). Raises UserError as `read_rgb` does."""
+    """Read every byte of the image; return its (width, height) as seen. Raises UserError as `read_rgb` does."""
     image = _open(path)
+    if is_deep(image) or colour_layout(image):  # its values decide whether it can be shown
+        return read_rgb(path).size
     size = image.size
     # A JPEG decoded at an eighth of its size still reads every byte, at a third of the time.
-    image.draft("RGB", (1, 1))
+    reduced = image.draft("RGB", (1, 1)) is not None
     try:
         image.load()
+        if not reduced:
+            size = image.size  # TIFF turns itself
+        return size[::-1] if _orientation(image) in _QUARTER_TURNS else size
     except Exception as error:
         raise _unreadable(path, error) from None
-    return size
+
+
+def _seen_size(path: Path, image: Image.Image) -> tuple[int, int]:
+    try:
+        # Not PNG's own method, which would decode the image to see whether the tag stands behind its pixels.
+        turned = image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION) in _QUARTER_TURNS
+    except Exception as error:
+        raise _unreadable(path, error) from None
+    return image.size[::-1] if turned else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+    """Of an image that is loaded, which TIFF has turned by then."""
+    return image.getexif().get(_ORIENTATION, 1)
 
 
 def _open(path: Path) -> Image.Image:
@@ -59,9 +92,24 @@ def _open(path: Path) -> Image.Image:
         image = Image.open(path)
     except Exception as error:
         raise _unreadable(path, error) from None
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(f"{path}: claims {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; remove it")
+    _check_size(path, image)
     return image
+
+
+def _check_size(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > (limit := max_pixels()):
+        raise UserError(
+            f"{path}: claims {image.width} x {image.height} pixels, more than {limit:,}; remove it, make it smaller, "
+            f"or set {MAX_PIXELS_VARIABLE}={image.width * image.height} in the environment to read it"
+        )
+
+
+def max_pixels() -> int:
+    """The limit in force. Raises UserError where the environment says no number."""
+    said = os.environ.get(MAX_PIXELS_VARIABLE) or str(MAX_PIXELS)
+    if not said.replace("_", "").isdecimal() or int(said) < 1:
+        raise UserError(f"{MAX_PIXELS_VARIABLE}={said}: is not a whole number of pixels of 1 or more")
+    return int(said)
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
@@ -86,12 +134,26 @@ def resize_for_test(size: int) -> v2.Transform:
 
     Sizes just below a multiple of 7 would become smaller than the crop: they are left as they are.
     """
-    return v2.Compose([v2.Resize(max(size, size // 7 * 8)), v2.CenterCrop(size)])
+    return v2.Compose([middle, v2.Resize(max(size, size // 7 * 8)), v2.CenterCrop(size)])
 
 
 def resize_whole(size: int) -> v2.Transform:
     """The shorter side to `size`, then the centre: an image of that size as it stands."""
-    return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+    return v2.Compose([middle, v2.Resize(size), v2.CenterCrop(size)])
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The image itself; of one longer than LONGEST times its shorter side the square in the middle and some around it.
+
+    A crop from the centre follows the resize, and a strip enlarged as a whole would take gigabytes.
+    """
+    short, long = sorted(image.size)
+    if long <= LONGEST * short:
+        return image
+    kept = 4 * short + long % 2  # an even number is cut off, so that the centre stays where it is
+    start = (long - kept) // 2
+    box = (start, 0, start + kept, short) if image.width == long else (0, start, short, start + kept)
+    return image.crop(box)
 
 
 def to_batch(images: Sequence[Image.Image]) -> torch.Tensor:

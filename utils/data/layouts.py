@@ -17,17 +17,12 @@ from typing import Any, Callable, Sequence
 import numpy as np
 
 from utils.data.datasets import DataSet
+from utils.data.formats import is_hidden, is_image
 from utils.run.errors import UserError
 
 # The images of a class: their folder, a list of files, or a list of uint8 arrays (H, W, 3).
 Images = Path | list[Path] | list[np.ndarray]
 Splits = dict[str, dict[str, Images]]  # {"train": {class: images}, "val": {class: images}}
-
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-
-
-def is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def first_line(error: Exception) -> str:
@@ -42,9 +37,13 @@ def image_folder(folder: Path, dataset: DataSet) -> Splits | None:
     return {"train": _class_folders(folder / "train", dataset.only), "val": _class_folders(test, dataset.only)}
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(d for d in folder.iterdir() if d.is_dir() and not is_hidden(d.name))
+
+
 def _class_folders(split: Path, only: Sequence[str] = ()) -> dict[str, Path]:
     """{class: its folder of images}, all of them or the classes `only`."""
-    folders = {d.name: d for d in sorted(split.iterdir()) if d.is_dir() and (not only or d.name in only)}
+    folders = {d.name: d for d in _folders(split) if not only or d.name in only}
     missing = sorted(set(only) - set(folders))
     if (missing or not folders) and any(map(is_image, split.iterdir())):
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -13,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from utils.data.image_folder import IN_MEMORY_BYTES, ImageFolder
 from utils.data.images import resize_for_test, to_batch
 from utils.run import distributed
+from utils.run.cpus import available_cpus
+from utils.run.device import uses_gpu
 from utils.run.errors import UserError
 from utils.run.seeds import generator, seeded
 
@@ -152,23 +153,27 @@ class EvalBatches(Dataset):
         self._kept = []
         for batch in _load(self, self._keys, self._workers):
             if self._fits:
+                batch = tuple(map(own_memory, batch))
                 self._kept.append(batch)
             yield batch
+
+
+def own_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor to keep. What a worker sent lies in shared memory, and holds a file descriptor as long as it lives."""
+    return tensor.clone() if tensor.is_shared() else tensor
 
 
 def _workers(folder: ImageFolder, asked: int | None) -> int:
     """Worker processes: as many as asked; else none where the images are in memory and the CPU computes anyway."""
     if asked is not None:
         return asked
-    return 0 if folder.in_memory and not torch.cuda.is_available() else min(8, os.cpu_count() or 1)
+    return 0 if folder.in_memory and not uses_gpu() else min(8, available_cpus())
 
 
 def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
     """What `source` has at `keys`. Raises UserError where an image cannot be read, or a worker was killed."""
     try:
-        yield from DataLoader(
-            source, sampler=keys, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available()
-        )
+        yield from DataLoader(source, sampler=keys, batch_size=None, num_workers=workers, pin_memory=uses_gpu())
     except UserError as error:
         # A worker's error comes with its traceback, whose last line is what it says.
         raise UserError(

@@ -10,6 +10,7 @@ from utils.run.errors import UserError
 from utils.run.files import read_json
 
 MANIFEST = "manifest.json"
+KEEP = "keep"  # of --short-classes
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -35,6 +36,16 @@ def image_digests(folder: str | Path) -> dict[str, str]:
     for path, entry in _entries(content, "images").items():  # those of a synthetic set, with more than a digest
         found.setdefault(path, entry.get("sha256") if isinstance(entry, dict) else None)
     return {path: value for path, value in found.items() if isinstance(value, str) and _SHA256.fullmatch(value)}
+
+
+def kept_ipc(folder: str | Path) -> int | None:
+    """The images per class of a selection whose short classes were kept as they are; None for any other folder.
+
+    Raises UserError as `read` does.
+    """
+    settings = _entries(read(folder), "settings")
+    ipc = settings.get("ipc") if settings.get("short_classes") == KEEP else None
+    return ipc if isinstance(ipc, int) and ipc > 0 else None
 
 
 def _entries(content: dict[str, Any], name: str) -> dict[str, Any]:

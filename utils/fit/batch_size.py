@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 from pathlib import Path
 from typing import Callable
 
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from utils.run import distributed
 from utils.run.device import Runtime, release_memory
 from utils.run.errors import UserError
+from utils.run.files import make_folder, write_text
 from utils.run.memory import AUTO, is_out_of_memory
 
 MARGIN = 1 / 4  # of the images tried above those that will be: a batch is not all that needs memory
@@ -59,14 +59,12 @@ def _fits(trial: Callable[[int], None], size: int) -> bool:
 
 def _write_once(note: Path, size: int) -> None:
     """Write the note, unless another process was faster: all take the size that is there."""
-    note.parent.mkdir(parents=True, exist_ok=True)
-    temporary = note.with_name(f"{note.name}.{os.getpid()}.partial")
-    try:
-        temporary.write_text(f"{size}\n")
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, note)
-    finally:
-        temporary.unlink(missing_ok=True)
+    make_folder(note.parent)
+    lock = FileLock(note.with_name(f"{note.name}.lock"))
+    with lock:
+        if not note.exists():
+            write_text(note, f"{size}\n")
+        Path(lock.lock_file).unlink(missing_ok=True)  # while it is held
 
 
 def try_training_step(model: nn.Module, images: int, size: int, runtime: Runtime) -> None:

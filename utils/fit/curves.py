@@ -7,6 +7,7 @@ from typing import Any
 
 from utils.run import distributed
 from utils.run.errors import UserError
+from utils.run.files import make_folder
 
 KINDS = ("tensorboard", "wandb")
 PROJECT = "delt"
@@ -41,7 +42,7 @@ class _WandB(Curves):
     def __init__(self, folder: Path, name: str, settings: dict[str, Any]):
         import wandb
 
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         try:
             self.run = wandb.init(
                 project=PROJECT, name=name, dir=str(folder), config=settings, reinit="finish_previous"

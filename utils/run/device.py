@@ -15,6 +15,7 @@ from typing import Callable
 import torch
 
 from utils.run import distributed
+from utils.run.cpus import available_cpus
 from utils.run.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -41,16 +42,7 @@ class Runtime:
     @classmethod
     def create(cls, device: str = "auto", precision: str = "auto", compile: str = "auto") -> "Runtime":
         """Resolve `auto`. Raises UserError for a device that is not there."""
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        available = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        if device == "cuda" and torch.cuda.is_available():
-            # Under torchrun every process of a machine takes a GPU of its own.
-            local_rank = os.environ.get("LOCAL_RANK", "0")
-            device = f"cuda:{int(local_rank) % torch.cuda.device_count() if local_rank.isdigit() else 0}"
-        if device not in available:
-            raise UserError(f"--device {device}: not there; available: {', '.join(available)}")
-        resolved = torch.device(device)
+        resolved = torch.device("cpu" if device == "cpu" else _found(device))
         if precision == "auto":
             precision = "bf16" if _has_bf16(resolved) else "fp32"
         if compile == "on" and not _has_compiler(resolved):
@@ -127,6 +119,29 @@ class _Compiled:
             return self.function(*tensors)
 
 
+def _found(device: str) -> str:
+    """The device that is asked for, with its number. Not asked for a CPU, so that no GPU is touched then.
+
+    Raises UserError for one that is not there.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    available = ["cpu"] + [f"cuda:{number}" for number in range(gpus)]
+    if device == "auto":
+        device = "cuda" if gpus else "cpu"
+    if device == "cuda" and gpus:
+        # Under torchrun every process of a machine takes a GPU of its own.
+        local_rank = os.environ.get("LOCAL_RANK", "0")
+        device = f"cuda:{int(local_rank) % gpus if local_rank.isdigit() else 0}"
+    if device not in available:
+        raise UserError(f"--device {device}: not there; available: {', '.join(available)}")
+    return device
+
+
+def uses_gpu() -> bool:
+    """Whether this process computes on a GPU. Asks none, and starts none."""
+    return torch.cuda.is_initialized()
+
+
 def _has_bf16(device: torch.device) -> bool:
     """Whether bf16 is computed by a unit of its own; emulated bf16 is slower than fp32."""
     if device.type == "cuda":
@@ -144,11 +159,15 @@ def _has_compiler(device: torch.device) -> bool:
 def _configure_backends(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.cuda.init()  # as `uses_gpu` is asked before anything is computed
         # Same command, same bytes: cuBLAS needs this set before its first call.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
-    elif _has_glibc():
+        return
+    if "OMP_NUM_THREADS" not in os.environ:  # which says it, and torchrun sets it
+        torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
+    if _has_glibc():
         # glibc returns every large tensor to the kernel and pays page faults for the next one: keeping the
         # memory makes a step about 1.5 times as fast. -4: M_MMAP_MAX, -1: M_TRIM_THRESHOLD, -2: M_TOP_PAD.
         libc = ctypes.CDLL("libc.so.6")
@@ -159,7 +178,7 @@ def _configure_backends(device: torch.device) -> None:
 
 def release_memory() -> None:
     """Give back what was freed, to the device and to the system."""
-    if torch.cuda.is_available():
+    if uses_gpu():
         torch.cuda.empty_cache()
     if _has_glibc():
         ctypes.CDLL("libc.so.6").malloc_trim(0)

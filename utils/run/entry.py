@@ -12,6 +12,7 @@ import shlex
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Callable
 
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -20,25 +21,28 @@ from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.signals import SIGNALS, Stopped
 
-# What a disk or its rights do to a correct program.
-MACHINE_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENOENT,
-    errno.ENOTDIR,
+# What a disk does to a correct program, whatever it was writing; and a limit on open files or their size.
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+    *(errno.EFBIG, errno.EMFILE, errno.ENFILE),
 )
+# What is wrong with a path: the user's fault only where it is the user's path.
+PATH_ERRORS = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+    *(errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EXDEV, errno.ETXTBSY, errno.ENOTSUP),
+)
+FOLDER_VARIABLES = ("TMPDIR", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME", "HF_HOME")
+OTHER_FOLDERS = ("results", os.path.expanduser("~/.cache"))  # that stand for a flag or variable that is left out
+DEBUG = "DELT_DEBUG"  # in the environment: 1 shows the traceback of every error
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a stage's main; show a UserError as one line and end with exit code 2.
+    """Run a stage's main; show a UserError as one line and end with exit code 2. DELT_DEBUG=1 adds its traceback.
 
     Under torchrun the error goes into torchrun's error file, and utils.run.launch shows that of the first rank to fail.
     """
+    if main.__module__ == "__main__":  # a process for this stage alone
+        hide_gpus(sys.argv)
     # The modules live as long as the process: looking through them for garbage would take a second of its end.
     atexit.register(gc.freeze)
     guarded = _as_user_errors(main)
@@ -49,6 +53,8 @@ def run(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except UserError as error:
+        if os.environ.get(DEBUG, "0") not in ("", "0"):
+            _print_traceback(error)
         if not distributed.launched():
             sys.stderr.write(f"error: {one_line(error)}\n")
         _end(2)
@@ -84,6 +90,14 @@ def _end(code: int) -> None:
     os._exit(code)
 
 
+def hide_gpus(words: list[str]) -> None:
+    """Let no library find a GPU if --device cpu is given: optimisers and compilers ask for one, and that starts it."""
+    devices = [after for word, after in zip(words, [*words[1:], ""]) if word == "--device"]
+    devices += [word.partition("=")[2] for word in words if word.startswith("--device=")]
+    if devices and devices[-1] == "cpu":
+        os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
+
+
 def one_line(message: object) -> str:
     return " ".join(str(message).split())
 
@@ -101,12 +115,12 @@ def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
         except BrokenPipeError:
             raise
         except OSError as error:
-            if error.errno not in MACHINE_ERRORS:
+            if not _is_users(error):
                 raise
             raise UserError(
                 f"{error.filename or 'writing'}: {error.strerror}; finished work is on disk, and the same command "
                 "resumes once this is corrected"
-            ) from None
+            ) from error
         except RuntimeError as error:
             if not distributed.is_connection_error(error):
                 raise
@@ -118,6 +132,41 @@ def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
             ) from None
 
     return guarded
+
+
+def _is_users(error: OSError) -> bool:
+    """Whether it is about the disk, or about a path that the user gave or what lies in or beside it.
+
+    Any other path is the program's own, and wrong by a fault of the program.
+    """
+    if error.errno in DISK_ERRORS:
+        return True
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, (str, bytes, os.PathLike))]
+    return error.errno in PATH_ERRORS and any(_was_given(Path(os.path.abspath(os.fsdecode(name)))) for name in names)
+
+
+def _was_given(path: Path) -> bool:
+    """Whether it is, holds, lies in or stands beside what the command line or the environment names."""
+    words = [text for word in sys.argv[1:] for text in (word, word.partition("=")[2])]
+    words += [os.environ.get(name, "") for name in FOLDER_VARIABLES]
+    words = [word for word in (*words, *OTHER_FOLDERS) if word]
+    given = {Path(form(word)) for word in words for form in (os.path.abspath, os.path.realpath)}
+    return any(
+        own in (path, *path.parents)
+        or path in own.parents
+        # Hidden files beside an output, and others that belong to it, begin with its name.
+        or (path.parent == own.parent and len(own.stem) > 2 and path.name.lstrip(".").startswith(own.stem.lstrip(".")))
+        for own in given
+    )
+
+
+def _print_traceback(error: BaseException) -> None:
+    """With the errors that it stands for, which `from None` hides."""
+    cause: BaseException | None = error
+    while cause is not None:
+        cause.__suppress_context__ = cause.__cause__ is not None
+        cause = cause.__cause__ or cause.__context__
+    traceback.print_exception(error)
 
 
 def _command() -> str:

@@ -12,6 +12,7 @@ from typing import Any, Iterator
 
 from utils.run.errors import UserError
 
+NAME_BYTES = 255  # of a file, on the file systems in use
 PARTIAL = re.compile(r"\..*\.partial\b")  # the temporary names of `replacing`; a kill can leave one behind
 
 
@@ -23,7 +24,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     and the process id, so that two processes never write into the same one. What killed processes left is removed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(str(os.getpid()).join(_around(path)))
     try:
         yield temporary
@@ -33,10 +34,29 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: str | Path) -> None:
+    """Make a folder and those above it, if they are missing; through a link that leads nowhere yet, what it names."""
+    os.makedirs(os.path.realpath(folder), exist_ok=True)
+
+
+def shortened(name: str, limit: int = NAME_BYTES) -> str:
+    """A file name cut to `limit` bytes, before its ending, and made its own by a digest of all of it."""
+    if len(os.fsencode(name)) <= limit:
+        return name
+    stem, suffix = os.path.splitext(name)
+    suffix = suffix if len(os.fsencode(suffix)) <= 16 else ""
+    mark = "~" + hashlib.sha256(os.fsencode(name)).hexdigest()[:12]
+    kept = os.fsencode(stem)[: limit - len(mark) - len(os.fsencode(suffix))].decode("utf-8", "ignore")
+    return f"{kept}{mark}{suffix}"
+
+
 def _around(path: Path) -> tuple[str, str]:
     """What stands before and after the process id in the temporary names of `path`."""
     # The suffix is kept, because writers such as PIL choose the format by it.
-    return f".{path.stem}.{os.uname().nodename}.", f".partial{path.suffix}"
+    stem, suffix = (path.stem, path.suffix) if len(os.fsencode(path.suffix)) <= 16 else (path.name, "")
+    host, after = os.uname().nodename, f".partial{suffix}"
+    room = NAME_BYTES - len(os.fsencode(f"..{host}.{after}")) - len(str(2**32))  # a process id is shorter
+    return f".{shortened(stem, room)}.{host}.", after
 
 
 def remove_leftovers(path: str | Path) -> None:

@@ -18,6 +18,7 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from utils.run.cpus import job_cpus
 from utils.run.distributed import LAUNCHER, ConnectionLost
 from utils.run.errors import UserError
 
@@ -36,6 +37,15 @@ def main() -> None:
         command = shlex.join(["python", "-m", "utils.run.launch", *sys.argv[1:]])
         sys.stderr.write(f"\nstopped by {signal.Signals(stopped.sigval).name}; {RESUMES}: {command}\n")
         sys.exit(128 + stopped.sigval)
+
+
+def threads(words: list[str]) -> int:
+    """A process's share of the CPUs that the job may use."""
+    try:
+        processes = run.determine_local_world_size(run.parse_args(words).nproc_per_node)
+    except ValueError:  # which torchrun says itself
+        return 1
+    return max(1, job_cpus() // max(1, processes))
 
 
 def _order(failure: ProcessFailure) -> tuple:
@@ -71,7 +81,7 @@ def _message(rank: int, failure: ProcessFailure) -> str:
 if __name__ == "__main__":
     atexit.register(gc.freeze)  # as in utils.run.entry
     os.environ[LAUNCHER] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does, but without a warning
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads(sys.argv[1:])))  # torchrun would take 1, and warn of it
     # A store of its own for each attempt. In the shared one restarted ranks find the addresses of those that died
     # (github.com/pytorch/pytorch/issues/135712).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")

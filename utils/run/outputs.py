@@ -11,12 +11,22 @@ from typing import Iterator
 from filelock import FileLock, Timeout
 
 from utils.run.errors import UserError
-from utils.run.files import PARTIAL, differences, read_json, write_json
+from utils.run.files import NAME_BYTES, PARTIAL, differences, make_folder, read_json, write_json
+
+BESIDE_BYTES = 40  # of what is added to an output's name for hidden files beside it
 
 
 def check_output(path: str | Path, *inputs: str | Path) -> None:
     """Raises UserError if `path` cannot be created, or is, holds or lies in one of the `inputs`."""
-    path = Path(path).resolve()
+    if len(os.fsencode(Path(path).name)) > NAME_BYTES - BESIDE_BYTES:
+        raise UserError(
+            f"{path} cannot be written: names of files beside it begin with its own; give a name of at most "
+            f"{NAME_BYTES - BESIDE_BYTES} bytes"
+        )
+    try:
+        path = Path(path).resolve()
+    except (OSError, RuntimeError):  # the latter in Python before 3.13
+        raise UserError(f"{path} cannot be written: it is a link that leads to itself; remove it") from None
     parent = next(folder for folder in path.parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         reason = "not writable" if parent.is_dir() else "a file, not a folder"
@@ -64,11 +74,23 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
                 f"{folder} holds another run ({differences(found, settings)}); choose another folder, "
                 "or give --overwrite"
             )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+        _empty(folder)
+    make_folder(folder)
     record = {"settings": settings, "finished": False}
     write_json(record_path, record)
     return record
+
+
+def _empty(folder: Path) -> None:
+    """Remove a folder; of one that a link leads to what it holds, so that the link stays good."""
+    if not folder.is_symlink():
+        shutil.rmtree(folder)
+        return
+    for entry in list(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 @contextlib.contextmanager
@@ -80,7 +102,7 @@ def locked(output: str | Path) -> Iterator[None]:
     """
     output, rank = Path(output).absolute(), os.environ.get("RANK", "0")
     path = output.with_name(f".{output.name}.lock" if rank == "0" else f".{output.name}.rank{rank}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

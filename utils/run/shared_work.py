@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterator
 from filelock import FileLock, Timeout
 
 from utils.run.errors import UserError
-from utils.run.files import digest, read_json, write_json
+from utils.run.files import digest, make_folder, read_json, write_json
 
 
 class SharedWork:
@@ -40,7 +40,7 @@ class SharedWork:
 
         A piece stays this process's until it is saved or released. A process that dies gives its pieces back.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         opened = os.open(self.folder, os.O_RDONLY)  # while it is open, no later folder has its identity
         try:
             for number in range(self.count):

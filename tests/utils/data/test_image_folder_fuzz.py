@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from fuzzing import damaged, fuzzed, refused_or
 from helpers import noise
+from utils.data.formats import is_hidden
 from utils.data.image_folder import ImageFolder
 
 NAMES = st.text(st.characters(exclude_characters="/\x00", codec="utf-8"), min_size=1, max_size=12).filter(
@@ -56,7 +57,7 @@ def test_image_folders_of_anything(tmp_path_factory, folders):
 @settings(fuzzed, max_examples=60)
 @given(
     st.dictionaries(
-        NAMES.filter(lambda name: name[0] != "."), st.sets(NAMES, min_size=1, max_size=3), min_size=1, max_size=3
+        NAMES.filter(lambda name: not is_hidden(name)), st.sets(NAMES, min_size=1, max_size=3), min_size=1, max_size=3
     )
 )
 def test_good_images_are_read_whatever_their_names(tmp_path_factory, names):

@@ -1,5 +1,9 @@
 """Batches: the counts of a schedule, where it resumes, what each rank takes of it, and batches for tests."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from conftest import ROOT
 from helpers import few, noise
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import AugmentedBatches, BatchSchedule, EvalBatches
@@ -190,3 +195,28 @@ def test_no_batch_of_a_single_image_but_where_there_is_no_other(images, batch_si
     assume(batch_size > 1 and images > 1)
     schedule = BatchSchedule(images, batch_size, 1)
     assert all(len(batch) > 1 for _, batch in schedule.keys(("x",)))
+
+
+def test_batches_that_are_kept_hold_no_descriptors(folder):
+    """What a worker sends lies in shared memory, with a file descriptor a tensor as long as it is there."""
+    batches = EvalBatches(folder, 8, batch_size=1, workers=2)
+    first = [(images.clone(), labels.clone()) for images, labels in batches]
+    assert len(first) > 2 and not any(tensor.is_shared() for batch in batches._kept for tensor in batch)
+    for (images, labels), (others, again) in zip(first, batches):
+        assert torch.equal(images, others) and torch.equal(labels, again)
+
+
+@pytest.mark.slow
+def test_a_large_test_set_with_few_descriptors(tmp_path):
+    """`ulimit -n 128`, two workers, and batches by the hundreds that are kept."""
+    noise(tmp_path / "a" / "0.png", 0)
+    for number in range(1, 300):
+        os.link(tmp_path / "a" / "0.png", tmp_path / "a" / f"{number}.png")
+    code = (
+        "import resource, sys\nresource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))\n"
+        "from utils.data.image_folder import ImageFolder\nfrom utils.data.loader import EvalBatches\n"
+        "batches = EvalBatches(ImageFolder(sys.argv[1], 'it'), 8, 1, 2)\n"
+        "print([sum(len(images) for images, _ in batches) for _ in range(2)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, text=True, capture_output=True)
+    assert done.stdout.strip() == "[300, 300]", done.stderr

@@ -89,3 +89,36 @@ def test_the_digest_of_a_value_does_not_depend_on_the_order_of_its_keys():
 def test_differences_name_what_differs_and_nothing_else():
     found = files.differences({"lr": 0.25, "seed": 0, "old": 1}, {"lr": 0.1, "seed": 0, "new": "x" * 99})
     assert found == f"lr: 0.25 -> 0.1, new: None -> {'x' * 12}..., old: 1 -> None"
+
+
+@pytest.mark.parametrize("name", ["a" * 251 + ".png", "b" * 255, "é" * 125 + ".png", "c" * 100 + "." + "d" * 154])
+def test_the_longest_names_can_be_replaced(tmp_path, name):
+    path = tmp_path / name
+    with replacing(path) as temporary:
+        temporary.write_text("one")
+        assert files.PARTIAL.match(temporary.name)
+    assert path.read_text() == "one" and tree(tmp_path) == [name]
+
+
+def test_the_temporary_names_of_long_names_differ(tmp_path):
+    with replacing(tmp_path / ("a" * 250 + "1.png")) as one, replacing(tmp_path / ("a" * 250 + "2.png")) as other:
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["one", "other"]
+
+
+def test_names_are_shortened_to_what_fits():
+    assert files.shortened("000_x.png") == "000_x.png"
+    names = [f"000_{letter * 249}{end}.jpeg" for letter in ("a", "é"[:1]) for end in "12"]
+    cut = [files.shortened(name) for name in names]
+    assert len(set(cut)) == len(names)
+    for name, short in zip(names, cut):
+        assert len(short.encode()) <= 255 and short.startswith(name[:100]) and short.endswith(".jpeg")
+
+
+def test_a_folder_behind_a_link_that_leads_nowhere_yet_is_made(tmp_path):
+    (tmp_path / "link").symlink_to("far/away")
+    with replacing(tmp_path / "link" / "deep" / "x.txt") as temporary:
+        temporary.write_text("one")
+    assert (tmp_path / "far/away/deep/x.txt").read_text() == "one" and (tmp_path / "link").is_symlink()

@@ -1,0 +1,96 @@
+"""Sets of tensors as other projects publish them, made into ImageFolders."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from conftest import ROOT
+from helpers import tree
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), np.uint8)
+LABELS = np.array([2, 0, 1, 1, 0, 2])
+
+
+def normalised():
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in (MEAN, STD))
+    return torch.from_numpy((PIXELS / 255 - mean) / std).float()
+
+
+def check(folder, names=("0", "1", "2")):
+    assert tree(folder) == sorted([*names, *(f"{name}/{number:04d}.png" for name in names for number in range(2))])
+    for label, name in enumerate(names):
+        for number, index in enumerate(np.flatnonzero(LABELS == label)):
+            found = np.asarray(Image.open(folder / name / f"{number:04d}.png"))
+            assert np.array_equal(found, PIXELS[index].transpose(1, 2, 0))
+
+
+def save(path, kind):
+    images, labels = torch.from_numpy(PIXELS), torch.from_numpy(LABELS)
+    if kind == "dict":
+        torch.save({"images": images / 255, "labels": labels}, path)
+    elif kind == "tuple":
+        torch.save((images, labels), path)
+    elif kind == "scores":
+        torch.save({"data": images.float(), "soft": torch.nn.functional.one_hot(labels).float() + 0.1}, path)
+    elif kind == "half":
+        torch.save({"x": (images / 255).bfloat16().float(), "y": labels}, path)
+    elif kind == "npz":
+        np.savez(path, images=PIXELS.transpose(0, 2, 3, 1), labels=LABELS)
+    else:
+        save_file({"image_syn": images, "label_syn": labels}, path)
+
+
+@pytest.mark.parametrize(
+    "name, kind", [("s.pt", "dict"), ("s.pt", "tuple"), ("s.pth", "scores"), ("s.npz", "npz"), ("s.safetensors", "st")]
+)
+def test_sets_of_many_kinds(place, name, kind):
+    save(place / name, kind)
+    outcome = place.start("utils.data.from_tensors", place / name, place / "set")
+    assert outcome.code == 0, outcome.err
+    check(place / "set")
+
+
+def test_normalised_images_need_the_normalisation(place):
+    torch.save({"images": normalised(), "labels": torch.from_numpy(LABELS)}, place / "s.pt")
+    outcome = place.start("utils.data.from_tensors", place / "s.pt", place / "set")
+    assert outcome.code == 2 and "--mean and --std" in outcome.err and not (place / "set").exists()
+    words = ["--mean", *MEAN, "--std", *STD]
+    assert place.start("utils.data.from_tensors", place / "s.pt", place / "set", *words).code == 0
+    check(place / "set")
+
+
+def test_labels_and_class_names_in_files_of_their_own(place):
+    np.save(place / "images.npy", PIXELS)
+    torch.save(torch.from_numpy(LABELS), place / "labels_best.pt")
+    (place / "names.txt").write_text("ant\nmoth\nzebra\n")
+    line = ["utils.data.from_tensors", place / "images.npy", place / "set"]
+    outcome = place.start(*line)
+    assert outcome.code == 2 and "--labels" in outcome.err
+    outcome = place.start(*line, "--labels", place / "labels_best.pt", "--classes", place / "names.txt")
+    assert outcome.code == 0, outcome.err
+    check(place / "set", ("ant", "moth", "zebra"))
+    outcome = place.start(*line, "--labels", place / "labels_best.pt")
+    assert outcome.code == 2 and "not empty" in outcome.err
+
+
+def test_what_cannot_be_such_a_set_is_one_line(place):
+    (place / "text.pt").write_text("no tensors")
+    torch.save({"weights": torch.ones(3, 3)}, place / "other.pt")
+    np.savez(place / "short.npz", images=PIXELS, labels=LABELS[:4])
+    for name in ("text.pt", "other.pt", "short.npz", "missing.pt"):
+        outcome = place.start("utils.data.from_tensors", place / name, place / "set")
+        assert outcome.code == 2 and name in outcome.err and outcome.err.count("\n") == 1, outcome.err
+
+
+@pytest.mark.slow
+def test_as_a_command(tmp_path):
+    save(tmp_path / "s.npz", "npz")
+    command = [sys.executable, "-m", "utils.data.from_tensors", tmp_path / "s.npz", tmp_path / "set"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    check(tmp_path / "set")

@@ -1,0 +1,166 @@
+"""Make an ImageFolder of a set that another project keeps as tensors.
+
+    python -m utils.data.from_tensors FILE OUTPUT [--labels FILE] [--mean R G B --std R G B] [--classes FILE]
+
+FILE is a .pt, .pth, .npy, .npz or .safetensors with images (N, 3, H, W) or (N, H, W, 3): bytes, or floats from 0 to 1,
+or normalised ones, for which --mean and --std say how. Their labels (N,), or a score of each class (N, classes), lie in
+the same file, or in another one. Images become PNGs of 8 bits, numbered in their order within each class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from utils import cli
+from utils.data.datasets import DATASETS, known
+from utils.data.formats import TENSORS
+from utils.run import entry
+from utils.run.errors import UserError
+from utils.run.files import replacing
+from utils.run.outputs import check_output
+
+IMAGES = ("images", "image", "data", "x", "image_syn", "images_best")
+LABELS = ("labels", "label", "targets", "target", "y", "label_syn", "labels_best")
+ROUNDING = 0.02  # of black and white: what saving in half precision or resizing puts outside of them
+
+
+@dataclass(frozen=True)
+class Flags:
+    file: str
+    output: str
+    labels: str | None
+    classes: str | None
+    dataset: str | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def parse() -> Flags:
+    parser = cli.Parser("utils.data.from_tensors", __doc__.splitlines()[0])
+    parser.add_argument("file", metavar="FILE", help=f"images, {', '.join(TENSORS)}")
+    parser.add_argument("output", metavar="OUTPUT", help="ImageFolder to write")
+    parser.add_argument("--labels", metavar="FILE", help="of the images, if they are not in FILE")
+    parser.add_argument("--classes", metavar="FILE", help="class names in label order, one a line; else numbers")
+    parser.add_argument("--dataset", choices=tuple(DATASETS), help="whose mean and std the images were normalised by")
+    parser.add_argument("--mean", type=cli.finite_float, nargs=3, metavar=("R", "G", "B"))
+    parser.add_argument("--std", type=cli.positive_float, nargs=3, metavar=("R", "G", "B"))
+    return cli.group(parser.parse_args(), Flags)
+
+
+def main() -> None:
+    flags = parse()
+    check_output(flags.output)
+    output = Path(flags.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} exists and is not empty; choose another folder")
+    content = read(flags.file)
+    images = to_pixels(find(content, IMAGES, 4, flags.file, "images (N, 3, H, W)"), flags)
+    labels = read_labels(content, len(images), flags)
+    names = class_names(flags.classes, int(labels.max()) + 1)
+    counts = [0] * len(names)
+    for image, label in zip(images, labels.tolist()):
+        with replacing(output / names[label] / f"{counts[label]:04d}.png") as temporary:
+            Image.fromarray(image).save(temporary)
+        counts[label] += 1
+    print(f"{len(images)} images of {len(names)} classes in {output}")
+
+
+def read(path: str) -> Any:
+    """What a file of tensors holds; nothing in it is executed. Raises UserError where it cannot be read."""
+    try:
+        suffix = Path(path).suffix.lower()
+        if suffix == ".safetensors":
+            return load_file(path)
+        if suffix in (".npy", ".npz"):
+            found = np.load(path, allow_pickle=False)
+            return dict(found) if suffix == ".npz" else found
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be read as tensors ({reason})") from None
+
+
+def find(content: Any, names: tuple[str, ...], dims: int, path: str, what: str) -> np.ndarray:
+    """The array of `dims` dimensions in `content`: itself, under one of the `names`, or the only one there is.
+
+    Raises UserError where there is none, or several.
+    """
+    if isinstance(content, dict):
+        known_names = [name for name in content if str(name).lower() in names]
+        content = [content[known_names[0]]] if known_names else list(content.values())
+    parts = content if isinstance(content, (list, tuple)) else [content]
+    found = [part for part in parts if isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim == dims]
+    if len(found) != 1:
+        raise UserError(f"{path}: holds {len(found) or 'no'} arrays that could be its {what}; one is needed")
+    value = found[0]
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        value = value.float().numpy() if value.is_floating_point() else value.numpy()
+    return value
+
+
+def to_pixels(images: np.ndarray, flags: Flags) -> np.ndarray:
+    """uint8 (N, H, W, 3). Raises UserError for floats that no flag explains."""
+    if images.shape[1] in (1, 3):
+        images = images.transpose(0, 2, 3, 1)
+    if images.shape[3] not in (1, 3):
+        raise UserError(f"{flags.file}: its images are {images.shape[1:]}; (3, H, W) or (H, W, 3) is needed")
+    images = np.repeat(images, 3, 3) if images.shape[3] == 1 else images
+    if images.dtype == np.uint8:
+        return np.ascontiguousarray(images)
+    facts = known(flags.dataset)
+    mean, std = flags.mean or (facts and facts.mean), flags.std or (facts and facts.std)
+    values = images.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UserError(f"{flags.file}: its images hold values that are not finite numbers")
+    if mean and std:
+        values = values * np.array(std) + np.array(mean)
+    elif values.min() < -ROUNDING or (1 + ROUNDING < values.max() and (values % 1).any()) or values.max() > 255:
+        raise UserError(
+            f"{flags.file}: its values go from {values.min():.3g} to {values.max():.3g}, so they are normalised; give "
+            "--mean and --std, or --dataset"
+        )
+    elif values.max() > 1 + ROUNDING:  # whole numbers to 255
+        values = values / 255
+    return (values * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def read_labels(content: Any, count: int, flags: Flags) -> np.ndarray:
+    """A class for each image (N,). Raises UserError where none are found, or not as many as images."""
+    path = flags.labels or flags.file
+    content = read(flags.labels) if flags.labels else content
+    try:
+        labels = find(content, LABELS, 1, path, "labels (N,)")
+    except UserError:
+        try:
+            labels = find(content, LABELS, 2, path, "labels").argmax(1)  # a score of each class
+        except UserError:
+            raise UserError(f"{path}: holds no labels (N,); give the file that does as --labels") from None
+    if len(labels) != count or labels.min() < 0 or (labels % 1).any():
+        raise UserError(f"{path}: {len(labels)} labels do not fit {count} images; whole numbers from 0 are needed")
+    return labels.astype(int)
+
+
+def class_names(path: str | None, least: int) -> list[str]:
+    """Raises UserError where the file does not name so many classes."""
+    if path is None:
+        return [f"{label:0{len(str(least - 1))}d}" for label in range(least)]
+    try:
+        names = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--classes {path}: cannot be read ({error})") from None
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) < least or len(set(names)) < len(names) or any("/" in name for name in names):
+        raise UserError(f"--classes {path}: {least} different names are needed, one a line")
+    return names
+
+
+if __name__ == "__main__":
+    entry.run(main)
