@@ -78,7 +78,10 @@ INERT = (
     "pathlib._local.PosixPath pathlib._local.PurePosixPath pathlib._local.WindowsPath pathlib._local.PureWindowsPath "
     "datetime.datetime datetime.date datetime.time datetime.timedelta datetime.timezone uuid.UUID decimal.Decimal "
     "builtins.dict builtins.list builtins.tuple builtins.int builtins.float builtins.str builtins.bool builtins.bytes "
-    "builtins.frozenset builtins.slice builtins.range builtins.object numpy.ndarray"
+    "builtins.frozenset builtins.slice builtins.range builtins.object numpy.ndarray "
+    "typing.Any omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.base.ContainerMetadata "
+    "omegaconf.base.Metadata omegaconf.nodes.AnyNode omegaconf.nodes.StringNode omegaconf.nodes.IntegerNode "
+    "omegaconf.nodes.FloatNode omegaconf.nodes.BooleanNode omegaconf.nodes.PathNode"
 ).split()
 MAPPINGS = (
     "collections.defaultdict easydict.EasyDict easydict.easydict.EasyDict yacs.config.CfgNode addict.addict.Dict "

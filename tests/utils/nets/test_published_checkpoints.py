@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import re
+import sys
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -56,6 +57,33 @@ BESIDE = {
 @pytest.mark.parametrize("modern", [True, False])
 def test_harmless_types_beside_the_weights(tmp_path, conv, modern):
     torch.save({"model": conv.state_dict(), **BESIDE}, tmp_path / "t.pth", _use_new_zipfile_serialization=modern)
+    teacher = load_teacher("conv3", str(tmp_path / "t.pth"), GeometryFlags(input_size=16))
+    assert torch.equal(answers(teacher.network), answers(conv))
+
+
+@pytest.mark.parametrize(
+    "name, base",
+    [
+        ("easydict.EasyDict", dict),
+        ("yacs.config.CfgNode", dict),
+        ("lightning.fabric.utilities.data.AttributeDict", dict),
+        ("omegaconf.dictconfig.DictConfig", object),
+        ("omegaconf.nodes.AnyNode", object),
+    ],
+)
+def test_settings_of_other_libraries_need_no_such_library(tmp_path, conv, monkeypatch, name, base):
+    module, _, own = name.rpartition(".")
+    kind = type(own, (base,), {"__module__": module})
+    value = kind()
+    value.content = 3
+    if base is dict:
+        value["lr"] = 0.1
+    with monkeypatch.context() as patch:
+        parents = module.split(".")
+        for length in range(1, len(parents) + 1):
+            patch.setitem(sys.modules, ".".join(parents[:length]), SimpleNamespace(__path__=[]))
+        setattr(sys.modules[module], own, kind)
+        torch.save({"state_dict": conv.state_dict(), "hyper_parameters": value}, tmp_path / "t.pth")
     teacher = load_teacher("conv3", str(tmp_path / "t.pth"), GeometryFlags(input_size=16))
     assert torch.equal(answers(teacher.network), answers(conv))
 
