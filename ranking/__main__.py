@@ -20,6 +20,8 @@ from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.manifest import KEEP, MANIFEST
 from utils.fit.batch_size import find_batch_size, try_evaluation
+from utils.nets import class_order
+from utils.nets.class_order import Answers
 from utils.nets.features import FeatureReader, extractor
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
@@ -192,7 +194,15 @@ def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
     )
     with explain_out_of_memory(batch_size):
         wanted = identity(job, folder, teacher, runtime, batch_size)
-        table = scorer.score(folder, job.parts, wanted, lambda: existing_ranking(job))
+
+        def judge(answers: Answers) -> None:
+            try:
+                class_order.check(answers, folder.classes, f"ranking: {teacher.arch}", teacher.order)
+            except UserError:
+                remove_parts(job)  # of no use in another order
+                raise
+
+        table = scorer.score(folder, job.parts, wanted, lambda: existing_ranking(job), judge)
     if table is None:
         print("ranking: this process has done its pieces; the scores follow when all are done")
     elif job.ranking_file:

@@ -18,6 +18,7 @@ from torch import nn
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
+from utils.nets.class_order import Answers
 from utils.run import distributed
 from utils.run.device import Runtime
 from utils.run.errors import UserError
@@ -43,13 +44,19 @@ class Scorer:
 
     @torch.inference_mode()
     def score(
-        self, folder: ImageFolder, parts: Path, identity: dict, is_complete: Callable[[], bool] = lambda: False
+        self,
+        folder: ImageFolder,
+        parts: Path,
+        identity: dict,
+        is_complete: Callable[[], bool] = lambda: False,
+        judge: Callable[[Answers], None] = lambda answers: None,
     ) -> pd.DataFrame | None:
         """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
 
         Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. The
         work is shared with other processes by the folder `parts`; None while they are at work on the rest of it, or
-        where `is_complete` says that they have put everything together.
+        where `is_complete` says that they have put everything together. `judge` gets what the network says of all
+        images, and may raise. Raises UserError where a score is not a number.
         """
         batches = EvalBatches(folder, self.geometry.input_size, self.batch_size, self.workers)
         network = self.runtime.compiled(self.network, len(batches))
@@ -66,32 +73,49 @@ class Scorer:
                     yield from pending[-1]
 
             total = len(work.missing()) * PIECE * self.batch_size // distributed.rank_from_environment()[1]
-            scores: list[torch.Tensor] = []
+            found: list[tuple[torch.Tensor, torch.Tensor]] = []  # scores and answers of the piece in progress
             with progress(total=min(total, len(folder)), desc="ranking", unit="img") as bar:
                 for images, labels in batches.read(numbers()):
-                    scores.append(self._scores(network, images, labels))
+                    found.append(self._scores(network, images, labels))
                     bar.update(len(images))
-                    if len(scores) == len(pending[0]):
-                        piece = pending.popleft().start // PIECE
-                        work.save(piece, {"scores": torch.cat(scores).double().tolist()})
-                        scores = []
-            found = work.records()
-        if found is None:
+                    if len(found) == len(pending[0]):
+                        first = pending.popleft().start
+                        scores, predicted = (torch.cat(part) for part in zip(*found))
+                        self._require_numbers(scores, folder.paths[first * self.batch_size :])
+                        piece = {"scores": scores.double().tolist(), "predicted": predicted.tolist()}
+                        work.save(first // PIECE, piece)
+                        found = []
+            records = work.records()
+        if records is None:
             return None
+        if all("predicted" in record for record in records):  # earlier versions kept none
+            predicted = torch.tensor([label for record in records for label in record["predicted"]])
+            judge(Answers.of(torch.tensor(folder.labels), predicted, self.geometry.num_classes))
         table = pd.DataFrame(
             {
                 "img_path": folder.paths,
                 "class": [folder.classes[label] for label in folder.labels],
-                "score": np.concatenate([record["scores"] for record in found]),
+                "score": np.concatenate([record["scores"] for record in records]),
             }
         )
         return table.sort_values(["class", "score", "img_path"], ascending=[True, False, True], ignore_index=True)
 
-    def _scores(self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _scores(
+        self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The score of each image, and the class that the network takes it for."""
         device = self.runtime.device
         with self.runtime.autocast():
             logits = run_batch(lambda images: network(self.geometry.normalise(images, device)), images, self.may_split)
-        return logits.float().softmax(1).gather(1, labels.to(device)[:, None])[:, 0].cpu()
+        logits = logits.float()
+        return logits.softmax(1).gather(1, labels.to(device)[:, None])[:, 0].cpu(), logits.argmax(1).cpu()
+
+    def _require_numbers(self, scores: torch.Tensor, paths: list[str]) -> None:
+        if not (finite := scores.isfinite()).all():
+            raise UserError(
+                f"the teacher's score of {paths[int(finite.logical_not().int().argmax())]} is not a number, though its "
+                f"weights are (precision {self.runtime.precision}); give --precision fp32, or another teacher"
+            )
 
 
 def write(table: pd.DataFrame, path: str | Path) -> None:

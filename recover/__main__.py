@@ -21,10 +21,15 @@ from recover.synthetic_set import SyntheticSet
 from recover.units import Unit, split
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
-from utils.data import gallery
+from utils.data import gallery, manifest
 from utils.data.gallery import ImageSet
 from utils.data.geometry import Geometry, GeometryFlags, plain
+from utils.data.images import resize_whole
+from utils.data.loader import EvalBatches
 from utils.fit.batch_size import find_batch_size
+from utils.nets import class_order
+from utils.nets.class_order import Answers
+from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
 from utils.run import entry, registry
 from utils.run.device import Runtime, versions
@@ -170,6 +175,8 @@ def main() -> None:
     schedule = EarlyLate(starts.ipc, **settings.schedule)
     check_output(job.syn_dir)
     check_output(job.contact_sheet)
+    if job.overwrite or not manifest.read(job.syn_dir).get("finished"):
+        check_class_order(job, teachers, starts, runtime)
 
     with locked(job.syn_dir):
         least = starts.ipc if settings.batch_by == "class" else 1
@@ -199,6 +206,21 @@ def main() -> None:
             with explain_out_of_memory(batch_size, least):
                 synthesise(job, engine, starts, synthetic_set, missing)
         finish(job, teachers, schedule, starts, synthetic_set, runtime)
+
+
+def check_class_order(job: Job, teachers: list[Teacher], starts: Starts, runtime: Runtime) -> None:
+    """Judge the order of the classes of teachers that do not say it themselves, by the starting images.
+
+    Raises UserError where it cannot be theirs.
+    """
+    unsaid = [teacher for teacher in teachers if teacher.order is not None]
+    if not unsaid or (sample := starts.sample()) is None:
+        return
+    for teacher in unsaid:
+        images = EvalBatches(sample, teacher.geometry.input_size, workers=job.machine.workers, resize=resize_whole)
+        network = frozen(copy.deepcopy(teacher.network), runtime)
+        answers = Answers.to(images, network, teacher.geometry, runtime)
+        class_order.check(answers, starts.classes, f"recover: {teacher.arch}", teacher.order)
 
 
 def synthesise(job: Job, engine: Engine, starts: Starts, synthetic_set: SyntheticSet, missing: list[Unit]) -> None:

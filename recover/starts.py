@@ -19,6 +19,7 @@ from utils.run.files import sha256, shortened
 from utils.run.seeds import generator
 
 NOISE_IPC = 10  # where neither --ipc nor a folder says it
+SAMPLE = 2000  # images
 
 
 @dataclass
@@ -62,6 +63,10 @@ class Starts:
         return cls(
             geometry, folder.classes, len(folder) // len(folder.classes), folder, manifest.image_digests(init_dir)
         )
+
+    def sample(self) -> ImageFolder | None:
+        """Starting images of all classes, the first ones of each, by which a teacher can be judged; None for noise."""
+        return self.folder.first(max(1, min(self.ipc, SAMPLE // len(self.classes)))) if self.folder else None
 
     @property
     def members(self) -> list[Member]:

@@ -12,7 +12,7 @@ from typing import Any, Sequence, TypeVar
 from utils.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD, known
 from utils.data.formats import require_unicode
 from utils.data.geometry import Geometry, GeometryFlags
-from utils.data.image_folder import ImageFolder
+from utils.data.image_folder import ImageFolder, has_mixed_numbers
 from utils.data.images import MIN_SIZE, common_size
 from utils.fit import curves
 from utils.fit.curves import Curves
@@ -88,6 +88,7 @@ class TeacherFlags:
 
     teacher_arch: tuple[str, ...] | None
     teacher_path: tuple[str, ...] | None
+    classes: str | None = None  # the file that gives the order of its classes
 
     def load(self, given: GeometryFlags, images_dir: str | None, role: str, workers: int | None) -> list[Teacher]:
         """The teachers. The images in `images_dir` tell the input size if nothing else does.
@@ -106,9 +107,10 @@ class TeacherFlags:
             raise UserError(f"{len(paths)} --teacher-path need one --teacher-arch or {len(paths)}, not {len(archs)}")
         teachers = []
         for arch, path in zip(archs, paths):
-            teachers.append(load_teacher(arch, path, given, size_of_images if images_dir else None))
+            teachers.append(load_teacher(arch, path, given, size_of_images if images_dir else None, self.classes))
             if teachers[-1].assumed:
-                print(f"{path}: does not say everything; assumed {', '.join(teachers[-1].assumed)}")
+                name = path or f"torchvision's {arch}"
+                print(f"{name}: does not say everything; assumed {', '.join(teachers[-1].assumed)}")
         _require_same(teachers, paths)
         return teachers
 
@@ -120,6 +122,7 @@ def _require_same(teachers: Sequence[Teacher], paths: Sequence[str]) -> None:
             own, other = getattr(teacher.geometry, name), getattr(first, name)
             if own != other:
                 what = "the names or the order of its classes" if name == "classes" else f"{name} ({own}, not {other})"
+                what += " (one of them names none; --classes FILE names them)" if None in (own, other) else ""
                 raise UserError(
                     f"{path}: differs from {paths[0]} in {what}; teachers that work together agree on their classes "
                     "and input size"
@@ -247,6 +250,12 @@ def add_teacher(parser: Parser, several: str = "") -> None:
         metavar="FILE",
         help=f"checkpoint; for imagenet1k torchvision's weights if left out{more}",
     )
+    group.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="the class folders' names in the teacher's label order, one a line; read from the checkpoint if it names "
+        "them, else sorted",
+    )
 
 
 def refuse_single_images(parser: Parser, args: argparse.Namespace) -> None:
@@ -278,10 +287,16 @@ def geometry_of_images(given: GeometryFlags, folder: ImageFolder, workers: int |
 
 def folder_for(geometry: Geometry, path: str, role: str) -> ImageFolder:
     """The ImageFolder at `path` with labels in the teacher's order. Raises UserError where its classes differ."""
-    folder = ImageFolder(path, role, geometry.classes)
+    advice = "give --classes FILE with the folders' names in the teacher's label order if they are the same classes"
+    folder = ImageFolder(path, role, geometry.classes, advice=advice)
     if len(folder.classes) != geometry.num_classes:
         raise UserError(
             f"{role} {path}: has {len(folder.classes)} classes, the teacher knows {geometry.num_classes}; "
             "give the images that it was trained on, or another --teacher-path"
+        )
+    if geometry.classes is None and has_mixed_numbers(folder.classes):
+        print(
+            f"{role} {path}: its classes are numbers of different lengths, and sorted as text: "
+            f"{', '.join(folder.classes[:4])}, ...; if the teacher counts by number, give --classes FILE"
         )
     return folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable
@@ -18,7 +18,8 @@ from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
 from utils.fit.batch_size import find_batch_size, try_evaluation, try_training_step
 from utils.fit.loop import Training
-from utils.nets import models
+from utils.nets import class_order, models
+from utils.nets.class_order import Answers
 from utils.run import distributed, entry
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
@@ -45,6 +46,7 @@ class Experiment:
     teachers: Teachers
     stored: dict[int, StoredLabels]  # by seed; empty unless labels are loaded
     test: EvalBatches
+    judged: set[int] = field(default_factory=set)  # the teachers whose order of classes was checked
 
     @property
     def geometry(self) -> Geometry:
@@ -54,6 +56,19 @@ class Experiment:
         """A student with random weights. Its stem is by the input size, whatever the teacher's is."""
         size = self.geometry.input_size
         return models.build(arch, self.geometry.num_classes, size, self.job.geometry.stem or models.default_stem(size))
+
+    def check_class_order(self) -> None:
+        """Judge the order of the classes of teachers that do not say it themselves, once, by the test images.
+
+        Raises UserError where it cannot be theirs.
+        """
+        teachers = self.teachers
+        for number, (network, geometry) in enumerate(zip(teachers.networks, teachers.geometries)):
+            who, order = f"validate: {teachers.archs[number]}", teachers.orders[number]
+            if order is not None and number not in self.judged:
+                answers = Answers.to(self.test, network, geometry, self.runtime)
+                class_order.check(answers, self.test.folder.classes, who, order)
+                self.judged.add(number)
 
     @property
     def kept_classes(self) -> int | None:
@@ -77,12 +92,12 @@ def validate(job: Job, runtime: Runtime) -> None:
     stored = {seed: StoredLabels(load_labels, seed) for seed in job.seeds} if load_labels else {}
     teachers = teachers_of(job, runtime, stored)
     geometry = teachers.geometry
-    sets = [cli.folder_for(geometry, path, "--syn-dir") for path in job.sets]
+    test_folder = cli.folder_for(geometry, job.val_dir, "--val-dir")
+    sets = [set_of(path, test_folder, job.classes_by) for path in job.sets]
     check_output(job.output_dir / "results.csv")
     if job.ipc:
         sets = [folder.first(job.ipc, "leave out --ipc to take all that are there") for folder in sets]
     require_same_size(sets)
-    test_folder = cli.folder_for(geometry, job.val_dir, "--val-dir")
     test = EvalBatches(test_folder, geometry.input_size, workers=workers)
     experiment = Experiment(job, runtime, teachers, stored, test)
     archs = job.student_arch or teachers.archs[:1]
@@ -117,6 +132,18 @@ def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> 
         first = next(iter(job.sets))
         return Teachers.of(job.teacher.load(job.geometry, first, "--syn-dir", workers), runtime)
     return Teachers(cli.geometry_of_images(job.geometry, ImageFolder(job.val_dir, "--val-dir"), workers))
+
+
+def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
+    """A set with the labels of the test images. Raises UserError where its classes differ."""
+    if classes_by == "position":
+        folder = ImageFolder(path, "--syn-dir").renamed(test_folder.classes)
+        if folder.folders != folder.classes:
+            pairs = ", ".join(f"{own} is {name}" for own, name in list(zip(folder.folders, folder.classes))[:3])
+            print(f"--syn-dir {path}: classes by position: {pairs}, ...")
+        return folder
+    advice = "give --classes-by position if its k-th class is the k-th of these"
+    return ImageFolder(path, "--syn-dir", test_folder.classes, f"--val-dir {test_folder.root}", advice)
 
 
 def require_same_size(sets: list[ImageFolder]) -> None:
@@ -212,6 +239,8 @@ def measure(experiment: Experiment, run: Run, protocol: Protocol, folder: ImageF
     for stream in streams:
         if experiment.stored:
             experiment.stored[stream.seed].check(stream)
+    if protocol.labels == "soft" and any(seed not in run.results for seed in job.seeds):
+        experiment.check_class_order()
     with locked(job.output_dir / "results.csv"):
         for stream in streams:
             if stream.seed in run.results:

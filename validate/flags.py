@@ -19,6 +19,8 @@ from validate.optim import LR_SCHEDULES, OPTIMIZERS
 from validate.protocols import DELT, PROTOCOLS
 from validate.targets import LOSSES
 
+CLASSES_BY = ("name", "position")
+
 # Flags that only one value of another setting reads.
 NEEDS = {
     "class_weight": ("loss", "mse"),
@@ -43,6 +45,7 @@ class Job:
 
     sets: dict[str, str]  # folder -> what to call the set
     val_dir: str
+    classes_by: str  # name or position
     output_dir: Path
     student_arch: tuple[str, ...]  # the teacher's if empty
     protocols: dict[str, dict[str, Any]]  # what to call them -> their settings
@@ -76,6 +79,13 @@ def parse() -> Job:
         help="one or several, any ImageFolder: distilled, selected, or whole",
     )
     parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure on")
+    parser.add_argument(
+        "--classes-by",
+        choices=CLASSES_BY,
+        default="name",
+        help="how the class folders of --syn-dir are those of --val-dir; position: the k-th, by number or sorted, is "
+        "class k in the teacher's order",
+    )
     parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets results.csv and results/*.json")
     parser.add_argument(
         "--method",
@@ -173,6 +183,7 @@ def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
     return Job(
         sets=dict(zip(args.syn_dir, map(str, methods))),
         val_dir=args.val_dir,
+        classes_by=args.classes_by,
         output_dir=Path(args.output_dir),
         student_arch=tuple(args.student_arch or ()),
         protocols=protocols,
@@ -218,6 +229,8 @@ def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, di
         parser.error("--top-k keeps probabilities, and this loss compares logits; leave it out")
     if args.load_labels and (args.teacher_path or args.teacher_arch):
         parser.error("--load-labels needs no teacher; leave --teacher-path and --teacher-arch out")
+    if args.classes and (args.load_labels or not (soft or args.teacher_path)):
+        parser.error("--classes is the order of a teacher's classes, and there is no teacher here; leave it out")
     if not (soft or args.teacher_path or args.student_arch):
         parser.error("--student-arch is needed where there is no teacher to take it from")
     curves.check(args.log)

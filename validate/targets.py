@@ -61,6 +61,7 @@ class Teachers:
     digests: tuple[str, ...] = ()  # SHA-256
     networks: tuple[nn.Module, ...] = ()  # frozen, on the device
     geometries: tuple[Geometry, ...] = ()  # of each network
+    orders: tuple[str | None, ...] = ()  # who says the order of each one's classes (utils/nets/class_order.py)
 
     @classmethod
     def of(cls, teachers: list[Teacher], runtime: Runtime) -> Teachers:
@@ -71,6 +72,7 @@ class Teachers:
             tuple(teacher.sha256 for teacher in teachers),
             tuple(frozen(teacher.network, runtime) for teacher in teachers),
             tuple(teacher.geometry for teacher in teachers),
+            tuple(teacher.order for teacher in teachers),
         )
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 from bisect import bisect_left, bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,10 +33,18 @@ class ImageFolder:
     integer for each path. `role` names the folder in messages ("--train-dir").
     """
 
-    def __init__(self, root: str | Path, role: str, classes: Sequence[str] | None = None, owner: str = "the teacher"):
+    def __init__(
+        self,
+        root: str | Path,
+        role: str,
+        classes: Sequence[str] | None = None,
+        owner: str = "the teacher",
+        advice: str = "",
+    ):
         """List the folder without opening an image.
 
-        `classes`: the names in the label order of their `owner` (for messages); sorted names if None.
+        `classes`: the names in the label order of their `owner` (for messages); sorted names if None. `advice` is what
+        to do where as many folders have other names.
         Raises UserError if the folder is missing, empty or flat, if a class is empty, or if the class folders are
         not exactly `classes`.
         """
@@ -47,8 +56,10 @@ class ImageFolder:
         if classes is not None and set(classes) != set(found):
             raise UserError(
                 f"{role} {root}: class folders differ from the classes of {owner}"
+                f"{f' ({len(found)} classes, not {len(classes)})' if len(found) != len(classes) else ''}"
                 f"{_names('; missing: ', set(classes) - set(found))}"
                 f"{_names('; unknown: ', set(found) - set(classes))}"
+                f"{f'; {advice}' if advice and len(found) == len(classes) else ''}"
             )
         self.classes = list(classes) if classes is not None else found
         self.paths: list[str] = []
@@ -105,6 +116,24 @@ class ImageFolder:
     def of_class(self, label: int) -> list[str]:
         span = self.span(label)
         return self.paths[span.start : span.stop]
+
+    def renamed(self, classes: Sequence[str]) -> "ImageFolder":
+        """The same images, their classes taken by position: the k-th folder, by number or sorted, is classes[k].
+
+        Raises UserError where the numbers of classes differ.
+        """
+        if len(classes) != len(self.classes):
+            raise UserError(
+                f"{self.role} {self.root}: has {len(self.classes)} class folders, and {len(classes)} classes are needed"
+            )
+        ordered = ImageFolder(self.root, self.role, by_number(self.classes))
+        ordered.classes = list(classes)
+        return ordered
+
+    @property
+    def folders(self) -> list[str]:
+        """The class folders in label order; other names than the classes' where those were taken by position."""
+        return [self.paths[self.span(label).start].split("/")[0] for label in range(len(self.classes))]
 
     def fewest(self) -> int:
         """The number of images in the smallest class."""
@@ -205,6 +234,19 @@ class ImageFolder:
     def read(self, index: int) -> Image.Image:
         """Image `index` as RGB. Raises UserError if it is not an image or is damaged."""
         return self._kept[index] if self._kept else read_rgb(self.root / self.paths[index])
+
+
+def by_number(names: Sequence[str]) -> list[str]:
+    """Sorted, and by their last numbers where all are one text and a number: a2 before a10."""
+    parts = [re.fullmatch(r"(.*?)([0-9]+)", name, re.DOTALL) for name in names]
+    if not all(parts) or len({part[1] for part in parts}) > 1:
+        return sorted(names)
+    return sorted(names, key=lambda name: (int(re.search(r"[0-9]+$", name)[0]), name))
+
+
+def has_mixed_numbers(names: Sequence[str]) -> bool:
+    """Whether the sorted order of the names is not that of their numbers: 0, 1, 10, 11, 2."""
+    return by_number(names) != sorted(names)
 
 
 def _names(prefix: str, names: set[str]) -> str:

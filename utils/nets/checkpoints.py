@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Callable
 
@@ -14,11 +15,12 @@ from safetensors import safe_open
 from torch import nn
 
 from utils.data.images import MIN_SIZE
+from utils.nets import weights
+from utils.nets.harmless import STAND_INS, plain
 from utils.nets.models import STEMS
 from utils.run.errors import UserError
 from utils.run.files import replacing
 
-PREFIXES = ("module.", "_orig_mod.")
 MAX_SIZE = 4096  # pixels of an input
 
 
@@ -56,53 +58,63 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def save(path: str | Path, model: nn.Module, **facts: Any) -> None:
     """Write the checkpoint that `load` reads: `model` (a state_dict) and plain metadata."""
     with replacing(path) as temporary:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         # Through memory: torch's own writer makes a RuntimeError of a full disk.
         buffer = io.BytesIO()
-        torch.save({"model": weights, **facts}, buffer)
+        torch.save({"model": tensors, **facts}, buffer)
         temporary.write_bytes(buffer.getbuffer())
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, its weights under `model` without wrappers' prefixes.
+    """The content of a checkpoint, its weights under `model` without wrappers' names.
 
-    Accepts a bare state_dict and the keys `model` and `state_dict`, and safetensors, whose metadata are the facts, each
-    a JSON value. Never unpickles anything but tensors and plain values. Raises UserError for any other file.
+    Accepts a bare state_dict and other dicts that hold one (utils/nets/weights.py), and safetensors, whose metadata
+    are the facts, each a JSON value. Never unpickles anything but tensors, plain values and stand-ins for harmless
+    types (utils/nets/harmless.py). Raises UserError for any other file.
     """
     try:
-        content = (
-            _read_safetensors(path)
-            if str(path).endswith(".safetensors")
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        content = _read_safetensors(path) if str(path).endswith(".safetensors") else _read_torch(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train one with `python -m squeeze --output {path}`") from None
     except Exception as error:  # whatever a damaged file makes the unpickler raise
-        refused = "weights only" in str(error).lower() or "weights_only" in str(error)
-        reason = (
-            "it holds objects other than tensors and plain values, and they are not run"
-            if refused
-            else "damaged, or not written by torch.save or safetensors"
-        )
-        raise UserError(f"{path}: cannot be loaded as a checkpoint ({reason})") from None
+        raise UserError(f"{path}: cannot be loaded as a checkpoint ({_reason(str(error))})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}; a state_dict or a dict with 'model' is needed")
-    facts = {"model": content}
-    for key in ("model", "state_dict"):
-        if isinstance(content.get(key), dict):
-            facts = {**content, "model": content[key]}
-            break
-    weights = {}
-    for name, tensor in facts["model"].items():
-        if not isinstance(tensor, torch.Tensor):
-            raise UserError(f"{path}: entry '{name}' is not a tensor; a state_dict or a dict with 'model' is needed")
-        while name.startswith(PREFIXES):
-            name = name.removeprefix(PREFIXES[0]).removeprefix(PREFIXES[1])
-        weights[name] = tensor
-    if not weights:
-        raise UserError(f"{path}: holds no weights")
+    entries = weights.locate(path, content)
+    found = weights.clean(path, entries)
+    if entries is content:  # what is called `mean` in a bare state_dict is no fact
+        return {"model": found}
+    facts = _facts_of(content)
     check_facts(path, facts)
-    return {**facts, "model": weights}
+    return {**facts, "model": found}
+
+
+def _reason(error: str) -> str:
+    if "weights only" not in error.lower() and "weights_only" not in error:
+        return "damaged, or not written by torch.save or safetensors"
+    named = re.search(r"GLOBAL (\S+) (?:was not|whose module)", error)
+    what = f"objects such as {named[1]}" if named else "objects"
+    return f"it holds {what} beside tensors and plain values, and they are not run; save model.state_dict() alone"
+
+
+def _facts_of(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with its facts in our own form, where other code writes them in another one."""
+    facts = dict(content)
+    for name in FACTS:
+        if isinstance(facts.get(name), torch.Tensor):
+            facts[name] = facts[name].tolist()
+    size = facts.get("input_size")
+    if isinstance(size, (list, tuple)) and len(size) in (2, 3) and size[-1] == size[-2]:  # (channels,) height, width
+        facts["input_size"] = size[-1]
+    if type(facts.get("classes")) is int:  # how many
+        count = facts.pop("classes")
+        facts.setdefault("num_classes", count)
+    labels = content.get("class_to_idx")  # of torchvision's ImageFolder
+    if facts.get("classes") is None and isinstance(labels, dict) and labels:
+        if all(isinstance(name, str) and type(label) is int for name, label in labels.items()):
+            if sorted(labels.values()) == list(range(len(labels))):
+                facts["classes"] = sorted(labels, key=labels.get)
+    return facts
 
 
 def check_facts(path: str | Path, facts: dict[str, Any]) -> None:
@@ -110,6 +122,11 @@ def check_facts(path: str | Path, facts: dict[str, Any]) -> None:
     for name, (kind, holds) in FACTS.items():
         if facts.get(name) is not None and not holds(facts[name]):
             raise UserError(f"{path}: its {name} is not {kind}")
+
+
+def _read_torch(path: str | Path) -> Any:
+    with torch.serialization.safe_globals(list(STAND_INS)):
+        return plain(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _read_safetensors(path: str | Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from utils.run.errors import UserError
 STEMS = ("cifar", "imagenet")
 CONV_WIDTH = 128
 TIMM = "timm/"
+_CONV = re.compile(r"conv([1-6])(?:_w([1-9]\d{0,3}))?")
 
 
 class ConvNet(nn.Module):
@@ -46,6 +47,13 @@ class ConvNet(nn.Module):
         return self.classifier(x.flatten(1))
 
 
+def is_known(arch: str) -> bool:
+    """Whether `build` has a network of that name."""
+    if arch.startswith(TIMM):
+        return timm.is_model(arch.removeprefix(TIMM))
+    return bool(_CONV.fullmatch(arch)) or arch in torchvision.models.list_models(module=torchvision.models)
+
+
 def default_stem(input_size: int) -> str:
     return "cifar" if input_size <= SMALL_SIZE else "imagenet"
 
@@ -69,7 +77,7 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
 
 
 def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None) -> nn.Module:
-    if match := re.fullmatch(r"conv([1-6])(?:_w([1-9]\d{0,3}))?", arch):
+    if match := _CONV.fullmatch(arch):
         return ConvNet(int(match[1]), num_classes, input_size, int(match[2] or CONV_WIDTH))
     if arch.startswith(TIMM):
         model = _make_timm(arch.removeprefix(TIMM), num_classes, input_size)

@@ -12,7 +12,7 @@ from torch import nn
 
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, known
 from utils.data.geometry import Geometry, GeometryFlags
-from utils.nets import checkpoints, models
+from utils.nets import checkpoints, class_order, models, weights
 from utils.run.errors import UserError
 from utils.run.files import sha256
 
@@ -26,6 +26,7 @@ class Teacher:
     geometry: Geometry
     sha256: str
     top1: float | None = None  # percent, on the validation set it was squeezed with
+    order: str | None = None  # who says the order of its classes; None: the checkpoint itself
     assumed: tuple[str, ...] = ()  # what the checkpoint did not say
 
 
@@ -34,24 +35,35 @@ def load_teacher(
     path: str | None,
     given: GeometryFlags = GeometryFlags(),
     size_of_images: Callable[[], int] | None = None,
+    class_file: str | None = None,
 ) -> Teacher:
     """The teacher of --teacher-arch and --teacher-path.
 
     What is given wins over the data set's facts for what the checkpoint leaves open, but never over what the
-    checkpoint says of itself. Without a path, torchvision's pretrained weights serve for imagenet1k. Raises
-    UserError where the checkpoint does not fit, naming what does not and what would.
+    checkpoint says of itself. `class_file` names the class folders in label order. Without a path, torchvision's
+    pretrained weights serve for imagenet1k. Raises UserError where the checkpoint does not fit, naming what does not
+    and what would.
     """
     content = checkpoints.read(path) if path else _pretrained(arch, given.dataset)
     identity = sha256(path) if path else _sha256(content["model"])
     facts = _Facts(path or f"torchvision's {arch}", content)
-    arch = facts.get("arch", arch)
-    if arch is None:
-        raise UserError(f"{facts.path}: does not name its architecture; give --teacher-arch")
+    arch = facts.arch(arch)
     geometry = _geometry(facts, arch, given, size_of_images)
+    geometry, order = class_order.settle(facts.path, geometry, class_file)
+    if order == class_order.SORTED:
+        facts.assumed.append(f"classes in {order} (--classes FILE gives another order)")
     network = models.build(arch, geometry.num_classes, geometry.input_size, geometry.stem)
-    _load_weights(network, content["model"], f"{facts.path}: does not fit {arch} with {_described(geometry)}")
+    tensors = weights.matched(content["model"], network.state_dict())
+    _load_weights(network, tensors, f"{facts.path}: does not fit {arch} with {_described(geometry)}")
+    weights.require_finite({n: t for n, t in network.state_dict().items() if n in tensors}, facts.path)
     return Teacher(
-        network.eval().requires_grad_(False), arch, geometry, identity, content.get("top1"), tuple(facts.assumed)
+        network.eval().requires_grad_(False),
+        arch,
+        geometry,
+        identity,
+        content.get("top1"),
+        order,
+        tuple(facts.assumed),
     )
 
 
@@ -60,6 +72,25 @@ class _Facts:
 
     def __init__(self, path: str, content: dict[str, Any]):
         self.path, self.content, self.assumed = path, content, []
+
+    def arch(self, given: str | None) -> str:
+        """The architecture. What is given wins where the checkpoint's own name is none that is known."""
+        written = self.content.get("arch")
+        if written is not None and given not in (None, written):
+            if not models.is_known(written):
+                self.assumed.append(f"arch {given} (--teacher-arch; its own, '{written}', is not known)")
+                return given
+            if given == models.TIMM + written:  # timm's own scripts leave the prefix out
+                return given
+        arch = self.get("arch", given)
+        if arch is None:
+            raise UserError(f"{self.path}: does not name its architecture; give --teacher-arch")
+        if given is None and not models.is_known(arch):
+            raise UserError(
+                f"{self.path}: its arch '{arch}' is not known; give --teacher-arch: conv1 to conv6, a torchvision "
+                "name such as resnet18, or timm/NAME"
+            )
+        return arch
 
     def get(self, name: str, given: Any, fallback: Any = None, source: str = "") -> Any:
         written, given = (
@@ -77,13 +108,13 @@ class _Facts:
 
 
 def _geometry(facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Callable[[], int] | None) -> Geometry:
-    path, content, weights = facts.path, facts.content, facts.content["model"]
+    path, content, tensors = facts.path, facts.content, facts.content["model"]
     dataset = known(given.dataset)
     size = facts.get("input_size", given.input_size, dataset.input_size if dataset else None, f"{given.dataset}'s")
-    num_classes = facts.get("num_classes", None, models.read_num_classes(weights), "read from the weights")
+    num_classes = facts.get("num_classes", None, models.read_num_classes(tensors), "read from the weights")
     if num_classes is None:
         raise UserError(f"{path}: holds no linear layer to read the number of classes from; is it a {arch}?")
-    if (outputs := models.read_num_classes(weights)) and outputs != num_classes:
+    if (outputs := models.read_num_classes(tensors)) and outputs != num_classes:
         raise UserError(f"{path}: says that it has {num_classes} classes, and its last layer has {outputs}")
     classes = content.get("classes")
     if classes and len(classes) != num_classes:
@@ -94,7 +125,7 @@ def _geometry(facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Ca
     if size is None:
         raise UserError(f"{path}: does not say its input size; give --input-size or --dataset")
     stem = given.stem
-    if content.get("stem") is None and (seen := models.read_stem(arch, weights)):
+    if content.get("stem") is None and (seen := models.read_stem(arch, tensors)):
         if stem is not None and stem != seen:
             raise UserError(
                 f"{path}: its first convolution is the {seen} stem's, not the {stem} stem's; give --stem {seen}"
@@ -114,15 +145,15 @@ def _described(geometry: Geometry) -> str:
     return f"the {geometry.stem} stem, {geometry.num_classes} classes, {geometry.input_size} pixels"
 
 
-def _load_weights(network: nn.Module, weights: dict[str, torch.Tensor], message: str) -> None:
+def _load_weights(network: nn.Module, tensors: weights.Weights, message: str) -> None:
     own = network.state_dict()
     # Older torch kept no counter of batches; it takes no part in anything computed here.
-    missing = sorted(name for name in set(own) - set(weights) if not name.endswith("num_batches_tracked"))
-    extra = sorted(set(weights) - set(own))
+    missing = sorted(name for name in set(own) - set(tensors) if not name.endswith("num_batches_tracked"))
+    extra = sorted(set(tensors) - set(own))
     wrong = [
-        f"{name} is {tuple(weights[name].shape)}, needs {tuple(own[name].shape)}"
+        f"{name} is {tuple(tensors[name].shape)}, needs {tuple(own[name].shape)}"
         for name in own
-        if name in weights and weights[name].shape != own[name].shape
+        if name in tensors and tensors[name].shape != own[name].shape
     ]
     problems = wrong[:1]
     if extra:
@@ -131,7 +162,7 @@ def _load_weights(network: nn.Module, weights: dict[str, torch.Tensor], message:
         problems.insert(0, f"lacks {missing[0]}" + _and_more(missing))
     if problems:
         raise UserError(f"{message} ({'; '.join(problems)}); check --teacher-arch, --stem and --input-size")
-    network.load_state_dict(weights, strict=False)
+    network.load_state_dict(tensors, strict=False)
 
 
 def _and_more(names: list[str]) -> str:
@@ -147,8 +178,8 @@ def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
             "--teacher-arch goes without, by torchvision's pretrained weights"
         )
     try:
-        weights = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
-        network = models.build(arch, 1000, 224, "imagenet", weights=weights.name)
+        found = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
+        network = models.build(arch, 1000, 224, "imagenet", weights=found.name)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"torchvision's weights for {arch} cannot be fetched ({str(error).splitlines()[0]}); download them "
@@ -166,9 +197,9 @@ def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
     }
 
 
-def _sha256(weights: dict[str, torch.Tensor]) -> str:
+def _sha256(tensors: weights.Weights) -> str:
     state = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
+    for name, tensor in sorted(tensors.items()):
         state.update(name.encode())
         state.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()

@@ -1,0 +1,160 @@
+"""Teachers that do not name their classes, sets whose folders have other names, and what each stage makes of them."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import Place, images
+from refusals import refused
+from utils.nets import checkpoints
+
+COUNT, PIXELS, INPUT = 12, 16, 14
+COLOURS = [(40 + 210 * (k % 3 == 0), 40 + 70 * (k // 3), 250 * (k % 3 == 2)) for k in range(COUNT)]
+FLAGS = dict(teacher_arch="conv3", input_size=INPUT, mean=(0.4, 0.5, 0.6), std=(0.3, 0.25, 0.2))
+
+
+def plain(folder, colour, count):
+    folder.mkdir(parents=True)
+    for number in range(count):
+        image = Image.new("RGB", (PIXELS, PIXELS), colour)
+        image.putpixel((number, number), (255, 255, 255))
+        image.save(folder / f"{number}.png")
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory):
+    """Twelve classes named 0 to 11, and a teacher that counts them by number, once nameless and once not."""
+    place = Place(tmp_path_factory.mktemp("numbers"))
+    for number, colour in enumerate(COLOURS):
+        for folder, count in ((place.train, 6), (place.val, 4), (place.init, 3)):
+            plain(folder / f"{number:02d}", colour, count)
+    place.works("squeeze", output=place.teacher, epochs=12)
+    content = checkpoints.read(place.teacher)
+    weights, top1 = content["model"], content["top1"]
+    assert top1 > 90
+    facts = {name: content[name] for name in ("arch", "input_size", "mean", "std", "stem")}
+    torch.save({"model": weights, **facts, "classes": [str(k) for k in range(COUNT)]}, place / "named.pth")
+    torch.save(weights, place.teacher)
+    for root in place.train, place.val, place.init:
+        for number in range(COUNT):
+            (root / f"{number:02d}").rename(root / f"_{number}")
+            (root / f"_{number}").rename(root / str(number))
+    (place / "classes.txt").write_text("".join(f"{k}\n" for k in range(COUNT)))
+    return place
+
+
+@pytest.fixture
+def place(numbers, tmp_path):
+    shutil.copytree(numbers.root, tmp_path, dirs_exist_ok=True)
+    return Place(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["ranking", "recover", "validate"])
+def test_an_order_that_is_not_the_teachers_is_refused_by_every_stage(place, stage):
+    refused(place, stage, "sorted as text", "16.7 %", "--classes FILE", **FLAGS)
+
+
+def test_the_order_is_said(place):
+    outcome = place.run("ranking", **FLAGS)
+    said = [line for line in outcome.out.splitlines() if "sorted" in line]
+    assert len(said) == 2 and "classes in the sorted order" in said[0] and "0, 1, 10, 11" in said[1]
+
+
+@pytest.mark.parametrize("stage", ["ranking", "recover", "validate"])
+def test_a_file_gives_the_order_and_the_result_is_that_of_a_teacher_with_names(place, stage):
+    result = {"ranking": "ranking.csv", "recover": "syn", "validate": "measured/results.csv"}[stage]
+
+    def found():
+        path = place / result
+        if stage == "recover":
+            return images(path)
+        if stage == "ranking":
+            return path.read_bytes(), sorted(images(place / "selected").items())
+        header, row = (line.split(",") for line in path.read_text().splitlines())
+        row = dict(zip(header, row))
+        return row["top1"], row["best_top1"], row["top5"]
+
+    place.works(stage, teacher_path=place / "named.pth")
+    expected = found()
+    for name in "ranking.csv", "selected", "syn", "measured":
+        path = place / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    said = place.works(stage, classes=place / "classes.txt", **FLAGS)
+    assert "is right about 100.0 %" in said or "is right about 9" in said
+    assert found() == expected
+
+
+def test_a_file_in_a_wrong_order_is_refused(place):
+    names = (place / "classes.txt").read_text().split()
+    (place / "classes.txt").write_text("\n".join(names[::-1]))
+    refused(place, "ranking", "classes.txt", "order", classes=place / "classes.txt", **FLAGS)
+
+
+def test_a_file_beside_a_teacher_with_names(place):
+    path = place / "classes.txt"
+    place.works("ranking", teacher_path=place / "named.pth", classes=path)
+    path.write_text("\n".join(map(str, [1, 0, *range(2, COUNT)])))
+    refused(place, "ranking", path, "'1'", teacher_path=place / "named.pth", ranking_file=place / "n.csv", classes=path)
+    path.write_text("0\n1\n")
+    refused(place, "ranking", path, "2 classes", 12, ranking_file=place / "n.csv", classes=path, **FLAGS)
+
+
+def test_a_file_without_a_teacher_is_refused(place):
+    line = dict(protocol="hard", teacher_path=None, student_arch="conv3", input_size=INPUT)
+    refused(place, "validate", "--classes", "no teacher", classes=place / "classes.txt", **line)
+
+
+TEACHERS = [dict(teacher_path="named.pth"), dict(classes="classes.txt", **FLAGS)]
+
+
+def of(place, teacher):
+    return {name: place / value if name in ("teacher_path", "classes") else value for name, value in teacher.items()}
+
+
+def top1(place):
+    return [line.split(",")[7] for line in (place / "measured/results.csv").read_text().splitlines()[1:]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", TEACHERS, ids=["named", "file"])
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_a_published_set_is_taken_by_position_if_that_is_said(place, teacher, labels):
+    line = dict(protocol="delt" if labels == "soft" else "hard", epochs=4, **of(place, teacher))
+    place.works("validate", **line)
+    for number in range(COUNT):
+        (place.init / str(number)).rename(place.init / f"new{number:03d}")
+    refused(place, "validate", "new000", "--classes-by position", place.init, **line)
+    said = place.works("validate", classes_by="position", **line)
+    assert "new000 is 0, new001 is 1, new002 is 2" in said
+    by_name, by_position = top1(place)
+    assert by_name == by_position
+    shutil.rmtree(place.init / "new011")
+    refused(place, "validate", place.init, "11 class folders", 12, classes_by="position", **line)
+
+
+def test_numbers_without_leading_zeros_are_taken_by_number(place):
+    for number in range(COUNT):
+        (place.init / str(number)).rename(place.init / f"class{number}")
+    said = place.works("validate", classes_by="position", teacher_path=place / "named.pth")
+    assert "class0 is 0, class1 is 1, class2 is 2" in said
+
+
+@pytest.mark.parametrize("protocol", ["delt", "hard"])
+@pytest.mark.parametrize("teacher", [*TEACHERS, None], ids=["named", "file", "none"])
+def test_a_class_of_another_name_is_refused_whatever_the_labels(place, protocol, teacher):
+    (place.init / "0").rename(place.init / "zebra")
+    line = of(place, teacher) if teacher else {**FLAGS, "student_arch": "conv3"}
+    refused(place, "validate", "zebra", place.init, place.val, protocol=protocol, **line)
+
+
+def test_labels_on_disk_know_the_classes_of_a_set_by_position(place):
+    for number in range(COUNT):
+        (place.init / str(number)).rename(place.init / f"new{number:03d}")
+    line = dict(teacher_path=place / "named.pth", classes_by="position", save_labels=place / "labels")
+    place.works("validate", **line)
+    line = dict(teacher_path=None, classes_by="position", load_labels=place / "labels", student_arch="conv3")
+    place.works("validate", output_dir=place / "again", **line)
+    rows = [(place / name / "results.csv").read_text().splitlines()[1].split(",") for name in ("measured", "again")]
+    assert rows[0][7:10] == rows[1][7:10]
