@@ -185,7 +185,7 @@ def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
     runtime, teacher, folder, batch_size = prepare(job)
     machine = job.machine
     scorer = Scorer(
-        frozen(teacher.network, runtime),
+        frozen(teacher.network, runtime, teacher),
         teacher.geometry,
         runtime,
         batch_size,
@@ -229,7 +229,7 @@ def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | N
         return chosen, request
     check_images(job, folder, teacher, runtime)
     reader = FeatureReader(
-        frozen(extractor(teacher.network), runtime),
+        frozen(extractor(teacher.network), runtime, teacher),
         teacher.geometry,
         runtime,
         batch_size,

@@ -29,7 +29,7 @@ from utils.data.loader import EvalBatches
 from utils.fit.batch_size import find_batch_size
 from utils.nets import class_order
 from utils.nets.class_order import Answers
-from utils.nets.frozen import frozen
+from utils.nets.frozen import COMPARED, Untouched, frozen
 from utils.nets.teacher import Teacher
 from utils.run import entry, registry
 from utils.run.device import Runtime, versions
@@ -184,6 +184,7 @@ def main() -> None:
         units = split(len(starts.classes), starts.ipc, batch_size, settings.batch_by)
         # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
         steps = settings.iterations * len(units)
+        untouched = copy.deepcopy([teacher.network for teacher in teachers])
         objective = OBJECTIVES[settings.objective](teachers, settings)
         found = {**identity(job, objective, geometry, runtime), "batch_size": batch_size}
         found |= {"ipc": starts.ipc, "init": starts.identity()}
@@ -204,6 +205,9 @@ def main() -> None:
             )
             engine = Engine(objective, geometry, schedule, runtime, settings.jitter, steps)
             with explain_out_of_memory(batch_size, least):
+                first = replace(missing[0], members=missing[0].members[:COMPARED])
+                compare(engine, teachers, untouched, starts.images(first, job.seed))
+                del untouched
                 synthesise(job, engine, starts, synthetic_set, missing)
         finish(job, teachers, schedule, starts, synthetic_set, runtime)
 
@@ -221,6 +225,13 @@ def check_class_order(job: Job, teachers: list[Teacher], starts: Starts, runtime
         network = frozen(copy.deepcopy(teacher.network), runtime)
         answers = Answers.to(images, network, teacher.geometry, runtime)
         class_order.check(answers, starts.classes, f"recover: {teacher.arch}", teacher.order)
+
+
+def compare(engine: Engine, teachers: list[Teacher], untouched: list[torch.nn.Module], images: torch.Tensor) -> None:
+    """Raises UserError if the objective's networks say something else of the first images than the teachers do."""
+    for teacher, before, prepared in zip(teachers, untouched, engine.objective.networks()):
+        shown = teacher.geometry.renormalise(images, engine.geometry)
+        Untouched.of(before, shown, engine.runtime).compare(prepared, teacher.arch)
 
 
 def synthesise(job: Job, engine: Engine, starts: Starts, synthetic_set: SyntheticSet, missing: list[Unit]) -> None:

@@ -169,6 +169,7 @@ def run(
             recipe.evaluations,
             log,
             on_best=lambda history: save(job.best, history),
+            stream=(recipe.seed, "squeeze"),
         )
         history = train(model, batches, recipe, training, state)
         save(job.output, history)

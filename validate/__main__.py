@@ -280,6 +280,7 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> Result:
             experiment.test,
             stream.protocol.evaluations,
             log,
+            stream=(stream.seed, "student"),
         )
         tensor = torch.tensor(weights, device=runtime.device) if weights else None
         return train(student, source, stream, training, tensor, state)

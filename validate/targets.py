@@ -70,7 +70,7 @@ class Teachers:
             teachers[0].geometry,
             tuple(teacher.arch for teacher in teachers),
             tuple(teacher.sha256 for teacher in teachers),
-            tuple(frozen(teacher.network, runtime) for teacher in teachers),
+            tuple(frozen(teacher.network, runtime, teacher) for teacher in teachers),
             tuple(teacher.geometry for teacher in teachers),
             tuple(teacher.order for teacher in teachers),
         )

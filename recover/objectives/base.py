@@ -49,6 +49,13 @@ class Objective(nn.Module):
         """The objective of this iteration: another one for each teacher where they take turns."""
         return self
 
+    def networks(self) -> list[nn.Module]:
+        """The teachers' networks in their order, if it holds them as such: they must give the teachers' logits.
+
+        They are called with images normalised for each, before the first step, and compared.
+        """
+        return []
+
     def identity(self) -> dict[str, Any]:
         """What decides its value beside the images, as JSON has it: teachers' digests, settings, statistics' files."""
         return {}
@@ -67,6 +74,9 @@ class _Several(Objective):
     def __init__(self, objectives: Sequence[Objective]):
         super().__init__()
         self.objectives = nn.ModuleList(objectives)
+
+    def networks(self) -> list[nn.Module]:
+        return [network for objective in self.objectives for network in objective.networks()]
 
     def identity(self) -> dict[str, Any]:
         return {type(self).__name__: [objective.identity() for objective in self.objectives]}

@@ -9,7 +9,9 @@ from torch import nn
 
 from recover.objectives.base import Batch, Objective, combined
 from recover.settings import Settings
+from utils.nets.layers import is_plain
 from utils.nets.teacher import Teacher
+from utils.run.errors import UserError
 
 
 def _at_least_fp32(x: torch.Tensor) -> torch.dtype:
@@ -60,6 +62,24 @@ class _MatchedNorm(torch.autograd.Function):
         return grad.addcmul_(grad_y.to(dtype), scale.view(-1, 1, 1)).to(x.dtype), None, None
 
 
+class _Moments(torch.autograd.Function):
+    """x's mean and biased variance alone, as _MatchedNorm has them."""
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, var = channel_moments(x)
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    def backward(ctx, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> torch.Tensor:
+        x, mean = ctx.saved_tensors
+        count, dtype = x.numel() // x.shape[1], _at_least_fp32(x)
+        slope = 2 * grad_var / count
+        offset = grad_mean / count - slope * mean
+        return torch.addcmul(offset.view(-1, 1, 1), x.to(dtype), slope.view(-1, 1, 1)).to(x.dtype)
+
+
 class MatchedBatchNorm(nn.Module):
     """A frozen BatchNorm that also measures how far its input's statistics are from its running ones.
 
@@ -80,23 +100,50 @@ class MatchedBatchNorm(nn.Module):
         return y
 
 
+class MeasuredBatchNorm:
+    """Measures what a BatchNorm that is more than one gets (timm's carry activations); it stays as it is.
+
+    `distance` as that of MatchedBatchNorm.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d):
+        self.distance = torch.zeros(())
+        norm.register_forward_pre_hook(self._measure)
+
+    def _measure(self, norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+        mean, var = _Moments.apply(inputs[0])
+        self.distance = torch.linalg.vector_norm(mean - norm.running_mean) + torch.linalg.vector_norm(
+            var - norm.running_var
+        )
+
+
 class BatchNormMatching(Objective):
     """cross-entropy + r_bn * sum over BatchNorm layers of w * distance; w is `first_bn` for the first, 1 after it.
 
     SRe2L, section 3.2; the weight of the first layer from its published code. Takes over the teacher's network: its
-    BatchNorm layers are replaced, its parameters frozen, and it is put into eval mode.
+    plain BatchNorm layers are replaced, its parameters frozen, and it is put into eval mode. Raises UserError for a
+    network without BatchNorm, unless `r_bn` is 0.
     """
 
     def __init__(self, teacher: Teacher, r_bn: float, first_bn: float):
         super().__init__()
-        self.norms: list[MatchedBatchNorm] = []
+        self.norms: list[MatchedBatchNorm | MeasuredBatchNorm] = []
         network = teacher.network
         for name, module in list(network.named_modules()):
-            if isinstance(module, nn.BatchNorm2d):
+            if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
+                continue  # one without running statistics has nothing to match
+            if not is_plain(module, nn.BatchNorm2d):
+                self.norms.append(MeasuredBatchNorm(module))
+            else:
                 parent, _, attribute = name.rpartition(".")
                 matched = MatchedBatchNorm(module)
                 setattr(network.get_submodule(parent), attribute, matched)
                 self.norms.append(matched)
+        if r_bn and not self.norms:
+            raise UserError(
+                f"--r-bn {r_bn:g}: the teacher {teacher.arch} has no BatchNorm whose statistics could be matched; give "
+                "--r-bn 0, or a teacher with BatchNorm"
+            )
         self.network = network.eval().requires_grad_(False)
         self.geometry, self.sha256, self.r_bn, self.first_bn = teacher.geometry, teacher.sha256, r_bn, first_bn
 
@@ -106,6 +153,9 @@ class BatchNormMatching(Objective):
         for index, norm in enumerate(self.norms):
             loss = loss + self.r_bn * (self.first_bn if index == 0 else 1.0) * norm.distance
         return loss
+
+    def networks(self) -> list[nn.Module]:
+        return [self.network]
 
     def identity(self) -> dict[str, Any]:
         return {"teacher": self.sha256, "r_bn": self.r_bn, "first_bn_multiplier": self.first_bn}

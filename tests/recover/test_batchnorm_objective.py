@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from helpers import CPU, scrambled, small_net
@@ -16,6 +17,7 @@ from utils.data.geometry import Geometry
 from utils.nets import models
 from utils.nets.teacher import Teacher
 from utils.run.device import Runtime
+from utils.run.errors import UserError
 
 R_BN, FIRST = 0.05, 10.0
 HALF, OTHER, THIRD = (
@@ -35,7 +37,33 @@ def resnet():
     return scrambled(models.build("resnet18", 5, 32, "imagenet"))
 
 
-NETS = {"conv": (small_net, 8, 4), "resnet18": (resnet, 32, 5)}
+class Shifted(nn.BatchNorm2d):
+    """A BatchNorm of somebody else's, which does more than normalise."""
+
+    def forward(self, x):
+        return super().forward(x).tanh() + 0.5
+
+
+def several_norms():
+    """A plain BatchNorm between two that are more: timm's with its activation and drop, and a stranger's."""
+    torch.manual_seed(5)
+    return scrambled(
+        nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1),
+            BatchNormAct2d(5, act_layer=nn.SiLU, drop_layer=nn.Softsign, inplace=True),
+            nn.Conv2d(5, 6, 3, stride=2),
+            nn.BatchNorm2d(6),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(6, 6, 3, padding=1),
+            Shifted(6),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(6, 4),
+        )
+    )
+
+
+NETS = {"conv": (small_net, 8, 4), "resnet18": (resnet, 32, 5), "norms": (several_norms, 8, 4)}
 
 
 def case(name):
@@ -167,12 +195,26 @@ def test_only_the_first_layer_is_multiplied():
     assert losses[1.0] - losses[0.0] == pytest.approx(R_BN * distance.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("arch", ["timm/efficientnet_b0", "timm/mobilenetv3_small_050", "timm/regnetx_002"])
+def test_networks_of_timm_keep_their_activations(arch):
+    torch.manual_seed(4)
+    model = scrambled(models.build(arch, 4, 32, "cifar"))
+    images = torch.randn(3, 3, 32, 32)
+    expected = copy.deepcopy(model)(images)
+    objective = matching(model)
+    torch.testing.assert_close(objective.networks()[0](images), expected, rtol=1e-4, atol=1e-5)
+    assert sum(isinstance(module, BatchNormAct2d) for module in model.modules()) > 10
+
+
 def test_a_network_without_batchnorm():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))
     _, images, labels = case("conv")
     expected = nn.functional.cross_entropy(copy.deepcopy(model).double()(images), labels)
-    assert measured(matching(model.double()), images, labels)[0].item() == pytest.approx(expected.item(), rel=1e-6)
+    found, _ = measured(matching(copy.deepcopy(model).double(), r_bn=0.0), images, labels)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(UserError, match="--r-bn 0.05: the teacher net has no BatchNorm.*--r-bn 0"):
+        matching(model)
 
 
 def test_the_teacher_stays_as_it_is():
@@ -243,9 +285,10 @@ COMPILED = pytest.param("on", marks=[needs_compiler, pytest.mark.slow])
 
 @pytest.mark.parametrize("precision, tolerance, gradient_tolerance", [("fp32", 2e-5, 5e-5), ("bf16", 5e-3, 0.2)])
 @pytest.mark.parametrize("compile", ["off", COMPILED])
-def test_the_fast_step_against_float64(precision, tolerance, gradient_tolerance, compile):
+@pytest.mark.parametrize("name", ["conv", "norms"])
+def test_the_fast_step_against_float64(name, precision, tolerance, gradient_tolerance, compile):
     runtime = Runtime(torch.device("cpu"), precision, compile)
-    model, images, labels = case("conv")
+    model, images, labels = case(name)
     loss, gradient = reference(model, images, labels)
     engine = Engine(matching(model), HALF, SCHEDULE, runtime, jitter=0, steps=1)
     images = images.float().contiguous(memory_format=torch.channels_last).requires_grad_()
@@ -260,19 +303,22 @@ def test_the_fast_step_against_float64(precision, tolerance, gradient_tolerance,
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error:Dynamo")
-@pytest.mark.parametrize("teachers, combine, graphs", [(1, "mean", 1), (2, "mean", 1), (2, "turn", 2)])
+@pytest.mark.parametrize(
+    "teachers, combine, graphs", [(1, "mean", 1), (2, "mean", 1), (2, "turn", 2), ("norms", "mean", 1)]
+)
 def test_one_compilation_serves_every_round(teachers, combine, graphs):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     runtime = Runtime(torch.device("cpu"), "fp32", "on")
     _, images, labels = case("conv")
-    objective = combined([matching(*teacher) for teacher in two_teachers()[:teachers]], combine)
+    used = (lambda: [(several_norms(), OTHER)]) if teachers == "norms" else lambda: two_teachers()[:teachers]
+    objective = combined([matching(*teacher) for teacher in used()], combine)
     engine = Engine(objective, HALF, SCHEDULE, runtime, jitter=0, steps=1)
     for iteration, count in enumerate((2, 3, 2, 5, 4, 3)):
         batch = images.float().repeat(2, 1, 1, 1)[:count].contiguous(memory_format=torch.channels_last)
         own = labels.repeat(2)[:count]
         found = engine.loss(iteration)(batch.requires_grad_(), own, torch.arange(count), torch.tensor(iteration))
-        each = [reference(model, batch.detach(), own, HALF, space) for model, space in two_teachers()[:teachers]]
+        each = [reference(model, batch.detach(), own, HALF, space) for model, space in used()]
         each = [each[iteration % 2]] if combine == "turn" else each
         loss, gradient = (sum(parts) / len(each) for parts in zip(*each))
         assert found.item() == pytest.approx(loss.item(), rel=2e-5)

@@ -139,7 +139,7 @@ def test_several_teachers_answer_by_the_mean_of_their_logits(tmp_path, loss):
     assert -1e-6 < pixels.min() and pixels.max() < 1 + 1e-6
     seen = [(pixels - mean) / std, (pixels - other_mean) / other_std]
     for network, expected in zip(networks, seen):
-        torch.testing.assert_close(network.seen[0].double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(network.seen[-1].double(), expected, rtol=1e-5, atol=1e-5)
     logits = (seen[0].flatten(1)[:, :4] - 3 * seen[1].flatten(1)[:, :4]) / 2
     expected = logits if loss == "mse" else softmax(logits, 4.0)
     torch.testing.assert_close(target.double(), expected, rtol=1e-4, atol=1e-5)

@@ -19,6 +19,7 @@ from utils.run.device import Runtime
 from utils.run.errors import UserError
 from utils.run.progress import progress
 from utils.run.resume import NoState, State, state_dicts
+from utils.run.seeds import seeded
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Training:
     evaluations: int = 0  # on the test images, evenly over the epochs
     curves: Curves = Curves()
     on_best: Callable[[History], None] = lambda history: None  # called when the top-1 is the best so far
+    stream: tuple = ()  # names the random streams of the networks' dropout: one for each step and rank
 
     def run(
         self,
@@ -102,7 +104,9 @@ class Training:
                 if step == 1:
                     total = torch.zeros((), device=runtime.device)
                 rate = learner.scheduler.get_last_lr()[0]
-                with runtime.autocast():
+                # Dropout and stochastic depth draw from the global generators.
+                draws = seeded(*self.stream, "forward", number, distributed.get_rank(), device=runtime.device)
+                with draws, runtime.autocast():
                     loss = distributed.global_mean(losses(forward, batch), size)
                 optimizer.zero_grad(set_to_none=True)
                 scaler.scale(loss).backward()

@@ -52,6 +52,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ),
     ),
     "top1": ("a number", _is_number),
+    "transform_input": ("true or false", lambda value: isinstance(value, bool)),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import timm
@@ -62,7 +63,7 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     """A network with random weights (or torchvision's named `weights`) for (N, 3, input_size, input_size).
 
     `stem`: "imagenet" leaves torchvision's network as it is; "cifar" makes its first convolution 3x3 with
-    stride 1 and drops the max-pool behind it. Conv nets have one stem. Raises UserError for an unknown `arch`, or one
+    stride 1 and drops the pool behind it. Conv nets have one stem. Raises UserError for an unknown `arch`, or one
     that cannot take images of this size.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -124,18 +125,67 @@ def _give_small_stem(model: nn.Module) -> None:
         name.rpartition(".")[2],
         nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=first.bias is not None),
     )
-    # ResNet, ShuffleNet and their like call it maxpool; DenseNet features.pool0.
-    for owner, attribute in ((model, "maxpool"), (getattr(model, "features", None), "pool0")):
-        if isinstance(getattr(owner, attribute, None), nn.MaxPool2d):
-            setattr(owner, attribute, nn.Identity())
+    for owner, attribute in _stem_pools(model):
+        setattr(owner, attribute, nn.Identity())
+    if isinstance(model, (timm.models.ByobNet, timm.models.NormFreeNet)):
+        # Their stems may halve the image a second time (resnet51q, nfnet), or in two branches (repvgg).
+        for module in model.stem.modules():
+            if isinstance(module, nn.Conv2d):
+                module.stride = (1, 1)
+
+
+def _stem_pools(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    """(owner, attribute) of what halves the image between the stem and the first stage, whatever it is made of."""
+    places = (
+        (model, "maxpool"),  # ResNet, ShuffleNet; timm's have blur, average pools or a convolution there
+        (model, "pool0"),  # timm's SENet
+        (getattr(model, "features", None), "pool0"),  # DenseNet
+        (getattr(model, "features", None), "conv1_pool"),  # timm's DPN
+        (getattr(model, "stem", None), "pool"),  # timm's ResNetV2, ByobNet, CspNet, NormFreeNet
+    )
+    return [(owner, name) for owner, name in places if _halves(getattr(owner, name, None))]
+
+
+def _halves(module: nn.Module | None) -> bool:
+    return module is not None and any(getattr(part, "stride", 1) in (2, (2, 2)) for part in module.modules())
 
 
 def read_stem(arch: str, weights: dict[str, torch.Tensor]) -> str | None:
-    """The stem that a state_dict was made with, or None where its shapes do not tell."""
-    if not arch.removeprefix(TIMM).startswith(("resnet", "resnext", "wide_resnet", "densenet")):
-        return None  # the stems of these differ in stride only
-    first = next((tensor for tensor in weights.values() if tensor.ndim == 4), None)
-    return None if first is None else "cifar" if first.shape[-1] == 3 else "imagenet"
+    """The stem that a state_dict was made with, or None where its shapes do not tell.
+
+    First kernels of 3x3 have the same shape with both, as those of deep stems (resnet18d): only the stride differs.
+    """
+    large, small = _shapes_of_stems(arch)
+    found = _shapes(weights)
+    differing = [name for name in {**large, **small} if large.get(name) != small.get(name)]
+    for stem, shapes in (("imagenet", large), ("cifar", small)):
+        if differing and all(found.get(name) == shapes.get(name) for name in differing):
+            return stem
+    return None
+
+
+@functools.cache
+def _shapes_of_stems(arch: str) -> tuple[dict, dict]:
+    """The shapes of all weights with the imagenet and the cifar stem; the same, where the network cannot be built."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        try:
+            network = _make(arch, 2, 224, "imagenet", None)
+            large = _shapes(network.state_dict())
+            if not isinstance(network, ConvNet):
+                _give_small_stem(network)
+            return large, _shapes(network.state_dict())
+        except (UserError, RuntimeError, AssertionError, ValueError):
+            return {}, {}  # `build` says what is wrong
+
+
+def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
+
+
+def is_published(arch: str, sha256: str) -> bool:
+    """Whether a file of this digest is torchvision's own: its first digits are a part of the published name."""
+    names = [entry.url for entry in torchvision.models.get_model_weights(arch)]
+    return any(name.endswith(f"-{sha256[:8]}.pth") for name in names)
 
 
 def read_num_classes(weights: dict[str, torch.Tensor]) -> int | None:

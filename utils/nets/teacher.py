@@ -56,6 +56,9 @@ def load_teacher(
     tensors = weights.matched(content["model"], network.state_dict())
     _load_weights(network, tensors, f"{facts.path}: does not fit {arch} with {_described(geometry)}")
     weights.require_finite({n: t for n, t in network.state_dict().items() if n in tensors}, facts.path)
+    if hasattr(network, "transform_input"):  # GoogLeNet and Inception; no part of the weights
+        published = models.is_published(arch, identity) or None
+        network.transform_input = facts.get("transform_input", published, False, "torchvision's own have it")
     return Teacher(
         network.eval().requires_grad_(False),
         arch,
@@ -187,8 +190,11 @@ def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError):
         raise UserError(f"torchvision has no IMAGENET1K_V1 weights for {arch}; give --teacher-path") from None
+    facts = {"transform_input": True} if getattr(network, "transform_input", False) else {}
     return {
-        "model": network.state_dict(),
+        **facts,
+        # Inception brings an auxiliary classifier that nothing here uses.
+        "model": {name: tensor for name, tensor in network.state_dict().items() if not name.startswith("AuxLogits.")},
         "arch": arch,
         "stem": "imagenet",
         "num_classes": 1000,

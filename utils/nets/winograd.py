@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from utils.nets.layers import is_plain
+
 # From here on the saved multiplications outweigh the transforms' memory traffic: `python -m benchmarks.winograd` found
 # 1.1, 1.6 and 2.2 to 2.7 times the speed of the direct convolution with 128, 256 and 512 channels.
 FROM_CHANNELS = 256
@@ -87,7 +89,7 @@ class WinogradConv2d(nn.Module):
 def fits(module: nn.Module) -> bool:
     """Whether `module` is a convolution that WinogradConv2d computes, and faster."""
     return (
-        isinstance(module, nn.Conv2d)
+        is_plain(module, nn.Conv2d)
         and module.kernel_size == (3, 3)
         and module.stride == (1, 1)
         and module.padding in ((1, 1), "same")

@@ -165,7 +165,21 @@ def sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     """`model` with BatchNorm over the global batch. Raises UserError on a CPU, for which torch has none."""
     if device.type != "cuda":
         raise UserError("--sync-bn: torch has synchronised BatchNorm for GPUs only; leave it out on a CPU")
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if get_world_size() > 1 else model
+    return synchronised(model) if get_world_size() > 1 else model
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """`model` with SyncBatchNorm in the place of BatchNorm, with its activation where it carries one.
+
+    Raises UserError where a BatchNorm is of a kind that has no synchronised form.
+    """
+    from timm.layers import BatchNormAct2d, convert_sync_batchnorm  # here, as only this needs timm
+
+    known = (nn.BatchNorm2d.forward, BatchNormAct2d.forward, nn.SyncBatchNorm.forward)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and type(module).forward not in known:
+            raise UserError(f"--sync-bn: {type(module).__name__} has no synchronised form; leave it out")
+    return convert_sync_batchnorm(model)
 
 
 class ConnectionLost(Exception):

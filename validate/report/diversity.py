@@ -120,7 +120,7 @@ def read_folders(paths: tuple[str, ...]) -> list[ImageFolder]:
 def feature_reader(teacher: Teacher, machine: cli.MachineFlags, output: Path) -> FeatureReader:
     """What reads the teacher's features; its batch size is found by trying if that is asked for."""
     runtime = machine.runtime()
-    network = frozen(extractor(teacher.network), runtime)
+    network = frozen(extractor(teacher.network), runtime, teacher)
 
     def trial(images: int) -> None:
         try_evaluation(network, images, teacher.geometry.input_size, runtime)

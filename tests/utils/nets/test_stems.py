@@ -1,0 +1,109 @@
+"""Stems, of deep ones too: seen in the weights or left open, never mistaken; small ones do not shrink the image."""
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from utils.data.geometry import GeometryFlags
+from utils.nets import models
+from utils.nets.teacher import load_teacher
+from utils.run.errors import UserError
+
+# The kind of a stem, by its families; the first stage; whether its shapes tell.
+NETWORKS = {
+    "timm/resnet18d": ("layer1", False),
+    "timm/resnet10t": ("layer1", False),
+    "timm/resnet26t": ("layer1", False),
+    "timm/seresnext26d_32x4d": ("layer1", False),
+    "timm/resnetaa34d": ("layer1", False),  # average pool
+    "timm/resnetblur18": ("layer1", True),  # blurred max-pool
+    "timm/resnetrs50": ("layer1", True),  # a convolution for a pool
+    "timm/resnest14d": ("layer1", False),
+    "timm/legacy_seresnet18": ("layer1", True),
+    "timm/resnetv2_18": ("stages.0", True),
+    "timm/resnetv2_18d": ("stages.0", False),
+    "timm/resnext26ts": ("stages.0", False),
+    "timm/resnet51q": ("stages.0", False),  # halves the image twice
+    "timm/nf_resnet26": ("stages.0", True),
+    "timm/densenetblur121d": ("features.denseblock1", False),
+    "resnet18": ("layer1", True),
+    "resnext50_32x4d": ("layer1", True),
+    "densenet121": ("features.denseblock1", True),
+}
+
+
+def theirs(arch):
+    """The network as its library makes it."""
+    if arch.startswith("timm/"):
+        return timm.create_model(arch.removeprefix("timm/"), num_classes=3)
+    options = {"aux_logits": False, "init_weights": False} if arch in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(arch, num_classes=3, **options)
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_the_stem_is_seen_or_left_open(arch):
+    _, tells = NETWORKS[arch]
+    with torch.device("meta"):
+        large, small = theirs(arch), models.build(arch, 3, 32, "cifar")
+    assert models.read_stem(arch, large.state_dict()) == ("imagenet" if tells else None)
+    assert models.read_stem(arch, small.state_dict()) == ("cifar" if tells else None)
+
+
+SLOW = ("densenet", "timm/densenet", "timm/resnest", "timm/resnetrs")
+SOME = [pytest.param(arch, marks=[pytest.mark.slow] * arch.startswith(SLOW)) for arch in NETWORKS]
+
+
+@pytest.mark.parametrize("arch", SOME)
+def test_a_small_stem_does_not_shrink_the_image(arch):
+    stage, _ = NETWORKS[arch]
+    for stem, side in (("cifar", 32), ("imagenet", 8)):
+        with torch.device("meta"):
+            network, seen = models.build(arch, 3, 32, stem).eval(), []
+            network.get_submodule(stage).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+            network(torch.zeros(2, 3, 32, 32))
+        assert seen == [side], stem
+
+
+@pytest.mark.parametrize("arch", ["timm/resnet10t", "timm/resnet18d"])
+def test_a_deep_stem_follows_the_flag_or_the_size(tmp_path, arch):
+    torch.manual_seed(0)
+    own = theirs(arch).eval()
+    torch.save(own.state_dict(), tmp_path / "t.pth")
+    x = torch.randn(2, 3, 96, 96)
+    for given in (dict(input_size=96), dict(input_size=64, stem="imagenet")):
+        teacher = load_teacher(arch, str(tmp_path / "t.pth"), GeometryFlags(**given))
+        with torch.no_grad():
+            assert teacher.geometry.stem == "imagenet" and torch.equal(teacher.network(x), own(x))
+    teacher = load_teacher(arch, str(tmp_path / "t.pth"), GeometryFlags(input_size=64))
+    assert teacher.geometry.stem == "cifar" and "stem cifar (for 64 pixels)" in teacher.assumed
+
+
+def test_a_deep_stem_whose_pool_tells_refuses_the_other_flag(tmp_path):
+    with torch.device("meta"):
+        weights = {name: torch.zeros(tensor.shape) for name, tensor in theirs("timm/resnetrs50").state_dict().items()}
+    torch.save(weights, tmp_path / "t.pth")
+    with pytest.raises(UserError, match="--stem imagenet"):
+        load_teacher("timm/resnetrs50", str(tmp_path / "t.pth"), GeometryFlags(input_size=64, stem="cifar"))
+
+
+def like_resnet(name):
+    kinds = ("resnet", "resnext", "resnest", "res2ne", "senet", "densenet", "dpn", "cspres", "skres", "botnet", "nfnet")
+    return any(kind in name for kind in kinds) and not name.startswith("vit_")
+
+
+@pytest.mark.slow
+def test_no_stem_is_mistaken():
+    """Every network of torchvision's, and timm's that are like a ResNet, but for the largest."""
+    names = [f"timm/{name}" for name in timm.list_models() if like_resnet(name)]
+    names += torchvision.models.list_models(module=torchvision.models)
+    assert len(names) > 250
+    for name in names:
+        with torch.device("meta"):
+            found = models.read_stem(name, theirs(name).state_dict())
+            assert found in ("imagenet", None), name
+            try:
+                small = models._make(name, 3, 224, "cifar", None)
+            except (UserError, RuntimeError, AssertionError, ValueError):
+                continue
+            assert models.read_stem(name, small.state_dict()) in ("cifar", None), name
