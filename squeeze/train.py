@@ -73,5 +73,6 @@ def train(
 
 def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> LRScheduler:
     if recipe.lr_schedule == "onecycle":
-        return OneCycleLR(optimizer, recipe.lr, total_steps=steps + 1, pct_start=0.3)
+        # Its own cycle of the momentum would override the recipe's.
+        return OneCycleLR(optimizer, recipe.lr, total_steps=steps + 1, pct_start=0.3, cycle_momentum=False)
     return CosineAnnealingLR(optimizer, steps)

@@ -69,6 +69,8 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:
             _make(arch, num_classes, input_size, stem, None).eval()(torch.empty(1, 3, input_size, input_size))
+        except NotImplementedError:
+            pass  # a network that cannot be made without memory to try it: torchvision's RegNet
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
                 f"architecture '{arch}' with the {stem} stem cannot take images of {input_size} pixels "

@@ -87,6 +87,11 @@ def test_a_deep_stem_whose_pool_tells_refuses_the_other_flag(tmp_path):
         load_teacher("timm/resnetrs50", str(tmp_path / "t.pth"), GeometryFlags(input_size=64, stem="cifar"))
 
 
+def test_networks_that_the_meta_device_cannot_try_are_built():
+    network = models.build("regnet_x_400mf", 3, 32, "cifar").eval()
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+
+
 def like_resnet(name):
     kinds = ("resnet", "resnext", "resnest", "res2ne", "senet", "densenet", "dpn", "cspres", "skres", "botnet", "nfnet")
     return any(kind in name for kind in kinds) and not name.startswith("vit_")
@@ -99,7 +104,10 @@ def test_no_stem_is_mistaken():
     names += torchvision.models.list_models(module=torchvision.models)
     assert len(names) > 250
     for name in names:
-        with torch.device("meta"):
+        # torchvision's RegNet cannot be made on the meta device.
+        with torch.device("cpu" if name.startswith("regnet_") else "meta"):
+            if name.endswith(("16gf", "32gf", "128gf")):
+                continue  # gigabytes
             found = models.read_stem(name, theirs(name).state_dict())
             assert found in ("imagenet", None), name
             try:
