@@ -67,7 +67,9 @@ class Untouched:
 
     @torch.no_grad()
     def compare(self, prepared: nn.Module, arch: str) -> None:
-        """Raises UserError where the `prepared` network, on the device, says something else."""
+        """Raises UserError where the `prepared` network, on the device, says something else, or either no number."""
+        if not self.outputs.isfinite().all():
+            raise UserError(f"{arch}: gives NaN or infinity for ordinary images; take another teacher")
         with self.runtime.autocast():
             found = difference(prepared(self.images), self.outputs)
         if found <= self.bound < float("inf"):
