@@ -172,13 +172,13 @@ def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
     None where other processes have not done their pieces yet, or will select.
     """
     rank, _ = rank_from_environment()
+    if rank and (job.chooses.needs == "nothing" or existing_ranking(job)):
+        print("ranking: nothing to score; rank 0 makes the selection")
+        return None
     if job.chooses.needs == "nothing":  # neither a teacher nor a ranking file
         classes = [folder.classes[label] for label in folder.labels]
-        table = pd.DataFrame({"img_path": folder.paths, "class": classes, "score": 0.0})
-        return table if rank == 0 else None
+        return pd.DataFrame({"img_path": folder.paths, "class": classes, "score": 0.0})
     if existing_ranking(job):
-        if rank:
-            return None
         table = score.read(job.ranking_file, folder)
         print(f"ranking: {len(table):,} scores from {job.ranking_file}")
         return table

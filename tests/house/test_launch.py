@@ -1,6 +1,7 @@
 """utils.run.launch and torchrun: whatever happens to a rank, one line says it, at once."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -87,6 +88,36 @@ entry.run(main)
         done = run_script(place, text.replace("{stamp}", str(place / "stamp")).replace('"0"', f'"{failing}"'))
         assert time.time() - float((place / "stamp").read_text()) < SECONDS
         assert the_error(done) == "nowhere: no such folder" and done.returncode == 2
+
+
+UNCONNECTED = """
+import os, time, torch
+from utils.run import entry
+from utils.run.distributed import process_group
+from utils.run.errors import UserError
+import torch.distributed as dist
+def unconnected(*_, **__):
+    raise dist.DistNetworkError("Connection reset by peer\\nException raised from throwError (C++ frames follow)")
+def main():
+    if os.environ["RANK"] == "1":
+        {what}
+    dist.init_process_group = unconnected
+    with process_group(torch.device("cpu")):
+        pass
+entry.run(main)
+"""
+
+
+def test_a_rank_that_ends_while_another_one_joins(place):
+    """What the other one sees of it is a connection that breaks."""
+    done = run_script(place, UNCONNECTED.replace("{what}", "raise UserError('the disk is full')"))
+    assert the_error(done) == "the disk is full" and done.returncode == 2
+
+
+def test_a_connection_that_fails_by_itself(place):
+    done = run_script(place, UNCONNECTED.replace("{what}", "pass"))
+    assert re.fullmatch("rank [01]: the connection to the other ranks: Connection reset by peer", the_error(done))
+    assert done.returncode == 1
 
 
 def test_torchrun_itself_ends_with_the_message_too(place):

@@ -205,3 +205,13 @@ def test_whoever_finds_all_pieces_done_puts_them_together(place, line):
     place.works("ranking", {"RANK": "1", "WORLD_SIZE": "2"}, **line)
     assert outputs(place) == whole
     assert not hidden(place)
+
+
+@pytest.mark.parametrize("line", [{}, {"criterion": "random", "ranking_file": None}], ids=["scored", "random"])
+def test_where_nothing_is_to_be_scored_rank_0_selects_and_the_others_say_so(place, line):
+    if not line:
+        place.works("ranking", **SMALL, output_dir=None)
+    other = place.works("ranking", {"RANK": "1", "WORLD_SIZE": "2"}, **SMALL, **line)
+    assert "rank 0 makes the selection" in other and not (place / "selected").exists()
+    place.works("ranking", {"RANK": "0", "WORLD_SIZE": "2"}, **SMALL, **line)
+    assert len(images(place / "selected")) == 3 and not hidden(place)

@@ -175,7 +175,9 @@ def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
     try:
         yield from DataLoader(source, sampler=keys, batch_size=None, num_workers=workers, pin_memory=uses_gpu())
     except UserError as error:
-        # A worker's error comes with its traceback, whose last line is what it says.
+        # Its traceback is in a circle with the loader, whose workers would wait for the garbage collector.
+        error.__traceback__ = None
+        # A worker's error comes with the worker's traceback, whose last line is what it says.
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
         ) from None

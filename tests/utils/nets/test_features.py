@@ -1,0 +1,43 @@
+"""Penultimate features: what a network's last linear layer sees of an image."""
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import CPU
+from utils.data.image_folder import ImageFolder
+from utils.data.loader import EvalBatches
+from utils.nets.features import FeatureReader, extractor
+from utils.nets.teacher import load_teacher
+from utils.run.errors import UserError
+
+
+def reader(place, batch_size=256):
+    teacher = load_teacher(None, place.teacher)
+    return FeatureReader(extractor(teacher.network), teacher.geometry, CPU, batch_size)
+
+
+def test_features_are_what_the_last_layer_sees(place):
+    teacher = load_teacher(None, place.teacher)
+    folder = ImageFolder(place.train, "--train-dir")
+    seen = []
+    teacher.network.classifier.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    for batch, _ in EvalBatches(folder, teacher.geometry.input_size, 5):
+        teacher.network(teacher.geometry.normalise(batch, CPU.device))
+    expected = torch.cat(seen)
+
+    found = dict(reader(place, 5).by_class(folder, "test"))
+    assert list(found) == [0, 1, 2] and [len(features) for features in found.values()] == [7, 7, 7]
+    torch.testing.assert_close(torch.cat(list(found.values())), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_class_has_its_features_whatever_else_is_asked_for(place):
+    folder = ImageFolder(place.train, "--train-dir")
+    found = dict(reader(place).by_class(folder, "test"))
+    some = dict(reader(place).by_class(folder, "test", iter([2, 0])))
+    assert list(some) == [2, 0] and all(torch.equal(some[label], found[label]) for label in some)
+
+
+def test_a_network_without_linear_layer_has_no_features():
+    with pytest.raises(UserError, match="linear"):
+        extractor(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
