@@ -22,6 +22,7 @@ from utils.run.cpus import job_cpus
 from utils.run.distributed import LAUNCHER, ConnectionLost
 from utils.run.errors import UserError
 
+USER_ERROR, CONNECTION_LOST = (f"{kind.__name__}: " for kind in (UserError, ConnectionLost))  # as in error files
 RESUMES = "finished work is on disk, and the same command resumes"
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     except ChildFailedError as failed:
         rank, failure = min(failed.failures.items(), key=lambda item: _order(item[1]))
         sys.stderr.write(f"\nerror: {_message(rank, failure)}\n")
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+        sys.exit(2 if _error(failure).startswith(USER_ERROR) else max(failure.exitcode, 1))
     except SignalException as stopped:
         command = shlex.join(["python", "-m", "utils.run.launch", *sys.argv[1:]])
         sys.stderr.write(f"\nstopped by {signal.Signals(stopped.sigval).name}; {RESUMES}: {command}\n")
@@ -64,14 +65,14 @@ def _error(failure: ProcessFailure) -> str:
 
 
 def _follows(error: str) -> bool:
-    return error.startswith(f"{ConnectionLost.__name__}: ")
+    return error.startswith(CONNECTION_LOST)
 
 
 def _message(rank: int, failure: ProcessFailure) -> str:
     if error := _error(failure):
         if _follows(error):
-            return f"rank {rank}: {error.removeprefix(f'{ConnectionLost.__name__}: ')}"
-        return error.removeprefix(f"{UserError.__name__}: ")
+            return f"rank {rank}: {error.removeprefix(CONNECTION_LOST)}"
+        return error.removeprefix(USER_ERROR)
     number = -failure.exitcode if failure.exitcode < 0 else failure.exitcode - 128
     if number in signal.valid_signals():
         return f"rank {rank} was ended by {signal.Signals(number).name}; {RESUMES}"
