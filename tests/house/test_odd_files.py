@@ -94,12 +94,12 @@ def test_a_file_of_tensors_in_place_of_a_folder(place, name):
     (place / name).write_bytes(b"of another project")
     for stage, flag in (("validate", "syn_dir"), ("ranking", "train_dir"), ("recover", "init_dir")):
         line = refused(place, stage, name, **{flag: place / name})
-        assert "python -m utils.data.from_tensors" in line
+        assert "python -m utils.from_tensors" in line
 
 
 def test_a_folder_of_tensors(tmp_path):
     (tmp_path / "images_best.pt").write_bytes(b"of another project")
-    with pytest.raises(UserError, match="images_best.pt.*python -m utils.data.from_tensors"):
+    with pytest.raises(UserError, match="images_best.pt.*python -m utils.from_tensors"):
         ImageFolder(tmp_path, "--syn-dir")
 
 

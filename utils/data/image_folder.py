@@ -285,9 +285,7 @@ def _advice(path: str | Path) -> str:
     """How to make an ImageFolder of a file."""
     name = str(path).lower()
     if name.endswith(TENSORS):
-        return (
-            f"if it is a set of another project, make images of it: python -m utils.data.from_tensors {path} NEW_FOLDER"
-        )
+        return f"if it is a set of another project, make images of it: python -m utils.from_tensors {path} NEW_FOLDER"
     if name.endswith(ARCHIVES):
         return "unpack it first, or use python -m utils.data.prepare for a known data set"
     return "give the root of an ImageFolder (one sub-folder of images for each class)"

@@ -1,6 +1,6 @@
 """Make an ImageFolder of a set that another project keeps as tensors.
 
-    python -m utils.data.from_tensors FILE OUTPUT [--labels FILE] [--mean R G B --std R G B] [--classes FILE]
+    python -m utils.from_tensors FILE OUTPUT [--labels FILE] [--mean R G B --std R G B] [--classes FILE]
 
 FILE is a .pt, .pth, .npy, .npz or .safetensors with images (N, 3, H, W) or (N, H, W, 3): bytes, or floats from 0 to 1,
 or normalised ones, for which --mean and --std say how. Their labels (N,), or a score of each class (N, classes), lie in
@@ -43,7 +43,7 @@ class Flags:
 
 
 def parse() -> Flags:
-    parser = cli.Parser("utils.data.from_tensors", __doc__.splitlines()[0])
+    parser = cli.Parser("utils.from_tensors", __doc__.splitlines()[0])
     parser.add_argument("file", metavar="FILE", help=f"images, {', '.join(TENSORS)}")
     parser.add_argument("output", metavar="OUTPUT", help="ImageFolder to write")
     parser.add_argument("--labels", metavar="FILE", help="of the images, if they are not in FILE")

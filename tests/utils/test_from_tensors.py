@@ -51,17 +51,17 @@ def save(path, kind):
 )
 def test_sets_of_many_kinds(place, name, kind):
     save(place / name, kind)
-    outcome = place.start("utils.data.from_tensors", place / name, place / "set")
+    outcome = place.start("utils.from_tensors", place / name, place / "set")
     assert outcome.code == 0, outcome.err
     check(place / "set")
 
 
 def test_normalised_images_need_the_normalisation(place):
     torch.save({"images": normalised(), "labels": torch.from_numpy(LABELS)}, place / "s.pt")
-    outcome = place.start("utils.data.from_tensors", place / "s.pt", place / "set")
+    outcome = place.start("utils.from_tensors", place / "s.pt", place / "set")
     assert outcome.code == 2 and "--mean and --std" in outcome.err and not (place / "set").exists()
     words = ["--mean", *MEAN, "--std", *STD]
-    assert place.start("utils.data.from_tensors", place / "s.pt", place / "set", *words).code == 0
+    assert place.start("utils.from_tensors", place / "s.pt", place / "set", *words).code == 0
     check(place / "set")
 
 
@@ -69,7 +69,7 @@ def test_labels_and_class_names_in_files_of_their_own(place):
     np.save(place / "images.npy", PIXELS)
     torch.save(torch.from_numpy(LABELS), place / "labels_best.pt")
     (place / "names.txt").write_text("ant\nmoth\nzebra\n")
-    line = ["utils.data.from_tensors", place / "images.npy", place / "set"]
+    line = ["utils.from_tensors", place / "images.npy", place / "set"]
     outcome = place.start(*line)
     assert outcome.code == 2 and "--labels" in outcome.err
     outcome = place.start(*line, "--labels", place / "labels_best.pt", "--classes", place / "names.txt")
@@ -84,13 +84,13 @@ def test_what_cannot_be_such_a_set_is_one_line(place):
     torch.save({"weights": torch.ones(3, 3)}, place / "other.pt")
     np.savez(place / "short.npz", images=PIXELS, labels=LABELS[:4])
     for name in ("text.pt", "other.pt", "short.npz", "missing.pt"):
-        outcome = place.start("utils.data.from_tensors", place / name, place / "set")
+        outcome = place.start("utils.from_tensors", place / name, place / "set")
         assert outcome.code == 2 and name in outcome.err and outcome.err.count("\n") == 1, outcome.err
 
 
 @pytest.mark.slow
 def test_as_a_command(tmp_path):
     save(tmp_path / "s.npz", "npz")
-    command = [sys.executable, "-m", "utils.data.from_tensors", tmp_path / "s.npz", tmp_path / "set"]
+    command = [sys.executable, "-m", "utils.from_tensors", tmp_path / "s.npz", tmp_path / "set"]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     check(tmp_path / "set")
