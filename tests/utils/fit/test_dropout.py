@@ -3,6 +3,8 @@
 import json
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,19 +63,13 @@ def train(seed=0, state=None, losses=losses, runtime=CPU):
     return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
 
-RUNTIMES = [CPU, pytest.param(COMPILED, marks=[needs_compiler, pytest.mark.slow])]
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES, ids=["eager", "compiled"])
-def test_the_seed_decides_what_is_dropped(runtime):
+def check_repeats(runtime):
     first = train(runtime=runtime)
     assert torch.equal(train(runtime=runtime), first)
     assert not torch.equal(train(seed=1, runtime=runtime), first)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES, ids=["eager", "compiled"])
-@pytest.mark.parametrize("last", [1, 5])
-def test_a_stopped_training_drops_what_an_unbroken_one_does(tmp_path, last, runtime):
+def check_resumes(tmp_path, last, runtime):
     whole = train(runtime=runtime)
     done = 0
 
@@ -89,6 +85,26 @@ def test_a_stopped_training_drops_what_an_unbroken_one_does(tmp_path, last, runt
     with JointState(tmp_path / "state", {}, 0) as state:
         assert torch.equal(train(state=state, runtime=runtime), whole)
     assert done == last + 1, "it was stopped"
+
+
+def test_the_seed_decides_what_is_dropped():
+    check_repeats(CPU)
+
+
+@pytest.mark.parametrize("last", [1, 5])
+def test_a_stopped_training_drops_what_an_unbroken_one_does(tmp_path, last):
+    check_resumes(tmp_path, last, CPU)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("check", ["check_repeats(COMPILED)", "check_resumes(Path(sys.argv[1]), 5, COMPILED)"])
+def test_the_same_where_steps_are_compiled(tmp_path, check):
+    """In a process of its own: one that has compiled is of no use to tests that fork."""
+    paths = [str(path) for path in (ROOT, ROOT / "tests", Path(__file__).parent)]
+    script = f"import sys; sys.path[:0] = {paths}\nfrom pathlib import Path\nfrom test_dropout import *\n{check}\n"
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_each_step_drops_others_and_no_other_stream_is_touched():
