@@ -29,7 +29,7 @@ from utils.run import entry
 from utils.run.device import Runtime
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
-from utils.run.files import digest, sha256, write_json
+from utils.run.files import digest, flush_folder, sha256, write_json
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_folder, check_output, claim, locked
 from utils.run.shared_work import SharedWork
@@ -264,7 +264,8 @@ def prepare(job: Job, check: bool = True) -> tuple[Runtime, Teacher, ImageFolder
 
     batch_size = job.machine.batch_size or BATCH_SIZE
     if job.machine.finds_batch_size:
-        batch_size = find_batch_size(BATCH_SIZE, 1, job.ranking_file or job.output_dir, trial)
+        work = {"teacher": teacher.sha256, "size": teacher.geometry.input_size, **runtime.kind}
+        batch_size = find_batch_size(BATCH_SIZE, 1, job.output, trial, **work)
     if check:
         check_images(job, folder, teacher, runtime)
     return runtime, teacher, folder, batch_size
@@ -313,6 +314,7 @@ def write_selection(job: Job, chosen: dict[str, list[str]], request: str | None,
         "sha256": digests,
         "finished": True,
     }
+    flush_folder(job.output_dir)  # what the manifest is going to say is there
     write_json(Path(job.output_dir) / MANIFEST, content)
     print(
         f"ranking: {job.ipc} {job.criterion} images of each of {len(chosen)} classes in {job.output_dir}; "

@@ -12,7 +12,7 @@ from utils.run.files import replacing, sha256, shortened
 def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> tuple[int, dict[str, str]]:
     """Copy the `chosen` images (class -> paths in `train_dir`) to output_dir/class/POSITION_name, byte for byte.
 
-    Returns how many were not there yet, and the SHA-256 of each by its path in `output_dir`.
+    Returns how many were not there yet, and the SHA-256 of each by its path in `output_dir`. The caller flushes them.
     """
     copied, digests = 0, {}
     for name, paths in chosen.items():
@@ -21,7 +21,7 @@ def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> tup
         for position, path in enumerate(paths):
             target = output_dir / name / shortened(f"{position:0{width}d}_{Path(path).name}")
             if not (target.is_file() and filecmp.cmp(train_dir / path, target, shallow=False)):
-                with replacing(target) as temporary:
+                with replacing(target, flushed=False) as temporary:
                     shutil.copyfile(train_dir / path, temporary)
                 copied += 1
             digests[target.relative_to(output_dir).as_posix()] = sha256(target)

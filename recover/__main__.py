@@ -309,7 +309,9 @@ def unit_size(job: Job, teachers: list[Teacher], schedule: EarlyLate, runtime: R
         Recovery(engine, Start(pixels, torch.zeros(images, dtype=torch.long), [0] * images), "trial").step().item()
 
     if job.machine.finds_batch_size:
-        return find_batch_size(default, least, job.syn_dir, trial)
+        work = {**settings.plain, **plain(teachers[0].geometry), **runtime.kind}
+        work["teachers"] = [teacher.sha256 for teacher in teachers]
+        return find_batch_size(default, least, job.syn_dir, trial, **work)
     return job.machine.batch_size or default
 
 

@@ -15,10 +15,11 @@ from utils.data.images import save_image
 from utils.data.manifest import MANIFEST
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
-from utils.run.files import read_json, sha256, write_json
+from utils.run.files import flush, read_json, sha256, write_json
 from utils.run.outputs import claim
 from utils.run.resume import State
 from utils.run.shared_work import SharedWork
+from utils.run.signals import SIGNALS
 
 RECORDS = ".units"  # in the folder: the units that are done or in progress
 
@@ -76,13 +77,18 @@ class SyntheticSet:
         return State(path, {**self.settings, "unit": unit.number}, minutes)
 
     def save(self, unit: Unit, pixels: torch.Tensor, facts: list[dict[str, Any]], seconds: float) -> None:
-        """Write the unit's images, uint8 (N, 3, S, S), then its record; `facts` of each image go into the manifest."""
+        """Write the unit's images, uint8 (N, 3, S, S), then its record; `facts` of each image go into the manifest.
+
+        No signal cuts this off, and what is recorded is on disk.
+        """
         images = {}
-        for member, image, known in zip(unit.members, pixels, facts):
-            name = self.names[member]
-            save_image(self.folder / name, image)
-            images[name] = {**known, "sha256": sha256(self.folder / name)}
-        self.work.save(unit.number, {"images": images, "seconds": seconds})
+        with SIGNALS.held():
+            for member, image, known in zip(unit.members, pixels, facts):
+                name = self.names[member]
+                save_image(self.folder / name, image, flushed=False)
+                images[name] = {**known, "sha256": sha256(self.folder / name)}
+            flush(self.folder / name for name in images)
+            self.work.save(unit.number, {"images": images, "seconds": seconds})
 
     def complete(self, **facts: object) -> bool:
         """Write the manifest, with `facts`, if every unit is done, by whatever process; say whether it is.

@@ -96,7 +96,7 @@ def parse() -> Job:
 def main() -> None:
     job = parse()
     runtime = job.machine.runtime()
-    with distributed.process_group(runtime.device):
+    with distributed.process_group(runtime.device, job.training.wait):
         squeeze(job, runtime)
 
 
@@ -105,16 +105,20 @@ def squeeze(job: Job, runtime: Runtime) -> None:
     check_output(job.output)
     folder = ImageFolder(job.train_dir, "--train-dir")
     test_folder = ImageFolder(job.val_dir, "--val-dir", folder.classes, "--train-dir")
-    recipe = replace(job.recipe, batch_size=batch_size(job, folder, test_folder, runtime))
-    settings = settings_of(job, recipe, folder, runtime)
+    for images in (folder, test_folder):
+        images.require_same()
     with locked(job.output):
-        if finished(job, job.output, settings):
-            print(f"squeeze: {job.output} is complete (top-1 {checkpoints.read(job.output)['top1']:.2f} %)")
+        recipe = replace(job.recipe, batch_size=batch_size(job, folder, test_folder, runtime))
+        settings = settings_of(job, recipe, folder, runtime)
+        distributed.require_same("settings of the run", settings)
+        top1 = distributed.by_main(lambda: finished_top1(job, settings))
+        if top1 is not None:
+            print(f"squeeze: {job.output} is complete (top-1 {top1:.2f} %)")
             return
-        finished(job, job.best, settings)  # for its errors: it may be there from an epoch before a kill
         geometry = cli.geometry_of_images(job.geometry, folder, job.machine.workers)
         for images in (folder, test_folder):
             images.load(job.machine.workers)
+        distributed.barrier()
         with explain_out_of_memory(recipe.batch_size, 2):
             run(job, recipe, settings, (folder, test_folder), geometry, runtime)
 
@@ -192,7 +196,9 @@ def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime:
         try_training_step(model, images, geometry.input_size, runtime)
 
     if job.machine.finds_batch_size:
-        return find_batch_size(BATCH_SIZE, 2, job.output, trial)
+        work = {**plain(job.geometry), **runtime.kind, "arch": job.arch}
+        work["images"] = digest([folder.paths, test_folder.paths])
+        return find_batch_size(BATCH_SIZE, 2, job.output, trial, **work)
     return job.machine.batch_size or BATCH_SIZE
 
 
@@ -207,6 +213,14 @@ def settings_of(job: Job, recipe: Recipe, folder: ImageFolder, runtime: Runtime)
         "compile": job.machine.compile,
     }
     return {**settings, "sync_bn": True} if job.training.sync_bn else settings
+
+
+def finished_top1(job: Job, settings: dict) -> float | None:
+    """Top-1 in percent of the result of this very run; None if it is not there. Raises UserError for another's."""
+    if finished(job, job.output, settings):
+        return float(checkpoints.read(job.output)["top1"])
+    finished(job, job.best, settings)  # for its errors: it may be there from an epoch before a kill
+    return None
 
 
 def finished(job: Job, path: Path, settings: dict) -> bool:

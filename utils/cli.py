@@ -18,6 +18,7 @@ from utils.fit import curves
 from utils.fit.curves import Curves
 from utils.nets.models import STEMS, default_stem
 from utils.nets.teacher import Teacher, load_teacher
+from utils.run import waiting
 from utils.run.device import COMPILE, PRECISIONS, Runtime
 from utils.run.errors import UserError
 from utils.run.memory import AUTO
@@ -77,6 +78,7 @@ class TrainingFlags:
     log: str | None
     save_every: float  # minutes
     sync_bn: bool
+    wait: float  # minutes, for another rank
 
     def curves(self, folder: Path, name: str, settings: dict[str, Any]) -> Curves:
         return curves.start(self.log, folder, name, settings)
@@ -235,6 +237,13 @@ def add_training(parser: Parser, what: str, folder: str) -> None:
     add_save_every(parser, what)
     parser.add_argument(
         "--sync-bn", action="store_true", help="under torchrun: BatchNorm over the global batch (GPUs only)"
+    )
+    parser.add_argument(
+        "--wait",
+        type=positive_float,
+        default=waiting.MINUTES,
+        metavar="MINUTES",
+        help="under torchrun: how long a process waits for one that shows no sign of life",
     )
 
 

@@ -23,8 +23,8 @@ from utils.data.datasets import DATASETS, known
 from utils.data.formats import TENSORS
 from utils.run import entry
 from utils.run.errors import UserError
-from utils.run.files import replacing
-from utils.run.outputs import check_output
+from utils.run.files import flush_folder, replacing
+from utils.run.outputs import check_output, locked
 
 IMAGES = ("images", "image", "data", "x", "image_syn", "images_best")
 LABELS = ("labels", "label", "targets", "target", "y", "label_syn", "labels_best")
@@ -58,17 +58,19 @@ def main() -> None:
     flags = parse()
     check_output(flags.output)
     output = Path(flags.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output} exists and is not empty; choose another folder")
-    content = read(flags.file)
-    images = to_pixels(find(content, IMAGES, 4, flags.file, "images (N, 3, H, W)"), flags)
-    labels = read_labels(content, len(images), flags)
-    names = class_names(flags.classes, int(labels.max()) + 1)
-    counts = [0] * len(names)
-    for image, label in zip(images, labels.tolist()):
-        with replacing(output / names[label] / f"{counts[label]:04d}.png") as temporary:
-            Image.fromarray(image).save(temporary)
-        counts[label] += 1
+    with locked(output):
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError(f"{output} exists and is not empty; choose another folder")
+        content = read(flags.file)
+        images = to_pixels(find(content, IMAGES, 4, flags.file, "images (N, 3, H, W)"), flags)
+        labels = read_labels(content, len(images), flags)
+        names = class_names(flags.classes, int(labels.max()) + 1)
+        counts = [0] * len(names)
+        for image, label in zip(images, labels.tolist()):
+            with replacing(output / names[label] / f"{counts[label]:04d}.png", flushed=False) as temporary:
+                Image.fromarray(image).save(temporary)
+            counts[label] += 1
+        flush_folder(output)
     print(f"{len(images)} images of {len(names)} classes in {output}")
 
 

@@ -31,7 +31,7 @@ from validate.augment import Augmentation, Views
 from validate.flags import Job, parse
 from validate.labels import StoredLabels, Writer
 from validate.protocols import Protocol, SetFacts, resolve
-from validate.results import Result, Run, file_name, summary
+from validate.results import Run, file_name, summary
 from validate.stream import Stream
 from validate.targets import Labelled, Teachers, hard_labelled, image_weights
 from validate.train import train
@@ -82,14 +82,14 @@ class Experiment:
 def main() -> None:
     job = parse()
     runtime = job.machine.runtime()
-    with distributed.process_group(runtime.device):
+    with distributed.process_group(runtime.device, job.training.wait):
         validate(job, runtime)
 
 
 def validate(job: Job, runtime: Runtime) -> None:
     """Measure each student on each set under each protocol; all ranks together."""
     load_labels, workers = job.labels.load_labels, job.machine.workers
-    stored = {seed: StoredLabels(load_labels, seed) for seed in job.seeds} if load_labels else {}
+    stored = {seed: StoredLabels.of_all_ranks(load_labels, seed) for seed in job.seeds} if load_labels else {}
     teachers = teachers_of(job, runtime, stored)
     geometry = teachers.geometry
     test_folder = cli.folder_for(geometry, job.val_dir, "--val-dir")
@@ -111,14 +111,15 @@ def validate(job: Job, runtime: Runtime) -> None:
     for folder in [*sets, test_folder]:
         folder.load(workers)
 
-    for title, settings in job.protocols.items():
-        for folder, method in zip(sets, job.sets.values()):
-            for arch in archs:
-                protocol = protocol_of(experiment, settings, arch, folder)
-                name, protocol = fitted(experiment, title, protocol, arch, method)
-                run = make_run(experiment, name, protocol, arch, method, folder)
-                with explain_out_of_memory(protocol.batch_size, 2):
-                    measure(experiment, run, protocol, folder)
+    with locked(job.output_dir / "results.csv"):
+        for title, settings in job.protocols.items():
+            for folder, method in zip(sets, job.sets.values()):
+                for arch in archs:
+                    protocol = protocol_of(experiment, settings, arch, folder)
+                    name, protocol = fitted(experiment, title, protocol, arch, folder, method)
+                    run = make_run(experiment, name, protocol, arch, method, folder)
+                    with explain_out_of_memory(protocol.batch_size, 2):
+                        measure(experiment, run, protocol, folder)
 
 
 def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> Teachers:
@@ -170,7 +171,9 @@ def nominal_ipc(folder: ImageFolder) -> int:
     return kept if kept == folder.most() else folder.fewest()
 
 
-def fitted(experiment: Experiment, title: str, protocol: Protocol, arch: str, method: str) -> tuple[str, Protocol]:
+def fitted(
+    experiment: Experiment, title: str, protocol: Protocol, arch: str, folder: ImageFolder, method: str
+) -> tuple[str, Protocol]:
     """With --batch-size auto the protocol with the largest batch that fits, and what to call it then."""
     if not experiment.job.machine.finds_batch_size:
         return title, protocol
@@ -182,7 +185,14 @@ def fitted(experiment: Experiment, title: str, protocol: Protocol, arch: str, me
         try_training_step(student, images, size, experiment.runtime)
 
     output = experiment.job.output_dir / file_name(method, arch, title)
-    batch_size = find_batch_size(protocol.batch_size, 2, output, trial)
+    work = {
+        **plain(experiment.geometry),
+        **experiment.runtime.kind,
+        "student": arch,
+        "stem": experiment.job.geometry.stem,
+    }
+    work |= {"teachers": list(experiment.teachers.digests), "images": len(folder) + len(experiment.test.folder)}
+    batch_size = find_batch_size(protocol.batch_size, 2, output, trial, **work)
     if batch_size == protocol.batch_size:
         return title, protocol
     return f"{title} batch_size={batch_size}", replace(protocol, batch_size=batch_size)
@@ -223,6 +233,7 @@ def make_run(
         "epochs": protocol.epochs,
         "syn_dir": str(folder.root),
     }
+    distributed.require_same("settings of the run", settings)
     return Run(job.output_dir, settings, columns)
 
 
@@ -241,14 +252,12 @@ def measure(experiment: Experiment, run: Run, protocol: Protocol, folder: ImageF
             experiment.stored[stream.seed].check(stream)
     if protocol.labels == "soft" and any(seed not in run.results for seed in job.seeds):
         experiment.check_class_order()
-    with locked(job.output_dir / "results.csv"):
-        for stream in streams:
-            if stream.seed in run.results:
-                top1 = run.results[stream.seed].top1
-                print(f"validate: seed {stream.seed} is complete: top-1 {top1:.2f} %")
-                continue
-            result = train_student(experiment, run, stream)
-            run.add(result, arguments=job.arguments, versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
+    for stream in streams:
+        if stream.seed in run.results:
+            top1 = run.results[stream.seed].top1
+            print(f"validate: seed {stream.seed} is complete: top-1 {top1:.2f} %")
+            continue
+        train_student(experiment, run, stream)
     results = [run.results[seed] for seed in job.seeds]
     found = summary(results)
     print(
@@ -258,8 +267,8 @@ def measure(experiment: Experiment, run: Run, protocol: Protocol, folder: ImageF
     )
 
 
-def train_student(experiment: Experiment, run: Run, stream: Stream) -> Result:
-    """One student from scratch."""
+def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
+    """One student from scratch; its result is stored before its state is removed."""
     job, runtime, arch = experiment.job, experiment.runtime, run.facts["student"]
     source = target_source(experiment, stream)
     with seeded(stream.seed, "student weights"):
@@ -283,7 +292,8 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> Result:
             stream=(stream.seed, "student"),
         )
         tensor = torch.tensor(weights, device=runtime.device) if weights else None
-        return train(student, source, stream, training, tensor, state)
+        result = train(student, source, stream, training, tensor, state)
+        run.add(result, arguments=job.arguments, versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
 
 
 def target_source(experiment: Experiment, stream: Stream) -> Callable[[int], Labelled]:
@@ -291,7 +301,7 @@ def target_source(experiment: Experiment, stream: Stream) -> Callable[[int], Lab
     labels = experiment.job.labels
     if labels.save_labels:
         Writer(labels.save_labels, experiment.teachers, labels.top_k, experiment.job.overwrite).save(stream)
-        return partial(StoredLabels(labels.save_labels, stream.seed).labelled, stream)
+        return partial(StoredLabels.of_all_ranks(labels.save_labels, stream.seed).labelled, stream)
     if experiment.stored:
         return partial(experiment.stored[stream.seed].labelled, stream)
     return partial(experiment.teachers.labelled if stream.protocol.labels == "soft" else hard_labelled, stream)

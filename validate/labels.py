@@ -15,6 +15,8 @@ Published code stores the same facts for one file a batch (FKD, arXiv 2112.01528
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -94,10 +96,14 @@ class Writer:
             spans = [range(start, min(start + width, epochs)) for start in range(0, epochs, width)]
             makers = {**settings, "versions": _library_versions()}
             work = SharedWork(folder / ".shards", makers, len(spans), lambda number: _is_whole(folder, work, number))
-            if distributed.get_rank() == 0 and claim(folder, INDEX, settings, self.overwrite).get("finished"):
-                self._reopen(folder, stream, work, spans)
-            distributed.barrier()
-            if not read_json(folder / INDEX).get("finished"):
+
+            def are_whole() -> bool:
+                if claim(folder, INDEX, settings, self.overwrite).get("finished"):
+                    self._reopen(folder, stream, work, spans)
+                return bool(read_json(folder / INDEX).get("finished"))
+
+            distributed.require_same("settings of the labels", makers)
+            if not distributed.by_main(are_whole):
                 self._save_shards(folder, stream, work, spans, kept)
                 distributed.barrier()
                 if distributed.get_rank() == 0:
@@ -128,7 +134,7 @@ class Writer:
 
     def _finish(self, folder: Path, stream: Stream, work: SharedWork, settings: dict[str, Any]) -> None:
         """Put the records of all shards into the index."""
-        shards = work.records()
+        shards = _when_seen(work, folder)
         size = sum((folder / shard["file"]).stat().st_size for shard in shards)
         geometry = plain(self.teachers.geometry)
         facts = {name: geometry[name] for name in ("stem", "num_classes")}
@@ -140,6 +146,20 @@ class Writer:
             f"validate: soft labels in {folder}: {size:,} bytes, {size / views:.1f} a view, {settings['kept']} of "
             f"{stream.geometry.num_classes} classes kept"
         )
+
+
+def _when_seen(work: SharedWork, folder: Path, seconds: float = 120) -> list[dict[str, Any]]:
+    """The records of all shards, once a network's file system shows those of other ranks here."""
+    until = time.monotonic() + seconds
+    while (found := work.records()) is None:
+        if time.monotonic() > until:
+            raise UserError(
+                f"{folder}: what other processes stored there is not to be seen from {os.uname().nodename}; give a "
+                "folder on a file system that all machines share, and run the same command again"
+            )
+        distributed.keep_alive()
+        time.sleep(0.5)
+    return found
 
 
 def _library_versions() -> dict[str, str]:
@@ -194,19 +214,24 @@ def _cover(spans: list[range], epochs: int) -> bool:
     return [*starts, epochs] == [0, *stops] and all(span and span.step == 1 for span in spans)
 
 
+def _read_index(root: str | Path, seed: int) -> Any:
+    path = folder_of(root, seed) / INDEX
+    if not path.is_file():
+        raise UserError(
+            f"--load-labels {root}: no labels for seed {seed} ({path} is missing); make them with --save-labels, "
+            "or give other seeds"
+        )
+    return read_json(path)
+
+
 class StoredLabels:
     """Stored labels of one seed."""
 
-    def __init__(self, root: str | Path, seed: int):
-        """Raises UserError if they are not there, or not whole."""
+    def __init__(self, root: str | Path, seed: int, index: Any = None):
+        """`index`: what is in its file, if that was read. Raises UserError if they are not there, or not whole."""
         self.folder = folder_of(root, seed)
         path = self.folder / INDEX
-        if not path.is_file():
-            raise UserError(
-                f"--load-labels {root}: no labels for seed {seed} ({path} is missing); make them with --save-labels, "
-                "or give other seeds"
-            )
-        self.index = read_json(path)
+        self.index = _read_index(root, seed) if index is None else index
         if isinstance(self.index, dict) and self.index.get("finished") is False:
             raise UserError(f"{self.folder}: its labels are not complete; run the command with --save-labels again")
         try:
@@ -227,6 +252,11 @@ class StoredLabels:
             self.teachers = Teachers(self.geometry, names, digests)
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path}: is not an index of labels; make them anew with --save-labels") from None
+
+    @classmethod
+    def of_all_ranks(cls, root: str | Path, seed: int) -> "StoredLabels":
+        """The labels whose index rank 0 reads, for all."""
+        return cls(root, seed, distributed.by_main(lambda: _read_index(root, seed)))
 
     def check_flags(self, given: GeometryFlags) -> None:
         """Raises UserError if a given flag says otherwise than the labels."""
@@ -260,8 +290,13 @@ class StoredLabels:
 
     def damaged(self) -> list[Path]:
         """The shards that are missing or not as they were written."""
-        paths = [(self.folder / file, digest) for file, _, digest in self.shards]
-        return [path for path, digest in paths if not path.is_file() or sha256(path) != digest]
+        found = []
+        for file, _, digest in self.shards:
+            path = self.folder / file
+            if not path.is_file() or sha256(path) != digest:
+                found.append(path)
+            distributed.keep_alive()
+        return found
 
     def labelled(self, stream: Stream, start: int = 0) -> Labelled:
         """All batches from `start` on, shown as they were to the teachers, with the targets (B, classes), fp32.

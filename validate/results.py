@@ -53,21 +53,26 @@ class Run:
         self.folder, self.settings, self.facts = Path(folder), settings, facts
         name = file_name(facts["method"], facts["student"], facts["protocol"], digest(settings)[:8])
         self.path = self.folder / "results" / f"{name}.json"
+        self.results = distributed.by_main(self._stored)
+        for result in self.results.values() if distributed.get_rank() == 0 else ():
+            self._add_row(result)  # lost if the process died between the two files
+
+    def _stored(self) -> dict[int, Result]:
+        """The finished seeds on disk. Raises UserError as the constructor does."""
         if (rows := self.folder / "results.csv").exists():
             read_rows(rows)  # for its errors: before hours of training, not after them
         try:
             stored = read_json(self.path)["seeds"] if self.path.exists() else []
-            self.results = {entry["seed"]: Result(**entry) for entry in stored}
+            results = {entry["seed"]: Result(**entry) for entry in stored}
             if not all(
                 isinstance(value, (int, float))
-                for one in self.results.values()
+                for one in results.values()
                 for value in (one.seed, one.top1, one.best_top1, one.top5, one.seconds)
             ):
                 raise TypeError
         except (TypeError, KeyError):
             raise UserError(f"{self.path}: is not a result of this stage; remove it to measure anew") from None
-        for result in self.results.values() if distributed.get_rank() == 0 else ():
-            self._add_row(result)  # lost if the process died between the two files
+        return results
 
     def add(self, result: Result, **more: object) -> None:
         """Store a finished seed: the JSON first, then its row."""

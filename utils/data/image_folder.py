@@ -162,6 +162,10 @@ class ImageFolder:
         chosen._kept, chosen._sizes, chosen._fingerprint = [], [], None
         return chosen
 
+    def require_same(self) -> None:
+        """Raises UserError where ranks that work together list other images."""
+        distributed.require_same(f"images in {self.role} {self.root}", [self.paths, self.labels])
+
     def fingerprint(self, recorded: Mapping[str, str] | None = None) -> str:
         """SHA-256 over the names, labels and bytes of all images. Ranks that work together hash a part each.
 
@@ -170,7 +174,11 @@ class ImageFolder:
         if self._fingerprint is None:
             rank, world_size = distributed.get_rank(), distributed.get_world_size()
             recorded = recorded or {}
-            own = [recorded.get(path) or sha256(self.root / path) for path in self.paths[rank::world_size]]
+            self.require_same()  # or the parts would not be those of one folder
+            own = []
+            for path in self.paths[rank::world_size]:
+                own.append(recorded.get(path) or sha256(self.root / path))
+                distributed.keep_alive()
             digests = [None] * len(self.paths)
             for number, part in enumerate(distributed.all_gather(own)):
                 digests[number::world_size] = part

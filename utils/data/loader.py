@@ -11,11 +11,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from utils.data.image_folder import IN_MEMORY_BYTES, ImageFolder
 from utils.data.images import resize_for_test, to_batch
-from utils.run import distributed
+from utils.run import distributed, threads
 from utils.run.cpus import available_cpus
 from utils.run.device import uses_gpu
 from utils.run.errors import UserError
 from utils.run.seeds import generator, seeded
+
+THREADS_PER_WORKER = 4  # the process itself, two that send indices and images, and one to spare
 
 Resize = Callable[[int], Callable[[Image.Image], Image.Image]]  # input size -> (image -> image of that size)
 
@@ -171,8 +173,12 @@ def _workers(folder: ImageFolder, asked: int | None) -> int:
 
 
 def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
-    """What `source` has at `keys`. Raises UserError where an image cannot be read, or a worker was killed."""
+    """What `source` has at `keys`.
+
+    Raises UserError where an image cannot be read, workers cannot be started, or one was killed.
+    """
     try:
+        threads.require(THREADS_PER_WORKER * workers)
         yield from DataLoader(source, sampler=keys, batch_size=None, num_workers=workers, pin_memory=uses_gpu())
     except UserError as error:
         # Its traceback is in a circle with the loader, whose workers would wait for the garbage collector.

@@ -32,6 +32,8 @@ from utils.data.datasets import DATASETS, DataSet
 from utils.data.formats import is_hidden, is_image
 from utils.data.layouts import LAYOUTS, Splits, first_line
 from utils.run.errors import UserError
+from utils.run.files import flush, flush_folder
+from utils.run.outputs import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60  # seconds that a download waits for a server
@@ -67,13 +69,19 @@ def parse(argv: Sequence[str] | None = None) -> Flags:
 def main(argv: Sequence[str] | None = None) -> None:
     flags = parse(argv)
     output = flags.output
+    with locked(output):
+        prepare_once(flags, output)
+    print_summary(flags.name, output)
+
+
+def prepare_once(flags: Flags, output: Path) -> None:
+    """Raises UserError if something else is there."""
     if (output / "train").is_dir() and (output / "val").is_dir():
         print(f"{output} exists already and is left as it is")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} exists and is no finished data set: move it away, or choose another --output")
     else:
         prepare(flags.name, flags.source, output)
-    print_summary(flags.name, output)
 
 
 def prepare(name: str, source: Path | None, output: Path) -> None:
@@ -93,7 +101,9 @@ def prepare(name: str, source: Path | None, output: Path) -> None:
         check(splits, name, source)
         write(splits, partial, scratch)
         shutil.rmtree(scratch)
+        flush_folder(partial)
         os.rename(partial, output)
+        flush([output])
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

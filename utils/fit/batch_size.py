@@ -14,35 +14,41 @@ from torch.nn.functional import cross_entropy
 from utils.run import distributed
 from utils.run.device import Runtime, release_memory
 from utils.run.errors import UserError
-from utils.run.files import make_folder, write_text
+from utils.run.files import digest, make_folder, read_json, write_json
 from utils.run.memory import AUTO, is_out_of_memory
 
 MARGIN = 1 / 4  # of the images tried above those that will be: a batch is not all that needs memory
 
 
-def find_batch_size(default: int, least: int, output: str | Path, trial: Callable[[int], None]) -> int:
+def find_batch_size(default: int, least: int, output: str | Path, trial: Callable[[int], None], **work: object) -> int:
     """`default`, halved until `trial` of so many images finds enough memory.
 
-    The size found is kept in a hidden file beside `output`, so that the same command resumes with the same batches,
-    and all ranks have the same ones. Raises UserError if not even `least` images fit.
+    Ranks that train together try their own shares of a batch, and all must find enough. The size found is kept in a
+    hidden file beside `output`, so that the same command resumes with the same batches; `work` names (JSON-able)
+    what the memory depends on, such as the network, the input size, the precision and the device: other work finds a
+    size of its own. Raises UserError if not even `least` images fit.
     """
-    output = Path(output)
+    output, ranks = Path(output), distributed.get_world_size()
     note = output.with_name(f".{output.name}.batch-size")
-    if not note.exists():
+    name = digest({**work, "default": default, "least": least, "ranks": ranks})
+    size = distributed.by_main(lambda: _read(note).get(name))
+    if size is None:
         size = default
-        while not _fits(trial, size):
+        while not all(distributed.all_gather(_fits(trial, _share(size, ranks)))):
             if size == least:
                 raise UserError(
                     f"out of memory even with --batch-size {size}, and no smaller one is possible; take another "
                     "device, or smaller images"
                 )
             size = max(size // 2, least)
-        size = -distributed.all_reduce_max(-size)[0]
-        _write_once(note, size)
-    distributed.barrier()
-    size = int(note.read_text())
+        size = distributed.by_main(lambda: _write_once(note, name, size))
     print(f"--batch-size {AUTO}: {size}")
     return size
+
+
+def _share(size: int, ranks: int) -> int:
+    """The most images that one rank has of a batch."""
+    return size if ranks == 1 else max(math.ceil(size / ranks), distributed.MIN_LOCAL_BATCH)
 
 
 def _fits(trial: Callable[[int], None], size: int) -> bool:
@@ -57,21 +63,30 @@ def _fits(trial: Callable[[int], None], size: int) -> bool:
     return True
 
 
-def _write_once(note: Path, size: int) -> None:
-    """Write the note, unless another process was faster: all take the size that is there."""
+def _read(note: Path) -> dict[str, int]:
+    """What was found for which work."""
+    try:
+        found = read_json(note) if note.exists() else {}
+    except UserError:  # damaged: as good as none
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {name: size for name, size in entries if type(size) is int and size > 0}
+
+
+def _write_once(note: Path, name: str, size: int) -> int:
+    """Note the size, unless a process that has no connection to this one was faster: all take what it noted."""
     make_folder(note.parent)
     lock = FileLock(note.with_name(f"{note.name}.lock"))
     with lock:
-        if not note.exists():
-            write_text(note, f"{size}\n")
+        found = _read(note)
+        if name not in found:
+            write_json(note, {**found, name: size})
         Path(lock.lock_file).unlink(missing_ok=True)  # while it is held
+    return found.get(name, size)
 
 
 def try_training_step(model: nn.Module, images: int, size: int, runtime: Runtime) -> None:
-    """One step of `model` on random images (N, 3, size, size), with as many optimiser states as any recipe has.
-
-    A rank's part of a batch is smaller: what fits here fits there.
-    """
+    """One step of `model` on random images (N, 3, size, size), with as many optimiser states as any recipe has."""
     trained = runtime.place(model).train()
     optimizer = torch.optim.AdamW(trained.parameters(), fused=True)
     with runtime.autocast():

@@ -93,6 +93,29 @@ class Training:
         measured = evaluated_epochs(schedule.epochs, self.evaluations)
         model.train()
 
+        def end_epoch(entry: dict, rate: float) -> None:
+            """Measure the epoch and note it. Its steps are saved before, so that an interrupted test loses none."""
+            epoch = entry["epoch"]
+            if epoch in measured:
+
+                def before_test() -> dict[str, Any]:
+                    total = entry["loss"] * per_epoch
+                    return {
+                        **state_dicts(parts),
+                        "number": epoch * per_epoch,
+                        "total": total,
+                        "untested": [entry, rate],
+                    }
+
+                self._measure(learner.tested, history, lambda: state.save_if_due(before_test))
+                entry = {**entry, "top1": history.top1}
+                model.train()
+            self.curves.add(epoch, **entry, lr=rate)
+            history.epochs.append(entry)
+
+        if "untested" in saved:
+            end_epoch(*saved["untested"])
+
         with progress(
             total=schedule.epochs * schedule.images_per_epoch,
             initial=schedule.images_before(start),
@@ -125,13 +148,7 @@ class Training:
                         f"epoch {epoch}/{schedule.epochs}, loss {mean:.4f}, lr {rate:.4f}{top1}", refresh=False
                     )
                 if step == per_epoch:
-                    entry = {"epoch": epoch, "loss": self._mean_loss(total, epoch, step)}
-                    if epoch in measured:
-                        self._measure(learner.tested, history)
-                        entry["top1"] = history.top1
-                        model.train()
-                    self.curves.add(epoch, **entry, lr=rate)
-                    history.epochs.append(entry)
+                    end_epoch({"epoch": epoch, "loss": self._mean_loss(total, epoch, step)}, rate)
                 state.save_if_due(
                     lambda: {
                         **state_dicts(parts),
@@ -151,8 +168,8 @@ class Training:
             )
         return value
 
-    def _measure(self, model: nn.Module, history: History) -> None:
-        history.top1, history.top5 = accuracy(model, self.test, self.geometry, self.runtime)
+    def _measure(self, model: nn.Module, history: History, after_batch: Callable[[], None]) -> None:
+        history.top1, history.top5 = accuracy(model, self.test, self.geometry, self.runtime, after_batch)
         if history.top1 > history.best_top1:
             history.best_top1 = history.top1
             self.on_best(history)

@@ -90,6 +90,8 @@ class Answers:
                     lambda images: network(geometry.normalise(images, runtime.device)), batch, may_split=True
                 )
             counts += cls.of(labels.to(runtime.device), logits.argmax(1), geometry.num_classes).counts
+            distributed.keep_alive()
+        distributed.barrier()
         return cls(distributed.all_reduce_sum(counts).cpu())
 
     @property

@@ -26,17 +26,32 @@ def job_cpus() -> int:
     return max(1, min([own, *(math.ceil(quota) for quota in _quotas())]))
 
 
+def pids_limit() -> int | None:
+    """How many processes and threads the cgroups of this process may have; None without a limit."""
+    found = [_read(folder / "pids.max") for folder, _ in _folders("pids")]
+    return min((int(text) for text in found if text.isdecimal()), default=None)
+
+
 def _quotas() -> Iterator[float]:
     """The quotas, in CPUs, of this process's cgroups, version 2 and 1, and of those above them."""
+    for folder, version in _folders("cpu"):
+        if version == 2:
+            yield from _quota(*(_read(folder / "cpu.max").split() or ("max",))[:2])
+        else:
+            yield from _quota(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+
+
+def _folders(controller: str) -> Iterator[tuple[Path, int]]:
+    """The folders of this process's cgroups for a controller and of those above them, and their version, 2 or 1."""
     for line in _read(OWN_CGROUPS).splitlines():
         number, controllers, path = (line.split(":", 2) + ["", ""])[:3]
         if number == "0" and not controllers:
             for folder in _upwards(CGROUPS, path):
-                yield from _quota(*(_read(folder / "cpu.max").split() or ("max",))[:2])
-        elif "cpu" in controllers.split(","):
-            for mount in (CGROUPS / controllers, CGROUPS / "cpu"):
+                yield folder, 2
+        elif controller in controllers.split(","):
+            for mount in (CGROUPS / controllers, CGROUPS / controller):
                 for folder in _upwards(mount, path):
-                    yield from _quota(_read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us"))
+                    yield folder, 1
 
 
 def _upwards(mount: Path, path: str) -> list[Path]:

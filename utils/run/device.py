@@ -14,7 +14,7 @@ from typing import Callable
 
 import torch
 
-from utils.run import distributed
+from utils.run import distributed, threads
 from utils.run.cpus import available_cpus
 from utils.run.errors import UserError
 
@@ -53,6 +53,12 @@ class Runtime:
     @property
     def dtype(self) -> torch.dtype:
         return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+
+    @property
+    def kind(self) -> dict[str, str]:
+        """What the memory that the same work needs, and has, depends on."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return {"device": name, "precision": self.precision}
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
@@ -167,6 +173,8 @@ def _configure_backends(device: torch.device) -> None:
         return
     if "OMP_NUM_THREADS" not in os.environ:  # which says it, and torchrun sets it
         torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
+    threads.require(torch.get_num_threads())
+    torch.zeros(1 << 20).add_(1)  # starts them, where they are known to be possible
     if _has_glibc():
         # glibc returns every large tensor to the kernel and pays page faults for the next one: keeping the
         # memory makes a step about 1.5 times as fast. -4: M_MMAP_MAX, -1: M_TRIM_THRESHOLD, -2: M_TOP_PAD.

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import os
-from typing import Any, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from utils.run import waiting
 from utils.run.errors import UserError
+from utils.run.files import digest
 from utils.run.signals import SIGNALS
 
-# Waiting is no error: rank 0 may write or label for hours. A rank that dies is noticed by its connection or torchrun.
-TIMEOUT = datetime.timedelta(days=7)
+Value = TypeVar("Value")
+
 LAUNCHER = "DELT_LAUNCHER"  # in the environment of ranks whose launcher tells how they ended
 MIN_LOCAL_BATCH = 2  # images of a rank's batch: a single one has no variance for BatchNorm
 
@@ -39,9 +40,10 @@ def is_main_process() -> bool:
 
 
 @contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device, wait: float = waiting.MINUTES) -> Iterator[None]:
     """All ranks as one group within: Gloo between CPUs, NCCL between GPUs. A process without others needs none.
 
+    `wait`: how many minutes a rank waits for one of which it hears nothing (utils/run/waiting.py).
     Raises UserError where ranks that work together were not started by torchrun, or have to share a GPU.
     """
     rank, world_size = rank_from_environment()
@@ -63,11 +65,13 @@ def process_group(device: torch.device) -> Iterator[None]:
         # Decisions about saving and stopping travel between the CPUs, so that no GPU is waited for.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-            timeout=TIMEOUT,
+            timeout=waiting.limit(wait),
             device_id=device if device.type == "cuda" else None,
         )
+        waiting.start(wait)
     yield
     # Not after an error: a rank that is gone would be waited for.
+    waiting.stop()
     dist.destroy_process_group()
 
 
@@ -80,9 +84,9 @@ def get_world_size() -> int:
 
 
 def barrier() -> None:
-    """Wait for all ranks."""
+    """Wait for all ranks, as long as those that have not come yet show signs of work."""
     if get_world_size() > 1:
-        all_reduce_max(0)
+        waiting.meet()
 
 
 def all_reduce_max(*values: int) -> list[int]:
@@ -103,12 +107,50 @@ def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """The values of all ranks, in their order."""
+    """The values of all ranks, in their order. Waits as `barrier` does."""
     if get_world_size() == 1:
         return [value]
+    barrier()
     found = [None] * get_world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def by_main(decide: Callable[[], Value]) -> Value:
+    """What `decide` returns on rank 0, a plain value: ranks that read files for themselves may read other things.
+
+    Where it raises an error, that is rank 0's. Waits as `barrier` does.
+    """
+    if get_world_size() == 1:
+        return decide()
+    found = [decide() if get_rank() == 0 else None]
+    barrier()
+    dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
+    return found[0]
+
+
+def broadcast_bytes(read: Callable[[], bytes]) -> bytes:
+    """`by_main` for many bytes."""
+    if get_world_size() == 1:
+        return read()
+    content = read() if get_rank() == 0 else b""
+    size = by_main(lambda: len(content))
+    if not size:
+        return b""
+    tensor = torch.frombuffer(bytearray(content or bytes(size)), dtype=torch.uint8)
+    dist.broadcast(tensor, 0)
+    return tensor.numpy().tobytes()
+
+
+def require_same(what: str, value: Any) -> None:
+    """Raises UserError, which names `what` it is, where the ranks have different JSON-able values."""
+    found = all_gather(digest(value))
+    others = [rank for rank, own in enumerate(found) if own != found[0]]
+    if others:
+        raise UserError(
+            f"rank {others[0]} and rank 0 do not see the same {what}: their files or flags differ, or the file system "
+            "is late on one of their machines; run the same command again, with the same files on all machines"
+        )
 
 
 def local_batch(batch: Sequence[int]) -> list[int]:
@@ -182,6 +224,11 @@ def synchronised(model: nn.Module) -> nn.Module:
     return convert_sync_batchnorm(model)
 
 
+def keep_alive() -> None:
+    """Show the ranks that wait for this one that it works; to be called now and then in long work of its own."""
+    waiting.sign()
+
+
 class ConnectionLost(Exception):
     """Another rank has ended, mostly, and its error is the one to show; this one only follows from it."""
 
@@ -191,3 +238,8 @@ def is_connection_error(error: RuntimeError) -> bool:
     if not launched():
         return False
     return isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+
+
+def is_timeout(error: RuntimeError) -> bool:
+    """Whether a connection error says that a rank has waited for the limit."""
+    return "timed out" in str(error).lower() or "timeout" in str(error).lower()

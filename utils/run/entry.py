@@ -17,7 +17,7 @@ from typing import Callable
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from utils.run import distributed
+from utils.run import distributed, threads, waiting
 from utils.run.errors import UserError
 from utils.run.signals import SIGNALS, Stopped
 
@@ -115,6 +115,8 @@ def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
         except BrokenPipeError:
             raise
         except OSError as error:
+            if threads.is_thread_limit(error):
+                raise threads.explained() from error
             if not _is_users(error):
                 raise
             raise UserError(
@@ -122,10 +124,14 @@ def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
                 "resumes once this is corrected"
             ) from error
         except RuntimeError as error:
+            if threads.is_thread_limit(error):
+                raise threads.explained() from error
             if not distributed.is_connection_error(error):
                 raise
             if SIGNALS.received:
                 sys.exit(128 + SIGNALS.received)
+            if distributed.is_timeout(error):
+                raise UserError(waiting.expired()) from error
             # Without the C++ frames.
             raise distributed.ConnectionLost(
                 f"the connection to the other ranks: {str(error).splitlines()[0]}"

@@ -3,40 +3,96 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 from utils.run.errors import UserError
+from utils.run.signals import SIGNALS
 
 NAME_BYTES = 255  # of a file, on the file systems in use
 PARTIAL = re.compile(r"\..*\.partial\b")  # the temporary names of `replacing`; a kill can leave one behind
 
 
+# What file systems answer that cannot be asked to flush a file or a folder.
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+
+
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, flushed: bool = True) -> Iterator[Path]:
     """Yield a name beside `path` to write to; rename it to `path` if the block succeeds.
 
-    A reader therefore sees the old file or the new one, never a part of it. The temporary name carries the machine
-    and the process id, so that two processes never write into the same one. What killed processes left is removed.
+    A reader therefore sees the old file or the new one, never a part of it, also after a power cut: the file is
+    on disk before it is renamed, and its folder afterwards. Not `flushed`, this is left to the caller, who has many
+    files to write (`flush`, `flush_folder`). No signal cuts the block off. The temporary name carries the machine and
+    the process id, so that two processes never write into the same one. What killed processes left is removed.
     """
     path = Path(path)
     make_folder(path.parent)
     temporary = path.with_name(str(os.getpid()).join(_around(path)))
+    with SIGNALS.held():
+        try:
+            yield temporary
+            if flushed:
+                _flush(temporary)
+            os.replace(temporary, path)
+            if flushed:
+                _flush(path.parent)
+            remove_leftovers(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def flush(paths: Iterable[str | Path]) -> None:
+    """See that these files, and their places in their folders, are on disk: they survive a power cut."""
+    paths = [Path(path) for path in paths]
+    for path in [*paths, *dict.fromkeys(path.parent for path in paths)]:
+        _flush(path)
+
+
+def flush_folder(folder: str | Path) -> None:
+    """`flush` for all that is in and below a folder, with everything else on its file system where that is one call.
+
+    Of thousands of small files each would wait for the disk twice.
+    """
+    if (sync := getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)) is None:
+        flush(Path(above) / name for above, _, names in os.walk(folder) for name in [".", *names])
+        return
+    opened = os.open(folder, os.O_RDONLY)
     try:
-        yield temporary
-        os.replace(temporary, path)
-        remove_leftovers(path)
+        if sync(opened) and ctypes.get_errno() not in CANNOT_FLUSH:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(folder))
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(opened)
+
+
+def _flush(path: Path) -> None:
+    """Of a file its bytes, of a folder its list of names. Raises OSError where the disk does not take them."""
+    try:
+        opened = os.open(path, os.O_RDONLY)
+    except (PermissionError, FileNotFoundError):  # may be written and not read; another process has removed it since
+        return
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(opened)
 
 
 def make_folder(folder: str | Path) -> None:
     """Make a folder and those above it, if they are missing; through a link that leads nowhere yet, what it names."""
-    os.makedirs(os.path.realpath(folder), exist_ok=True)
+    folder = Path(os.path.realpath(folder))
+    missing = [above for above in (folder, *folder.parents) if not above.exists()]
+    os.makedirs(folder, exist_ok=True)
+    for made in reversed(missing):
+        _flush(made.parent)
 
 
 def shortened(name: str, limit: int = NAME_BYTES) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import gc
 import logging
+import math
 import os
 import shlex
 import signal
@@ -21,8 +22,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from utils.run.cpus import job_cpus
 from utils.run.distributed import LAUNCHER, ConnectionLost
 from utils.run.errors import UserError
+from utils.run.signals import grace
 
 USER_ERROR, CONNECTION_LOST = (f"{kind.__name__}: " for kind in (UserError, ConnectionLost))  # as in error files
+SAVING = 60  # seconds that ranks have after the grace of a signal, to save, before they are killed
 RESUMES = "finished work is on disk, and the same command resumes"
 
 
@@ -79,12 +82,22 @@ def _message(rank: int, failure: ProcessFailure) -> str:
     return f"rank {rank} ended with exit code {failure.exitcode}"
 
 
-if __name__ == "__main__":
-    atexit.register(gc.freeze)  # as in utils.run.entry
+def prepare() -> None:
+    """Set what the launcher and its ranks read in the environment. Raises UserError for what no one can read."""
     os.environ[LAUNCHER] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(threads(sys.argv[1:])))  # torchrun would take 1, and warn of it
     # A store of its own for each attempt. In the shared one restarted ranks find the addresses of those that died
     # (github.com/pytorch/pytorch/issues/135712).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(math.ceil(grace()) + SAVING))  # torchrun's is 30
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # no C++ frames of ranks that wait for one that has ended
+
+
+if __name__ == "__main__":
+    atexit.register(gc.freeze)  # as in utils.run.entry
+    try:
+        prepare()
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
     main()

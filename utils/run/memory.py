@@ -9,6 +9,7 @@ import torch
 
 from utils.run.device import release_memory
 from utils.run.errors import UserError
+from utils.run.threads import CANNOT_START, is_thread_limit
 
 AUTO = "auto"  # the batch size that is found by trying
 
@@ -18,8 +19,10 @@ Function = Callable[[torch.Tensor], torch.Tensor]  # images -> one row for each
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on whatever device."""
     text = str(error)
+    if is_thread_limit(error):
+        return False
     # oneDNN says no more than "could not create a primitive" when it finds no place for its code.
-    words = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", "can't start new thread")
+    words = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED", CANNOT_START)
     return (
         isinstance(error, (MemoryError, torch.OutOfMemoryError))
         or text == "could not create a primitive"

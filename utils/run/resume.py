@@ -32,19 +32,26 @@ class State:
 
     def load(self) -> dict[str, Any] | None:
         """What was saved last; None if nothing was, or by other work. A damaged file is named and not used."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return None
-        payload = content[65:]
-        if content[:65] != _checksum(payload):
-            print(f"{self.path}: damaged, and not used; this piece of work starts again")
+        payload = self._read()
+        if not payload:
             return None
         saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         if saved["identity"] != self.identity:
             return None
         self.seconds_before = saved["seconds"]
         return saved["content"]
+
+    def _read(self) -> bytes:
+        """What is in the file, without its checksum; empty where there is none, or it is damaged."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        payload = content[65:]
+        if content[:65] != _checksum(payload):
+            print(f"{self.path}: damaged, and not used; this piece of work starts again")
+            return b""
+        return payload
 
     def restore(self, parts: dict[str, Any]) -> dict[str, Any] | None:
         """Load `parts` (name -> what has load_state_dict) from what `state_dicts` gave; return the rest of it."""
@@ -63,15 +70,23 @@ class State:
         self.saved = time.monotonic()
 
     def save_if_due(self, content: Callable[[], dict[str, Any]]) -> None:
-        """To be called after each step: saves `content()` when it is due. Raises Stopped, after saving, at a signal."""
+        """To be called after each step: saves `content()` when it is due. Raises Stopped, after saving, at a signal.
+
+        No signal cuts off what is being saved.
+        """
         stop, due = self._agree(SIGNALS.received, time.monotonic() - self.saved > self.interval)
         if stop or due:
-            self.save(content())
-        if stop:
-            raise Stopped(stop)
+            with SIGNALS.held():
+                self.save(content())
+                if stop:
+                    self._await_saved()
+                    raise Stopped(stop)
 
     def _agree(self, *values: int) -> list[int]:
         return list(values)
+
+    def _await_saved(self) -> None:
+        """Until what was to be saved is on disk, whoever writes it."""
 
     def __enter__(self) -> "State":
         SIGNALS.saving = True
@@ -89,7 +104,13 @@ class State:
 
 
 class JointState(State):
-    """The state of work that all ranks do together: they save and stop after the same step, and rank 0 writes."""
+    """The state of work that all ranks do together: they save and stop after the same step.
+
+    Rank 0 alone reads and writes the file, and tells the others what is in it.
+    """
+
+    def _read(self) -> bytes:
+        return distributed.broadcast_bytes(super()._read)
 
     def save(self, content: dict[str, Any]) -> None:
         if distributed.get_rank() == 0:
@@ -102,6 +123,9 @@ class JointState(State):
 
     def _agree(self, *values: int) -> list[int]:
         return distributed.all_reduce_max(*values)
+
+    def _await_saved(self) -> None:
+        distributed.barrier()  # or the launcher would end rank 0, as soon as another one has ended
 
 
 class NoState(State):
