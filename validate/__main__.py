@@ -13,6 +13,7 @@ from torch import nn
 
 from utils import cli
 from utils.data import manifest
+from utils.data.datasets import DATASETS
 from utils.data.geometry import Geometry, plain
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
@@ -46,6 +47,7 @@ class Experiment:
     teachers: Teachers
     stored: dict[int, StoredLabels]  # by seed; empty unless labels are loaded
     test: EvalBatches
+    dataset: str | None  # the known data set of the images
     judged: set[int] = field(default_factory=set)  # the teachers whose order of classes was checked
 
     @property
@@ -99,7 +101,7 @@ def validate(job: Job, runtime: Runtime) -> None:
         sets = [folder.first(job.ipc, "leave out --ipc to take all that are there") for folder in sets]
     require_same_size(sets)
     test = EvalBatches(test_folder, geometry.input_size, workers=workers)
-    experiment = Experiment(job, runtime, teachers, stored, test)
+    experiment = Experiment(job, runtime, teachers, stored, test, dataset_of(job, teachers))
     archs = job.student_arch or teachers.archs[:1]
     for arch in archs:
         experiment.student(arch)  # for its errors, before any student is trained
@@ -134,6 +136,12 @@ def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> 
     return Teachers(cli.geometry_of_images(job.geometry, ImageFolder(job.val_dir, "--val-dir"), workers))
 
 
+def dataset_of(job: Job, teachers: Teachers) -> str | None:
+    """The known data set that the flag names, or the teachers, or the manifest of a set: one for all sets."""
+    said = (job.geometry.dataset, teachers.dataset, *map(manifest.dataset, job.sets))
+    return next((name for name in said if name in DATASETS), None)
+
+
 def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
     """A set with the labels of the test images. Raises UserError where its classes differ."""
     if classes_by == "position":
@@ -160,7 +168,8 @@ def require_same_size(sets: list[ImageFolder]) -> None:
 
 def protocol_of(experiment: Experiment, settings: dict[str, Any], arch: str, folder: ImageFolder) -> Protocol:
     """The protocol for this student on this set."""
-    facts = SetFacts(experiment.geometry.num_classes, nominal_ipc(folder), len(folder), experiment.geometry.input_size)
+    geometry = experiment.geometry
+    facts = SetFacts(geometry.num_classes, nominal_ipc(folder), len(folder), geometry.input_size, experiment.dataset)
     return resolve(settings, arch, facts, experiment.job.evaluations)
 
 

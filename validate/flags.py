@@ -178,7 +178,7 @@ def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
     # The published size of each protocol and set is where the search for one that fits begins.
     given["batch_size"] = None if args.batch_size == AUTO else args.batch_size
     protocols = dict(registry.with_changes(PROTOCOLS, name, given) for name in args.protocol)
-    methods = args.method or [manifest.read(path).get("method") or Path(path).resolve().name for path in args.syn_dir]
+    methods = args.method or [manifest.method(path) or Path(path).resolve().name for path in args.syn_dir]
     _check(parser, args, protocols)
     return Job(
         sets=dict(zip(args.syn_dir, map(str, methods))),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from utils.data.datasets import DATASETS
 from utils.run import registry
 
 SMALL_SIZE = 64  # pixels; above, RDED tiles its images
@@ -100,13 +101,14 @@ class SetFacts:
     ipc: int
     images: int
     input_size: int  # pixels
+    dataset: str | None = None  # the known data set that it is of
 
 
 def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: int) -> Protocol:
     """The protocol of `settings` for a student `arch` on a set."""
     settings = dict(settings)
     if settings["batch_size"] is None:
-        settings["batch_size"] = default_batch_size(facts.num_classes, facts.ipc)
+        settings["batch_size"] = default_batch_size(facts)
     settings["batch_size"] = min(settings["batch_size"], facts.images)
     if settings["lr"] is None:
         settings["lr"] = LEARNING_RATES.get(arch, 0.001)
@@ -121,10 +123,12 @@ def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: i
     return Protocol(**settings, evaluations=evaluations)
 
 
-def default_batch_size(num_classes: int, ipc: int) -> int:
-    """The published batch: by IPC, doubled for many classes, 100 for the 200 of Tiny-ImageNet."""
-    size = 10 if ipc < 10 else 50 if ipc < 30 else 100
-    return 100 if num_classes == 200 else 2 * size if num_classes >= 100 else size
+def default_batch_size(facts: SetFacts) -> int:
+    """The published batch: the data set's own (Tiny-ImageNet's 100), else by IPC, doubled for many classes."""
+    if (known := DATASETS.get(facts.dataset)) and known.student_batch:
+        return known.student_batch
+    size = 10 if facts.ipc < 10 else 50 if facts.ipc < 30 else 100
+    return 2 * size if facts.num_classes >= 100 else size
 
 
 if __name__ == "__main__":
