@@ -145,11 +145,7 @@ def dataset_of(job: Job, teachers: Teachers) -> str | None:
 def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
     """A set with the labels of the test images. Raises UserError where its classes differ."""
     if classes_by == "position":
-        folder = ImageFolder(path, "--syn-dir").renamed(test_folder.classes)
-        if folder.folders != folder.classes:
-            pairs = ", ".join(f"{own} is {name}" for own, name in list(zip(folder.folders, folder.classes))[:3])
-            print(f"--syn-dir {path}: classes by position: {pairs}, ...")
-        return folder
+        return cli.by_position(path, "--syn-dir", test_folder.classes)
     advice = "give --classes-by position if its k-th class is the k-th of these"
     return ImageFolder(path, "--syn-dir", test_folder.classes, f"--val-dir {test_folder.root}", advice)
 

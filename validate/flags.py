@@ -19,8 +19,6 @@ from validate.optim import LR_SCHEDULES, OPTIMIZERS
 from validate.protocols import DELT, PROTOCOLS
 from validate.targets import LOSSES
 
-CLASSES_BY = ("name", "position")
-
 # Flags that only one value of another setting reads.
 NEEDS = {
     "class_weight": ("loss", "mse"),
@@ -79,13 +77,7 @@ def parse() -> Job:
         help="one or several, any ImageFolder: distilled, selected, or whole",
     )
     parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure on")
-    parser.add_argument(
-        "--classes-by",
-        choices=CLASSES_BY,
-        default="name",
-        help="how the class folders of --syn-dir are those of --val-dir; position: the k-th, by number or sorted, is "
-        "class k in the teacher's order",
-    )
+    cli.add_classes_by(parser, "--syn-dir", "--val-dir")
     parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets results.csv and results/*.json")
     parser.add_argument(
         "--method",
