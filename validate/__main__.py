@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -274,7 +273,7 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> Result:
     name = f"{run.path.stem}_seed{stream.seed}"
     state_path = run.path.with_name(f".{name}.state")
     with (
-        closing(job.training.curves(job.output_dir / "logs", name, run.settings)) as log,
+        job.training.curves(job.output_dir / "logs", name, run.settings) as log,
         JointState(state_path, {**run.settings, "seed": stream.seed}, job.training.save_every) as state,
     ):
         training = Training(
