@@ -16,7 +16,7 @@ from utils.run import registry
 from utils.run.memory import AUTO
 from validate.augment import ALPHA
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
-from validate.protocols import DELT, PROTOCOLS
+from validate.protocols import DELT, PROTOCOLS, SEARCH, SEARCHED
 from validate.targets import LOSSES
 
 # Flags that only one value of another setting reads.
@@ -127,7 +127,14 @@ def add_protocol(parser: cli.Parser) -> None:
     group.add_argument("--image-weights", choices=("on", "off"), help="those of the set's manifest, where it has any")
     group.add_argument("--epochs", type=cli.positive)
     group.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
-    group.add_argument("--lr", type=cli.non_negative_float, help="the published one for the student if left out")
+    factors = ", ".join(f"{factor:g}" for factor in SEARCHED)
+    group.add_argument(
+        "--lr",
+        type=rate,
+        metavar="LR",
+        help=f"the published one for the student if left out; search: for each set the best of {factors} times that, "
+        "by the top-1 of a student of the first seed",
+    )
     group.add_argument("--momentum", type=cli.fraction, help="of sgd")
     group.add_argument("--lr-schedule", choices=tuple(LR_SCHEDULES), help="half-cosine ends at half the rate")
     group.add_argument(
@@ -155,6 +162,10 @@ def add_protocol(parser: cli.Parser) -> None:
     group.add_argument("--min-scale", type=cli.positive_fraction, help="smallest share of the image in a crop")
     group.add_argument("--max-scale", type=cli.positive_fraction, help="largest; no crop if both are 1")
     group.add_argument("--flip", type=cli.fraction, help="probability of a horizontal flip")
+
+
+def rate(text: str) -> float | str:
+    return text if text == SEARCH else cli.non_negative_float(text)
 
 
 def decay(text: str) -> float:

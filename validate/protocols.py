@@ -42,6 +42,7 @@ class Protocol:
     max_scale: float
     flip: float
     evaluations: int
+    lr_search: tuple[float, ...] = ()  # the rates that `lr` was chosen from; none where it was given
 
 
 # None: decided by the student, the set or the input size, see `resolve`.
@@ -92,6 +93,9 @@ LEARNING_RATES = {
     "swin_v2_t": 0.0001,
 }
 
+SEARCH = "search"  # in the place of a learning rate
+SEARCHED = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the published rate
+
 
 @dataclass(frozen=True)
 class SetFacts:
@@ -105,13 +109,16 @@ class SetFacts:
 
 
 def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: int) -> Protocol:
-    """The protocol of `settings` for a student `arch` on a set."""
+    """The protocol of `settings` for a student `arch` on a set; with the rates to choose from where one is searched."""
     settings = dict(settings)
     if settings["batch_size"] is None:
         settings["batch_size"] = default_batch_size(facts)
     settings["batch_size"] = min(settings["batch_size"], facts.images)
-    if settings["lr"] is None:
-        settings["lr"] = LEARNING_RATES.get(arch, 0.001)
+    if settings["lr"] in (None, SEARCH):
+        rate = LEARNING_RATES.get(arch, 0.001)
+        if settings["lr"] == SEARCH:
+            settings["lr_search"] = tuple(float(f"{factor * rate:.6g}") for factor in SEARCHED)
+        settings["lr"] = rate
     if settings["loss"] is None:
         settings["loss"] = "ce" if settings["labels"] == "hard" else "kl"
     if settings["temperature"] is None:
