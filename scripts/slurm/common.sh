@@ -7,8 +7,8 @@ steps() {
     local code=0 before=${SLURM_RESTART_COUNT:-0}    # which Slurm counts
     srun --kill-on-bad-exit=1 "$@" || code=$?
     if [ "$code" -ge 128 ] && [ "$before" -ge "$MAX_REQUEUES" ]; then
-        echo "ended by signal $((code - 128)); finished work is saved, but the job has started again $before times and" \
-            "is not queued once more (MAX_REQUEUES=$MAX_REQUEUES): look for the cause above, or submit it to go on"
+        echo "ended by signal $((code - 128)); finished work is saved, but the job has started again $before times" \
+            "and is not queued once more (MAX_REQUEUES=$MAX_REQUEUES): look for the cause above, or submit it to go on"
     elif [ "$code" -ge 128 ]; then
         echo "ended by signal $((code - 128)); finished work is saved, and the job is queued again" \
             "($((before + 1)) of at most $MAX_REQUEUES times)"
