@@ -225,7 +225,7 @@ def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | N
     if job.short_classes != "error":
         wanted["short_classes"] = job.short_classes
     request = digest(wanted)
-    if (chosen := existing_selection(job, request)) is not None:
+    if (chosen := existing_selection(job, folder, request)) is not None:
         return chosen, request
     check_images(job, folder, teacher, runtime)
     reader = FeatureReader(
@@ -238,7 +238,7 @@ def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | N
     )
 
     def is_done(label: int) -> bool:
-        return work.record(label) is not None or existing_selection(job, request) is not None
+        return work.record(label) is not None or existing_selection(job, folder, request) is not None
 
     with explain_out_of_memory(batch_size), SharedWork(job.parts, wanted, len(folder.classes), is_done) as work:
         for label, features in reader.by_class(folder, "features", work.take()):
@@ -301,13 +301,14 @@ def write_selection(job: Job, chosen: dict[str, list[str]], request: str | None,
         say_short_classes(job, chosen)
     record = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
     copied, digests = selection.copy(chosen, Path(job.train_dir), Path(job.output_dir))
-    if record.get("finished") and not copied:
+    if record.get("finished") and not copied and record.get("sha256") == digests:
         print(f"ranking: {job.output_dir} is complete")
         return
     seconds = round(time.monotonic() - started, 1)
     content = {
         "settings": settings,
         "train_dir": job.train_dir,
+        "dataset": job.geometry.dataset,
         "ranking_sha256": sha256(job.ranking_file) if existing_ranking(job) else None,
         "request": request,
         "seconds": seconds,
@@ -330,10 +331,24 @@ def say_short_classes(job: Job, chosen: dict[str, list[str]]) -> None:
         print(f"ranking: fewer than {job.ipc} images in class {', '.join(short[:5])}{more}: {done}")
 
 
-def existing_selection(job: Job, request: str) -> dict[str, list[str]] | None:
-    """What is on disk of this very choice by features, once it is complete."""
+def existing_selection(job: Job, folder: ImageFolder, request: str) -> dict[str, list[str]] | None:
+    """What is on disk of this very choice by features, once it is complete.
+
+    Raises UserError where that cannot be what was chosen, unless it is to be overwritten.
+    """
     record = manifest.read(job.output_dir)
-    return record["settings"]["images"] if record.get("finished") and record.get("request") == request else None
+    if record.get("finished") is not True or record.get("request") != request:
+        return None
+    settings = record.get("settings")
+    chosen = settings.get("images") if isinstance(settings, dict) else None
+    fault = selection.fault(chosen, folder, job.ipc, repeats=job.short_classes == "repeat")
+    if fault is None:
+        return {name: chosen[name] for name in folder.classes}
+    if job.overwrite:
+        return None
+    raise UserError(
+        f"{Path(job.output_dir) / MANIFEST}: {fault}; it was changed or damaged: give --overwrite to select anew"
+    )
 
 
 def existing_ranking(job: Job) -> bool:

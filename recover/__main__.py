@@ -48,6 +48,7 @@ class Job:
     method: str  # its name, and what was changed
     settings: Settings
     init_dir: str | None
+    classes_by: str  # name or position
     syn_dir: Path
     contact_sheet: Path
     ipc: int | None
@@ -69,6 +70,7 @@ def parse() -> Job:
         help="ImageFolder of the selection, file names in order; with --init noise it only names the classes, and may "
         "be left out if the teacher does",
     )
+    cli.add_classes_by(parser, "--init-dir", "the teacher")
     parser.add_argument("--syn-dir", required=True, metavar="DIR", help="ImageFolder to write")
     parser.add_argument("--contact-sheet", metavar="FILE.png", help="SYN_DIR/contact_sheet.png if left out")
     parser.add_argument("--ipc", type=cli.positive, help="images per class; as many as --init-dir has if left out")
@@ -90,6 +92,7 @@ def parse() -> Job:
         method=method,
         settings=settings,
         init_dir=args.init_dir,
+        classes_by=args.classes_by,
         syn_dir=Path(args.syn_dir),
         contact_sheet=Path(sheet),
         ipc=args.ipc,
@@ -169,9 +172,9 @@ def main() -> None:
     teachers = job.teacher.load(job.geometry, job.init_dir, "--init-dir", workers)
     geometry = teachers[0].geometry  # of the pixels that are optimised
     if settings.init == "noise":
-        starts = Starts.of_noise(job.init_dir, geometry, job.ipc)
+        starts = Starts.of_noise(job.init_dir, geometry, job.ipc, job.classes_by)
     else:
-        starts = Starts.of_folder(job.init_dir, geometry, job.ipc, workers)
+        starts = Starts.of_folder(job.init_dir, geometry, job.ipc, workers, job.classes_by)
     schedule = EarlyLate(starts.ipc, **settings.schedule)
     check_output(job.syn_dir)
     check_output(job.contact_sheet)
@@ -326,6 +329,7 @@ def identity(job: Job, objective: Objective, geometry: Geometry, runtime: Runtim
         "device": runtime.device.type,
         "precision": runtime.precision,
         "compile": job.machine.compile,
+        **({"classes_by": job.classes_by} if job.classes_by != "name" else {}),
     }
 
 

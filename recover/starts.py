@@ -36,19 +36,21 @@ class Starts:
     recorded: dict[str, str] = field(default_factory=dict)  # path -> SHA-256
 
     @classmethod
-    def of_noise(cls, init_dir: str | None, geometry: Geometry, ipc: int | None) -> Starts:
+    def of_noise(cls, init_dir: str | None, geometry: Geometry, ipc: int | None, classes_by: str = "name") -> Starts:
         """Raises UserError where nothing names the classes."""
         if geometry.classes is None and init_dir is None:
             raise UserError(
                 "the teacher does not name its classes; give an ImageFolder with the class folders as --init-dir"
             )
-        names = geometry.classes or cli.folder_for(geometry, init_dir, "--init-dir").classes
+        names = geometry.classes or cli.folder_for(geometry, init_dir, "--init-dir", classes_by).classes
         return cls(geometry, list(names), ipc or NOISE_IPC, None)
 
     @classmethod
-    def of_folder(cls, init_dir: str, geometry: Geometry, ipc: int | None, workers: int | None) -> Starts:
+    def of_folder(
+        cls, init_dir: str, geometry: Geometry, ipc: int | None, workers: int | None, classes_by: str = "name"
+    ) -> Starts:
         """Raises UserError where the folder does not fit the teacher, or an image is damaged."""
-        folder = cli.folder_for(geometry, init_dir, "--init-dir")
+        folder = cli.folder_for(geometry, init_dir, "--init-dir", classes_by)
         advice = f"give at most --ipc {folder.fewest()}, or select with python -m ranking --short-classes repeat"
         uneven, kept = ipc is None and folder.fewest() < folder.most(), manifest.kept_ipc(init_dir)
         if uneven and kept:

@@ -15,7 +15,7 @@ from utils.data.images import save_image
 from utils.data.manifest import MANIFEST
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
-from utils.run.files import flush, read_json, sha256, write_json
+from utils.run.files import flush, sha256, write_json
 from utils.run.outputs import claim
 from utils.run.resume import State
 from utils.run.shared_work import SharedWork
@@ -41,21 +41,21 @@ class SyntheticSet:
         if self.rank and overwrite:
             self._await_removal()
         claim(self.folder, MANIFEST, self.settings, overwrite and self.rank == 0, *inputs)
-        self.manifest = read_json(self.folder / MANIFEST)
+        self.manifest = manifest.read(self.folder)
 
     def _await_removal(self, seconds: float = 120) -> None:
         """Until rank 0, which alone may, has removed another run."""
-        until, path = time.monotonic() + seconds, self.folder / MANIFEST
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             with contextlib.suppress(UserError):
-                if read_json(path).get("settings") == self.settings:
+                if manifest.read(self.folder).get("settings") == self.settings:
                     return
             time.sleep(0.2)
 
     @property
     def seconds(self) -> float:
         """That all units took, in all processes; once the set is complete."""
-        return float(read_json(self.folder / MANIFEST)["seconds"])
+        return manifest.seconds(manifest.read(self.folder))
 
     @property
     def finished(self) -> bool:
@@ -96,7 +96,7 @@ class SyntheticSet:
         Seconds are summed over all units, processes and interruptions.
         """
         images: dict[str, dict] = {}
-        seconds = float(self.manifest.get("seconds") or 0)
+        seconds = manifest.seconds(self.manifest)
         anew = False
         for unit in self.units:
             record = self.work.record(unit.number)
@@ -104,7 +104,7 @@ class SyntheticSet:
             if found is None:
                 found = self._entries(unit, self.manifest)
                 if found is None:  # not done, or another process has put everything together
-                    return bool(read_json(self.folder / MANIFEST).get("finished"))
+                    return bool(manifest.read(self.folder).get("finished"))
             else:
                 anew = True
                 seconds += float(record.get("seconds") or 0)

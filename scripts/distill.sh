@@ -28,6 +28,8 @@ VAL_DIR=${VAL_DIR:-}                       # real test images, one folder per cl
 ARCH=${ARCH:-resnet18}                     # the teacher's architecture
 RANKER_PATH=${RANKER_PATH:-}               # a teacher's checkpoint; torchvision: its ImageNet weights; empty: train one
 SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-}
+CLASSES=${CLASSES:-}                       # a file of the class folders' names in label order, for a teacher without
+CLASSES_BY=${CLASSES_BY:-}                 # position: for folders of other names in INIT_PATH and SYN_PATH
 
 # ranking: which real images start the synthesis
 IPC=${IPC:-10}                             # images per class
@@ -103,6 +105,12 @@ begin() {
     option --workers "$WORKERS"
 }
 
+of_teacher() {    # the teacher of every stage but squeeze
+    option --teacher-arch "$ARCH"
+    option --teacher-path "$teacher"
+    option --classes "$CLASSES"
+}
+
 option() {
     if [ -n "$2" ]; then line+=("$1" "$2"); fi
 }
@@ -129,8 +137,7 @@ stage_squeeze() {
 select_images() {    # CRITERION OUTPUT_DIR
     begin ranking
     option --train-dir "$TRAIN_DIR"
-    option --teacher-arch "$ARCH"
-    option --teacher-path "$teacher"
+    of_teacher
     option --ranking-file "$RANKING_FILE"
     option --criterion "$1"
     option --output-dir "$2"
@@ -149,8 +156,8 @@ stage_recover() {
     option --method "$METHOD"
     option --init-dir "$INIT_PATH"
     option --syn-dir "$SYN_PATH"
-    option --teacher-arch "$ARCH"
-    option --teacher-path "$teacher"
+    option --classes-by "$CLASSES_BY"
+    of_teacher
     option --ipc "$IPC"
     option --iterations "$ITR"
     option --round-iterations "$ROUND_ITR"
@@ -183,8 +190,8 @@ stage_validate() {
     begin validate
     line+=(--syn-dir "${sets[@]}" --method "${methods[@]}")
     option --val-dir "$VAL_DIR"
-    option --teacher-arch "$ARCH"
-    option --teacher-path "$teacher"
+    option --classes-by "$CLASSES_BY"
+    of_teacher
     line+=(--student-arch $STUDENT --protocol $PROTOCOL)
     option --output-dir "$RUN_DIR"
     option --epochs "$VAL_EPOCHS"
@@ -196,8 +203,8 @@ stage_validate() {
         line=("$PYTHON_BIN" -m validate.report.diversity "${sets[@]}" --method "${methods[@]}")
         option --dataset "$DATASET"
         option --device "$DEVICE"
-        option --teacher-arch "$ARCH"
-        option --teacher-path "$teacher"
+        option --classes-by "$CLASSES_BY"
+        of_teacher
         option --output-dir "$RUN_DIR"
         run
     fi
@@ -273,6 +280,12 @@ if [ -n "$ready" ] && wants squeeze; then
     STAGES=${STAGES// squeeze / }
 fi
 
+[ -z "$CLASSES" ] || [ -f "$CLASSES" ] ||
+    fail "CLASSES: no file $CLASSES (relative paths count from the repository's root): one class folder name a line"
+case $CLASSES_BY in
+    ''|name|position) ;;
+    *) fail "CLASSES_BY: '$CLASSES_BY' is none of: name position" ;;
+esac
 if wants squeeze || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
 if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi
 if wants validate && [ -n "$criteria" ]; then

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -145,7 +144,7 @@ def run(
     test = EvalBatches(test_folder, size, workers=job.machine.workers)
     state_path = job.output.with_name(f".{job.output.name}.state")
     with (
-        closing(job.training.curves(job.output.parent / "logs", f"squeeze_{job.output.stem}", settings)) as log,
+        job.training.curves(job.output.parent / "logs", f"squeeze_{job.output.stem}", settings) as log,
         JointState(state_path, settings, job.training.save_every) as state,
     ):
 

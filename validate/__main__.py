@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Mapping
 
 import torch
 from torch import nn
 
 from utils import cli
 from utils.data import manifest
+from utils.data.datasets import DATASETS
 from utils.data.geometry import Geometry, plain
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
 from utils.fit.batch_size import find_batch_size, try_evaluation, try_training_step
-from utils.fit.loop import Training
+from utils.fit.loop import NotFinite, Training
 from utils.nets import class_order, models
 from utils.nets.class_order import Answers
 from utils.run import distributed, entry
@@ -30,8 +30,8 @@ from utils.run.seeds import seeded
 from validate.augment import Augmentation, Views
 from validate.flags import Job, parse
 from validate.labels import StoredLabels, Writer
-from validate.protocols import Protocol, SetFacts, resolve
-from validate.results import Run, file_name, summary
+from validate.protocols import SEARCH, Protocol, SetFacts, resolve
+from validate.results import Result, Run, file_name, summary
 from validate.stream import Stream
 from validate.targets import Labelled, Teachers, hard_labelled, image_weights
 from validate.train import train
@@ -46,6 +46,7 @@ class Experiment:
     teachers: Teachers
     stored: dict[int, StoredLabels]  # by seed; empty unless labels are loaded
     test: EvalBatches
+    dataset: str | None  # the known data set of the images
     judged: set[int] = field(default_factory=set)  # the teachers whose order of classes was checked
 
     @property
@@ -99,7 +100,7 @@ def validate(job: Job, runtime: Runtime) -> None:
         sets = [folder.first(job.ipc, "leave out --ipc to take all that are there") for folder in sets]
     require_same_size(sets)
     test = EvalBatches(test_folder, geometry.input_size, workers=workers)
-    experiment = Experiment(job, runtime, teachers, stored, test)
+    experiment = Experiment(job, runtime, teachers, stored, test, dataset_of(job, teachers))
     archs = job.student_arch or teachers.archs[:1]
     for arch in archs:
         experiment.student(arch)  # for its errors, before any student is trained
@@ -117,9 +118,12 @@ def validate(job: Job, runtime: Runtime) -> None:
                 for arch in archs:
                     protocol = protocol_of(experiment, settings, arch, folder)
                     name, protocol = fitted(experiment, title, protocol, arch, folder, method)
-                    run = make_run(experiment, name, protocol, arch, method, folder)
                     with explain_out_of_memory(protocol.batch_size, 2):
-                        measure(experiment, run, protocol, folder)
+                        if protocol.lr_search:
+                            measure_searched(experiment, name, protocol, arch, method, folder)
+                        else:
+                            run = make_run(experiment, name, protocol, arch, method, folder)
+                            measure(experiment, run, protocol, folder)
 
 
 def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> Teachers:
@@ -135,14 +139,16 @@ def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> 
     return Teachers(cli.geometry_of_images(job.geometry, ImageFolder(job.val_dir, "--val-dir"), workers))
 
 
+def dataset_of(job: Job, teachers: Teachers) -> str | None:
+    """The known data set that the flag names, or the teachers, or the manifest of a set: one for all sets."""
+    said = (job.geometry.dataset, teachers.dataset, *map(manifest.dataset, job.sets))
+    return next((name for name in said if name in DATASETS), None)
+
+
 def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
     """A set with the labels of the test images. Raises UserError where its classes differ."""
     if classes_by == "position":
-        folder = ImageFolder(path, "--syn-dir").renamed(test_folder.classes)
-        if folder.folders != folder.classes:
-            pairs = ", ".join(f"{own} is {name}" for own, name in list(zip(folder.folders, folder.classes))[:3])
-            print(f"--syn-dir {path}: classes by position: {pairs}, ...")
-        return folder
+        return cli.by_position(path, "--syn-dir", test_folder.classes)
     advice = "give --classes-by position if its k-th class is the k-th of these"
     return ImageFolder(path, "--syn-dir", test_folder.classes, f"--val-dir {test_folder.root}", advice)
 
@@ -161,7 +167,8 @@ def require_same_size(sets: list[ImageFolder]) -> None:
 
 def protocol_of(experiment: Experiment, settings: dict[str, Any], arch: str, folder: ImageFolder) -> Protocol:
     """The protocol for this student on this set."""
-    facts = SetFacts(experiment.geometry.num_classes, nominal_ipc(folder), len(folder), experiment.geometry.input_size)
+    geometry = experiment.geometry
+    facts = SetFacts(geometry.num_classes, nominal_ipc(folder), len(folder), geometry.input_size, experiment.dataset)
     return resolve(settings, arch, facts, experiment.job.evaluations)
 
 
@@ -198,6 +205,39 @@ def fitted(
     return f"{title} batch_size={batch_size}", replace(protocol, batch_size=batch_size)
 
 
+def measure_searched(
+    experiment: Experiment, title: str, protocol: Protocol, arch: str, method: str, folder: ImageFolder
+) -> None:
+    """`measure` at the best rate of `protocol.lr_search`, by the last epoch's top-1 of a student of the first seed.
+
+    DD-Ranking's code does so for hard labels and for random images. Each rate's student is a run of its own, in
+    OUTPUT_DIR/lr-search. Raises UserError where no rate gives a finite loss.
+    """
+    job = experiment.job
+    trial = replace(experiment, job=replace(job, output_dir=job.output_dir / "lr-search", seeds=job.seeds[:1]))
+    found: dict[float, Result] = {}
+    for lr in protocol.lr_search:
+        name, candidate = title.replace(f"lr={SEARCH}", f"lr={lr:g}"), replace(protocol, lr=lr, lr_search=())
+        run = make_run(trial, name, candidate, arch, method, folder)
+        try:
+            measure(trial, run, candidate, folder)
+            found[lr] = run.results[job.seeds[0]]
+        except NotFinite as error:
+            print(f"validate: --lr {SEARCH}: {lr:g} is left out: {error}")
+            state_path(run, job.seeds[0]).unlink(missing_ok=True)
+            failed = error
+    if not found:
+        raise failed
+    best = max(found, key=lambda lr: found[lr].top1)  # of equally good ones the smallest
+    top1 = {f"{lr:g}": result.top1 for lr, result in found.items()}
+    listed = ", ".join(f"{lr} {value:.2f} %" for lr, value in top1.items())
+    print(f"validate: --lr {SEARCH}: {listed}: takes {best:g}")
+    protocol = replace(protocol, lr=best)
+    run = make_run(experiment, title, protocol, arch, method, folder)
+    run.facts["lr_search"] = top1
+    measure(experiment, run, protocol, folder, {job.seeds[0]: found[best]})
+
+
 def make_run(
     experiment: Experiment, title: str, protocol: Protocol, arch: str, method: str, folder: ImageFolder
 ) -> Run:
@@ -206,7 +246,7 @@ def make_run(
     weights = image_weights(folder) if protocol.image_weights == "on" else None
     geometry = plain(experiment.geometry)
     settings = {
-        **plain(protocol),
+        **{name: value for name, value in plain(protocol).items() if name != "lr_search" or value},
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
         "method": method,
         "student": arch,
@@ -237,8 +277,10 @@ def make_run(
     return Run(job.output_dir, settings, columns)
 
 
-def measure(experiment: Experiment, run: Run, protocol: Protocol, folder: ImageFolder) -> None:
-    """Train and store one student for each seed that is not stored yet; print the mean."""
+def measure(
+    experiment: Experiment, run: Run, protocol: Protocol, folder: ImageFolder, known: Mapping[int, Result] = {}
+) -> None:
+    """Train and store one student for each seed that is not stored yet, nor `known`; print the mean."""
     job, runtime = experiment.job, experiment.runtime
     what = f"{run.facts['method']}, {run.facts['student']}, {run.facts['protocol']}"
     print(
@@ -256,8 +298,10 @@ def measure(experiment: Experiment, run: Run, protocol: Protocol, folder: ImageF
         if stream.seed in run.results:
             top1 = run.results[stream.seed].top1
             print(f"validate: seed {stream.seed} is complete: top-1 {top1:.2f} %")
-            continue
-        train_student(experiment, run, stream)
+        elif stream.seed in known:
+            store(experiment, run, known[stream.seed])
+        else:
+            train_student(experiment, run, stream)
     results = [run.results[seed] for seed in job.seeds]
     found = summary(results)
     print(
@@ -265,6 +309,17 @@ def measure(experiment: Experiment, run: Run, protocol: Protocol, folder: ImageF
         f"seed{'s' * (len(results) > 1)} (best epoch {found['best_top1_mean']:.2f} %), "
         f"{sum(result.seconds for result in results):.0f} s; {run.path}"
     )
+
+
+def store(experiment: Experiment, run: Run, result: Result) -> None:
+    """Add a student's result to its run's."""
+    arguments, peak = experiment.job.arguments, experiment.runtime.peak_memory_mb()
+    run.add(result, arguments=arguments, versions=versions(), peak_memory_mb=peak)
+
+
+def state_path(run: Run, seed: int) -> Path:
+    """Where a student in training is saved."""
+    return run.path.with_name(f".{run.path.stem}_seed{seed}.state")
 
 
 def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
@@ -276,10 +331,11 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
     student = runtime.place(distributed.sync_batchnorm(student, runtime.device) if job.training.sync_bn else student)
     weights = run.settings["weights"]
     name = f"{run.path.stem}_seed{stream.seed}"
-    state_path = run.path.with_name(f".{name}.state")
     with (
-        closing(job.training.curves(job.output_dir / "logs", name, run.settings)) as log,
-        JointState(state_path, {**run.settings, "seed": stream.seed}, job.training.save_every) as state,
+        job.training.curves(job.output_dir / "logs", name, run.settings) as log,
+        JointState(
+            state_path(run, stream.seed), {**run.settings, "seed": stream.seed}, job.training.save_every
+        ) as state,
     ):
         training = Training(
             f"{arch} seed {stream.seed}",
@@ -292,8 +348,7 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
             stream=(stream.seed, "student"),
         )
         tensor = torch.tensor(weights, device=runtime.device) if weights else None
-        result = train(student, source, stream, training, tensor, state)
-        run.add(result, arguments=job.arguments, versions=versions(), peak_memory_mb=runtime.peak_memory_mb())
+        store(experiment, run, train(student, source, stream, training, tensor, state))
 
 
 def target_source(experiment: Experiment, stream: Stream) -> Callable[[int], Labelled]:

@@ -16,10 +16,8 @@ from utils.run import registry
 from utils.run.memory import AUTO
 from validate.augment import ALPHA
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
-from validate.protocols import DELT, PROTOCOLS
+from validate.protocols import DELT, PROTOCOLS, SEARCH, SEARCHED
 from validate.targets import LOSSES
-
-CLASSES_BY = ("name", "position")
 
 # Flags that only one value of another setting reads.
 NEEDS = {
@@ -79,13 +77,7 @@ def parse() -> Job:
         help="one or several, any ImageFolder: distilled, selected, or whole",
     )
     parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure on")
-    parser.add_argument(
-        "--classes-by",
-        choices=CLASSES_BY,
-        default="name",
-        help="how the class folders of --syn-dir are those of --val-dir; position: the k-th, by number or sorted, is "
-        "class k in the teacher's order",
-    )
+    cli.add_classes_by(parser, "--syn-dir", "--val-dir")
     parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets results.csv and results/*.json")
     parser.add_argument(
         "--method",
@@ -135,7 +127,14 @@ def add_protocol(parser: cli.Parser) -> None:
     group.add_argument("--image-weights", choices=("on", "off"), help="those of the set's manifest, where it has any")
     group.add_argument("--epochs", type=cli.positive)
     group.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
-    group.add_argument("--lr", type=cli.non_negative_float, help="the published one for the student if left out")
+    factors = ", ".join(f"{factor:g}" for factor in SEARCHED)
+    group.add_argument(
+        "--lr",
+        type=rate,
+        metavar="LR",
+        help=f"the published one for the student if left out; search: for each set the best of {factors} times that, "
+        "by the top-1 of a student of the first seed",
+    )
     group.add_argument("--momentum", type=cli.fraction, help="of sgd")
     group.add_argument("--lr-schedule", choices=tuple(LR_SCHEDULES), help="half-cosine ends at half the rate")
     group.add_argument(
@@ -165,6 +164,10 @@ def add_protocol(parser: cli.Parser) -> None:
     group.add_argument("--flip", type=cli.fraction, help="probability of a horizontal flip")
 
 
+def rate(text: str) -> float | str:
+    return text if text == SEARCH else cli.non_negative_float(text)
+
+
 def decay(text: str) -> float:
     value = cli.fraction(text)
     if value == 1:
@@ -178,7 +181,7 @@ def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
     # The published size of each protocol and set is where the search for one that fits begins.
     given["batch_size"] = None if args.batch_size == AUTO else args.batch_size
     protocols = dict(registry.with_changes(PROTOCOLS, name, given) for name in args.protocol)
-    methods = args.method or [manifest.read(path).get("method") or Path(path).resolve().name for path in args.syn_dir]
+    methods = args.method or [manifest.method(path) or Path(path).resolve().name for path in args.syn_dir]
     _check(parser, args, protocols)
     return Job(
         sets=dict(zip(args.syn_dir, map(str, methods))),

@@ -139,6 +139,7 @@ class Writer:
         geometry = plain(self.teachers.geometry)
         facts = {name: geometry[name] for name in ("stem", "num_classes")}
         facts |= {"archs": list(self.teachers.archs), "classes": stream.views.folder.classes, "versions": versions()}
+        facts["dataset"] = self.teachers.dataset
         index = {"settings": settings, "finished": True, "bytes": size, **facts, "shards": shards}
         write_json(folder / INDEX, index)
         views = stream.protocol.epochs * len(stream.views.folder)
@@ -249,7 +250,10 @@ class StoredLabels:
                 raise TypeError
             self.geometry = Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()})
             names, digests = (tuple(map(str, found)) for found in (self.index["archs"], settings["teachers"]))
-            self.teachers = Teachers(self.geometry, names, digests)
+            dataset = self.index.get("dataset")  # earlier versions did not say it
+            self.teachers = Teachers(
+                self.geometry, names, digests, dataset=dataset if isinstance(dataset, str) else None
+            )
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path}: is not an index of labels; make them anew with --save-labels") from None
 

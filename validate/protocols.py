@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from utils.data.datasets import DATASETS
 from utils.run import registry
 
 SMALL_SIZE = 64  # pixels; above, RDED tiles its images
@@ -41,6 +42,7 @@ class Protocol:
     max_scale: float
     flip: float
     evaluations: int
+    lr_search: tuple[float, ...] = ()  # the rates that `lr` was chosen from; none where it was given
 
 
 # None: decided by the student, the set or the input size, see `resolve`.
@@ -91,6 +93,9 @@ LEARNING_RATES = {
     "swin_v2_t": 0.0001,
 }
 
+SEARCH = "search"  # in the place of a learning rate
+SEARCHED = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the published rate
+
 
 @dataclass(frozen=True)
 class SetFacts:
@@ -100,16 +105,20 @@ class SetFacts:
     ipc: int
     images: int
     input_size: int  # pixels
+    dataset: str | None = None  # the known data set that it is of
 
 
 def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: int) -> Protocol:
-    """The protocol of `settings` for a student `arch` on a set."""
+    """The protocol of `settings` for a student `arch` on a set; with the rates to choose from where one is searched."""
     settings = dict(settings)
     if settings["batch_size"] is None:
-        settings["batch_size"] = default_batch_size(facts.num_classes, facts.ipc)
+        settings["batch_size"] = default_batch_size(facts)
     settings["batch_size"] = min(settings["batch_size"], facts.images)
-    if settings["lr"] is None:
-        settings["lr"] = LEARNING_RATES.get(arch, 0.001)
+    if settings["lr"] in (None, SEARCH):
+        rate = LEARNING_RATES.get(arch, 0.001)
+        if settings["lr"] == SEARCH:
+            settings["lr_search"] = tuple(float(f"{factor * rate:.6g}") for factor in SEARCHED)
+        settings["lr"] = rate
     if settings["loss"] is None:
         settings["loss"] = "ce" if settings["labels"] == "hard" else "kl"
     if settings["temperature"] is None:
@@ -121,10 +130,12 @@ def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: i
     return Protocol(**settings, evaluations=evaluations)
 
 
-def default_batch_size(num_classes: int, ipc: int) -> int:
-    """The published batch: by IPC, doubled for many classes, 100 for the 200 of Tiny-ImageNet."""
-    size = 10 if ipc < 10 else 50 if ipc < 30 else 100
-    return 100 if num_classes == 200 else 2 * size if num_classes >= 100 else size
+def default_batch_size(facts: SetFacts) -> int:
+    """The published batch: the data set's own (Tiny-ImageNet's 100), else by IPC, doubled for many classes."""
+    if (known := DATASETS.get(facts.dataset)) and known.student_batch:
+        return known.student_batch
+    size = 10 if facts.ipc < 10 else 50 if facts.ipc < 30 else 100
+    return 2 * size if facts.num_classes >= 100 else size
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ class Teachers:
     networks: tuple[nn.Module, ...] = ()  # frozen, on the device
     geometries: tuple[Geometry, ...] = ()  # of each network
     orders: tuple[str | None, ...] = ()  # who says the order of each one's classes (utils/nets/class_order.py)
+    dataset: str | None = None  # the known data set of their images
 
     @classmethod
     def of(cls, teachers: list[Teacher], runtime: Runtime) -> Teachers:
@@ -73,6 +74,7 @@ class Teachers:
             tuple(frozen(teacher.network, runtime, teacher) for teacher in teachers),
             tuple(teacher.geometry for teacher in teachers),
             tuple(teacher.order for teacher in teachers),
+            next((teacher.dataset for teacher in teachers if teacher.dataset), None),
         )
 
     @property
@@ -139,9 +141,9 @@ def image_weights(folder: ImageFolder) -> list[float] | None:
     if all(weight is None for weight in found):
         return None
     for path, weight in zip(folder.paths, found):
-        if type(weight) not in (int, float) or not 0 < weight < float("inf"):
+        if type(weight) not in (int, float) or not 0 < weight < 1e30:
             raise UserError(
                 f"{folder.root}: its {manifest.MANIFEST} gives {path} the weight {weight}; every image needs a "
-                "positive number, or give --image-weights off"
+                "positive number below 1e30, or give --image-weights off"
             )
     return [float(weight) for weight in found]

@@ -1,11 +1,17 @@
 # Sourced by the jobs of this folder, in the repository's root.
 
+MAX_REQUEUES=${MAX_REQUEUES:-30}    # how often a job is queued again: a month of days, and not for ever
+
 # steps COMMAND...: the command on each machine of the job. A job that a signal ended is queued again, and resumes.
 steps() {
-    local code=0
+    local code=0 before=${SLURM_RESTART_COUNT:-0}    # which Slurm counts
     srun --kill-on-bad-exit=1 "$@" || code=$?
-    if [ "$code" -ge 128 ]; then
-        echo "ended by signal $((code - 128)); finished work is saved, and the job is queued again"
+    if [ "$code" -ge 128 ] && [ "$before" -ge "$MAX_REQUEUES" ]; then
+        echo "ended by signal $((code - 128)); finished work is saved, but the job has started again $before times" \
+            "and is not queued once more (MAX_REQUEUES=$MAX_REQUEUES): look for the cause above, or submit it to go on"
+    elif [ "$code" -ge 128 ]; then
+        echo "ended by signal $((code - 128)); finished work is saved, and the job is queued again" \
+            "($((before + 1)) of at most $MAX_REQUEUES times)"
         scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
     fi
     return "$code"

@@ -4,7 +4,8 @@
 #   sbatch scripts/slurm/one_node.sh scripts/imagenet1k_resnet18_ipc50.sh
 #   sbatch --gpus-per-node=4 --cpus-per-task=32 --export=ALL,IPC=20 scripts/slurm/one_node.sh scripts/distill.sh
 #
-# Two minutes before its time is over the job saves its state and queues itself again; then it resumes.
+# Two minutes before its time is over the job saves its state and queues itself again, at most MAX_REQUEUES times (30);
+# then it resumes.
 # DELT_NPROC is the number of processes on a machine, if not all of its GPUs.
 #SBATCH --job-name=delt
 #SBATCH --nodes=1

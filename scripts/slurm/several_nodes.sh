@@ -3,7 +3,8 @@
 #
 #   sbatch --nodes=4 scripts/slurm/several_nodes.sh scripts/imagenet1k_resnet18_ipc50.sh
 #
-# Two minutes before its time is over the job saves its state and queues itself again; then it resumes.
+# Two minutes before its time is over the job saves its state and queues itself again, at most MAX_REQUEUES times (30);
+# then it resumes.
 # DELT_NPROC is the number of processes on a machine, if not all of its GPUs.
 #SBATCH --job-name=delt
 #SBATCH --nodes=2

@@ -158,3 +158,81 @@ def test_labels_on_disk_know_the_classes_of_a_set_by_position(place):
     place.works("validate", output_dir=place / "again", **line)
     rows = [(place / name / "results.csv").read_text().splitlines()[1].split(",") for name in ("measured", "again")]
     assert rows[0][7:10] == rows[1][7:10]
+
+
+def as_published(place):
+    for number in range(COUNT):
+        (place.init / str(number)).rename(place.init / f"new{number:03d}")
+
+
+@pytest.mark.parametrize("teacher", TEACHERS, ids=["named", "file"])
+def test_starts_of_other_names_are_taken_by_position_if_that_is_said(place, teacher):
+    line = of(place, teacher)
+    place.works("recover", syn_dir=place / "by_name", **line)
+    as_published(place)
+    refused(place, "recover", "new000", "--classes-by position", place.init, **line)
+    said = place.works("recover", classes_by="position", **line)
+    assert "new000 is 0, new001 is 1, new002 is 2" in said
+    assert images(place.syn) == images(place / "by_name"), "under the teacher's names"
+    shutil.rmtree(place.init / "new011")
+    refused(place, "recover", place.init, "11 class folders", 12, classes_by="position", **line)
+
+
+def test_starts_by_position_for_a_teacher_that_nobody_names(place):
+    """Folders keep their names: 0 to 11, by number as the teacher counts them."""
+    place.works("recover", syn_dir=place / "by_name", teacher_path=place / "named.pth")
+    place.works("recover", classes_by="position", **FLAGS)
+    assert images(place.syn) == images(place / "by_name")
+
+
+def test_starts_by_position_that_have_the_very_names_are_taken_by_name(place):
+    names = [str(k) for k in (3, 1, 2, 0, *range(4, COUNT))]
+    content = torch.load(place / "named.pth", weights_only=True)
+    torch.save({**content, "classes": names}, place / "named.pth")
+    for first, second in ((place.init / "0", place.init / "3"),):
+        first.rename(place.init / "other")
+        second.rename(first)
+        (place.init / "other").rename(second)
+    line = dict(teacher_path=place / "named.pth")
+    place.works("recover", syn_dir=place / "by_name", **line)
+    place.works("recover", classes_by="position", **line)
+    assert images(place.syn) == images(place / "by_name")
+
+
+def test_another_way_to_take_the_classes_is_another_run(place):
+    place.works("recover", **of(place, TEACHERS[0]))
+    as_published(place)
+    refused(place, "recover", "another run", classes_by="position", **of(place, TEACHERS[0]))
+
+
+def letters(place):
+    """The same classes with names whose sorted order is the teacher's, and a teacher that says them."""
+    for root in place.train, place.val, place.init:
+        for number in range(COUNT):
+            (root / str(number)).rename(root / f"{number:02d}")
+    content = torch.load(place / "named.pth", weights_only=True)
+    torch.save({**content, "classes": [f"{k:02d}" for k in range(COUNT)]}, place / "named.pth")
+
+
+@pytest.mark.parametrize("stage", ["recover", "validate"])
+@pytest.mark.parametrize("first", ["named.pth", "teacher.pth"])
+def test_a_teacher_with_names_and_one_without_work_together(place, stage, first):
+    letters(place)
+    second = {"named.pth": "teacher.pth", "teacher.pth": "named.pth"}[first]
+    line = {**FLAGS, "teacher_path": [place / first, place / second]}
+    assert "is right about" in place.works(stage, **line), "the order of the one without names is checked"
+
+
+@pytest.mark.parametrize("stage", ["recover", "validate"])
+def test_they_do_so_in_the_order_of_a_file(place, stage):
+    line = {**FLAGS, "teacher_path": [place / "named.pth", place.teacher]}
+    refused(place, stage, "sorted order", "--classes FILE", **line)
+    place.works(stage, classes=place / "classes.txt", **line)
+
+
+def test_one_without_names_that_has_another_order_is_refused_by_its_answers(place):
+    letters(place)
+    weights = torch.load(place.teacher, weights_only=True)
+    last = [name for name in weights if name.startswith("classifier")]
+    torch.save({k: v.flip(0) if k in last else v for k, v in weights.items()}, place.teacher)
+    refused(place, "recover", "another order", **{**FLAGS, "teacher_path": [place / "named.pth", place.teacher]})

@@ -117,6 +117,23 @@ def test_stage_command_lines(distill, tmp_path):
     ]
 
 
+def test_the_order_of_the_classes_arrives_where_there_is_a_teacher(distill, tmp_path):
+    (tmp_path / "order.txt").touch()
+    calls, process = distill("distill", CLASSES=tmp_path / "order.txt", CLASSES_BY="position")
+    assert process.returncode == 0, process.stderr
+    having = {stage for stage, flags in calls if flags.get("classes") == f"{tmp_path}/order.txt"}
+    assert having == {stage for stage, flags in calls if "teacher-arch" in flags}
+    assert having == {"ranking", "recover", "validate", "validate.report.diversity"}
+    placed = {stage for stage, flags in calls if flags.get("classes-by") == "position"}
+    assert placed == {"recover", "validate", "validate.report.diversity"}
+
+
+@pytest.mark.parametrize("name, value", [("CLASSES", "no/such/file"), ("CLASSES_BY", "number")])
+def test_a_wrong_order_of_the_classes_is_said_before_any_work(distill, name, value):
+    calls, process = distill("distill", **{name: value})
+    assert process.returncode == 2 and not calls and f"{name}: " in process.stderr and value in process.stderr
+
+
 def test_every_setting_of_recover_arrives(distill):
     flags = {
         "iterations": "ITR",

@@ -66,6 +66,18 @@ def test_processes_can_be_chosen(slurm, job):
     assert seen["DELT_NPROC"] == "2"
 
 
+@pytest.mark.parametrize("job, more", [("one_node", {}), ("several_nodes", {}), ("recover_array", ARRAY)])
+def test_a_job_is_not_queued_again_for_ever(slurm, job, more):
+    for restarts, limit, again in ((None, None, True), (2, 3, True), (3, 3, False), (4, 3, False), (0, 0, False)):
+        counted = {} if restarts is None else {"SLURM_RESTART_COUNT": str(restarts)}
+        counted |= {} if limit is None else {"MAX_REQUEUES": str(limit)}
+        done, _, asked = slurm(job, CODE="143", **counted, **more)
+        assert done.returncode == 143 and ("requeue" in asked) is again
+        assert ("not queued once more (MAX_REQUEUES=" in done.stdout) is not again
+    assert "requeue" in slurm(job, CODE="143", SLURM_RESTART_COUNT="29", **more)[2]
+    assert "requeue" not in slurm(job, CODE="143", SLURM_RESTART_COUNT="1000", **more)[2], "there is a limit by itself"
+
+
 def test_a_job_that_a_signal_ended_is_queued_again(slurm):
     done, _, asked = slurm("one_node", CODE="143")
     assert done.returncode == 143 and "requeue 41" in asked and "saved" in done.stdout

@@ -65,9 +65,9 @@ def test_without_augmentation_nothing_is_drawn():
         (1000, 1, 20),
         (1000, 10, 100),
         (1000, 50, 200),
-        (200, 1, 100),
+        (200, 1, 20),
         (200, 10, 100),
-        (200, 50, 100),
+        (200, 50, 200),
         # Never more than the set:
         (3, 1, 3),
         (2, 10, 20),
@@ -77,6 +77,17 @@ def test_without_augmentation_nothing_is_drawn():
 def test_default_batch_size(classes, ipc, batch):
     assert resolved("delt", facts=SetFacts(classes, ipc, classes * ipc, 32)).batch_size == batch
     assert resolved("delt", facts=SetFacts(classes, ipc, classes * ipc, 32), batch_size=2).batch_size == 2
+
+
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+def test_tiny_imagenet_has_a_batch_of_its_own(ipc):
+    """100, as RDED's code has it for the data set; other sets of 200 classes have that of their IPC."""
+    facts = SetFacts(200, ipc, 200 * ipc, 64, "tinyimagenet")
+    assert resolved("delt", facts=facts).batch_size == 100
+    assert resolved("delt", facts=facts, batch_size=7).batch_size == 7
+    assert (
+        resolved("delt", facts=SetFacts(10, ipc, 10 * ipc, 32, "cifar10")).batch_size == {1: 10, 10: 50, 50: 100}[ipc]
+    )
 
 
 @pytest.mark.parametrize(

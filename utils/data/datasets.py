@@ -36,6 +36,7 @@ class DataSet:
     squeeze_epochs: int = 50
     images: tuple[int, int] | None = None  # the published numbers of training and test images
     pretrained: bool = False  # whether torchvision has networks that were trained on it
+    student_batch: int | None = None  # published for students, where it is not the usual one for the IPC
 
     # What preparing it needs
     source: str = "an ImageFolder"  # what --source wants: the official archive's file name, or what else there is
@@ -105,6 +106,7 @@ DATASETS = {
         classes=200,
         input_size=64,
         images=(100000, 10000),
+        student_batch=100,
         source="tiny-imagenet-200.zip",
         home="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
         layouts=("tiny_imagenet", "image_folder"),

@@ -38,6 +38,31 @@ def image_digests(folder: str | Path) -> dict[str, str]:
     return {path: value for path, value in found.items() if isinstance(value, str) and _SHA256.fullmatch(value)}
 
 
+def method(folder: str | Path) -> str | None:
+    """What the set in `folder` calls its method, on one line; None where it does not say.
+
+    Raises UserError as `read` does.
+    """
+    value = read(folder).get("method")
+    return " ".join(value.split()) or None if isinstance(value, str) else None
+
+
+def dataset(folder: str | Path) -> str | None:
+    """The data set that was named when the set in `folder` was made; None where none was.
+
+    Raises UserError as `read` does.
+    """
+    content = read(folder)
+    value = content.get("dataset") or _entries(content, "arguments").get("dataset")
+    return value if isinstance(value, str) else None
+
+
+def seconds(content: dict[str, Any]) -> float:
+    """That a manifest or a checkpoint says its stage took; 0 where it says none, or what cannot be."""
+    value = content.get("seconds")
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e12 else 0.0
+
+
 def kept_ipc(folder: str | Path) -> int | None:
     """The images per class of a selection whose short classes were kept as they are; None for any other folder.
 
@@ -45,7 +70,7 @@ def kept_ipc(folder: str | Path) -> int | None:
     """
     settings = _entries(read(folder), "settings")
     ipc = settings.get("ipc") if settings.get("short_classes") == KEEP else None
-    return ipc if isinstance(ipc, int) and ipc > 0 else None
+    return ipc if type(ipc) is int and ipc > 0 else None
 
 
 def _entries(content: dict[str, Any], name: str) -> dict[str, Any]:

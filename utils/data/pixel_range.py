@@ -7,6 +7,8 @@ from PIL import Image
 
 BITS = (1, 2, 4, 8, 10, 12, 14, 16)  # depths that cameras, scanners and microscopes have
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+_SGI = "SGI16"  # whose lower bytes Pillow does not give
+_SWAPPED = ("RGB", "RGBX", "RGBA")  # layouts of 16 bits that Pillow reads in either order of bytes
 _FULL_RANGE = ("PPM", "JPEG2000")  # Pillow has brought their integers to 16 bits, by the largest value they name
 
 
@@ -38,31 +40,54 @@ def to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def colour_layout(image: Image.Image) -> str:
-    """How the values of a colour image of 16 bits lie in its file, such as RGB;16B; "" for any other image.
+    """How the values of an image of 16 bits that Pillow cuts to 8 lie in its file, such as RGB;16B; "" for any other.
 
-    To be asked before the image is read: Pillow cuts such values down to 8 bits.
+    To be asked before the image is read. It is an image in colour or with transparency, or one of SGI's.
     """
-    args = image.tile[0].args if image.tile else ""
-    layout = str(args if isinstance(args, str) else args[0] if args else "")
-    return layout if image.mode in ("RGB", "RGBA") and layout[-4:-1] == ";16" else ""
+    if not image.tile or image.mode not in ("L", "LA", "RGB", "RGBA"):
+        return ""
+    tile = image.tile[0]
+    args = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+    if tile.codec_name == "SGI16" or (tile.codec_name == "sgi_rle" and args[2] == 2):
+        return _SGI
+    layout = str(args[0]) if args else ""
+    return layout if layout[-4:-1] == ";16" else ""
 
 
 def seems_shallow(image: Image.Image) -> bool:
     """Whether no colour is above a quarter of 8 bits: 14 bits or less, if the image has 16 in its file."""
-    return max(high for _, high in image.getextrema()[:3]) < 64
+    colours = [extent for band, extent in zip(image.getbands(), _extents(image)) if band != "A"]
+    return max(high for _, high in colours) < 64
 
 
 def colour_to_8_bits(image: Image.Image, again: Image.Image, layout: str) -> Image.Image:
-    """A colour image of 16 bits, scaled as `to_8_bits` does it. `again`: the same image, opened and not read yet.
+    """An image with a `colour_layout`, scaled as `to_8_bits` does it. `again`: the same image, opened and not read yet.
 
-    Pillow keeps the higher byte of each value, and with the order of the bytes swapped it keeps the lower one.
+    Pillow keeps the higher byte of each value, and with the order of the bytes swapped it keeps the lower one. Of grey
+    with transparency all bytes are read as if they were colours. Raises ValueError where Pillow has no way to them.
     """
-    again.tile = [_with_layout(tile, layout[:-1] + ("B" if layout[-1] in "LN" else "L")) for tile in again.tile]
-    high, low = (np.asarray(part)[..., :3].astype(np.uint16) for part in (image, again))
-    values = (high << 8) + low
+    kind = layout.partition(";")[0]
+    if kind == "LA":
+        again.tile = [_with_layout(tile, "RGBA") for tile in again.tile]
+        values = np.asarray(again).astype(np.uint16)
+        values = (values[..., 0] << 8) + values[..., 1]
+    elif kind in _SWAPPED:
+        again.tile = [_with_layout(tile, layout[:-1] + ("B" if layout[-1] in "LN" else "L")) for tile in again.tile]
+        high, low = (np.asarray(part)[..., :3].astype(np.uint16) for part in (image, again))
+        values = (high << 8) + low
+    else:
+        raise ValueError(
+            "it has 16 bits in its file and uses a few of them, which cannot be read from this kind of file; save it "
+            "as PNG"
+        )
     scaled = Image.fromarray(_highest_bits(values, _bits(values, {})))
     scaled.info = dict(image.info)  # with its EXIF
     return scaled
+
+
+def _extents(image: Image.Image) -> list[tuple[int, int]]:
+    found = image.getextrema()
+    return [found] if len(image.getbands()) == 1 else list(found)
 
 
 def _with_layout(tile: tuple, layout: str) -> tuple:

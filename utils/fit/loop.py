@@ -22,6 +22,10 @@ from utils.run.resume import NoState, State, state_dicts
 from utils.run.seeds import seeded
 
 
+class NotFinite(UserError):
+    """The loss is no number any more: nothing can be learnt at this rate."""
+
+
 @dataclass
 class History:
     """Accuracies in percent; `epochs` has one entry an epoch, with top-1 where it was measured."""
@@ -162,7 +166,7 @@ class Training:
         """Of the epoch so far. Raises UserError if it is not finite."""
         value = distributed.all_reduce_sum(total).item() / distributed.get_world_size() / steps
         if not math.isfinite(value):
-            raise UserError(
+            raise NotFinite(
                 f"{self.name}: loss is {value} in epoch {epoch}, step {steps}, and nothing of it was saved; try a "
                 "smaller --lr, or --precision fp32"
             )

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, known
+from utils.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD, known
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.nets import checkpoints, class_order, models, weights
 from utils.run.errors import UserError
@@ -28,6 +28,7 @@ class Teacher:
     top1: float | None = None  # percent, on the validation set it was squeezed with
     order: str | None = None  # who says the order of its classes; None: the checkpoint itself
     assumed: tuple[str, ...] = ()  # what the checkpoint did not say
+    dataset: str | None = None  # the known data set of its images
 
 
 def load_teacher(
@@ -67,6 +68,7 @@ def load_teacher(
         content.get("top1"),
         order,
         tuple(facts.assumed),
+        given.dataset or facts.dataset,
     )
 
 
@@ -75,6 +77,13 @@ class _Facts:
 
     def __init__(self, path: str, content: dict[str, Any]):
         self.path, self.content, self.assumed = path, content, []
+
+    @property
+    def dataset(self) -> str | None:
+        """The known data set that it names, as squeeze does in its settings."""
+        settings = self.content.get("settings")
+        said = (self.content.get("dataset"), settings.get("dataset") if isinstance(settings, dict) else None)
+        return next((name for name in said if isinstance(name, str) and name in DATASETS), None)
 
     def arch(self, given: str | None) -> str:
         """The architecture. What is given wins where the checkpoint's own name is none that is known."""

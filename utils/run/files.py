@@ -151,7 +151,11 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path) -> Any:
     """Raises UserError where the file is not readable JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # halves of a character, which no other file could hold
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error}); remove it and run the stage again") from None
 

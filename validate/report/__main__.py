@@ -39,7 +39,7 @@ def parse() -> Flags:
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
-        help="gets report.html, results.md, results.csv and figures/; RUN/report if left out",
+        help="gets report.html, results.md, results.csv, scores.csv and figures/; RUN/report if left out",
     )
     parser.add_argument("--title", default="DELT: what was measured", help="of the page")
     parser.add_argument("--classes", type=cli.positive, default=10, help="most classes in the gallery, evenly spaced")
@@ -74,6 +74,10 @@ def main() -> None:
         if chart.draw:
             figures.save(folder / "figures" / f"{chart.anchor}.png", chart.draw)
     write_text(folder / "results.csv", results.to_csv(index=False, lineterminator="\n"))
+    if contents.scores.empty:
+        (folder / "scores.csv").unlink(missing_ok=True)  # an earlier report's
+    else:
+        write_text(folder / "scores.csv", contents.scores.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "results.md", tables.markdown(results))
     write_text(folder / "report.html", page.render(contents))
     students = sum(len(one.seeds) for one in measured)

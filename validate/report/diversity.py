@@ -61,6 +61,7 @@ def read(path: str | Path) -> pd.DataFrame:
 class Flags:
     syn_dir: tuple[str, ...]
     method: tuple[str, ...]  # one for each folder
+    classes_by: str  # name or position
     output_dir: str
 
 
@@ -73,6 +74,7 @@ def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
     parser.add_argument("syn_dir", nargs="+", metavar="DIR", help="ImageFolders with the same classes")
     parser.add_argument("--method", nargs="+", metavar="NAME", help="one name for each DIR; the folders' if left out")
     parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets diversity.csv and diversity.png")
+    cli.add_classes_by(parser, "each DIR", "the first")
     cli.add_teacher(parser)
     cli.add_data(parser, f"images per batch; {BATCH_SIZE} if left out")
     args = parser.parse_args()
@@ -82,13 +84,13 @@ def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
         parser.error(f"{len(folders)} folders need {len(folders)} --method names, not {len(methods)}")
     if len(set(methods)) < len(methods):
         parser.error(f"the --method names must differ ({', '.join(methods)})")
-    flags = Flags(folders, methods, args.output_dir)
+    flags = Flags(folders, methods, args.classes_by, args.output_dir)
     return (flags, *(cli.group(args, kind) for kind in (cli.TeacherFlags, GeometryFlags, cli.MachineFlags)))
 
 
 def main() -> None:
     flags, teacher_flags, geometry_flags, machine = parse()
-    folders = read_folders(flags.syn_dir)
+    folders = read_folders(flags.syn_dir, flags.classes_by)
     output = Path(flags.output_dir) / FILE
     check_output(output)
     for folder in folders:
@@ -107,10 +109,14 @@ def main() -> None:
     print(f"diversity: {output}, {output.with_suffix('.png')}")
 
 
-def read_folders(paths: tuple[str, ...]) -> list[ImageFolder]:
+def read_folders(paths: tuple[str, ...], classes_by: str = "name") -> list[ImageFolder]:
     """Raises UserError where their classes differ, or one has a single image."""
-    classes = ImageFolder(paths[0], "DIR").classes
-    folders = [ImageFolder(path, "DIR", classes, paths[0]) for path in paths]
+    if classes_by == "position":
+        first = cli.by_position(paths[0], "DIR", None)
+        folders = [first, *(cli.by_position(path, "DIR", first.classes) for path in paths[1:])]
+    else:
+        classes = ImageFolder(paths[0], "DIR").classes
+        folders = [ImageFolder(path, "DIR", classes, paths[0]) for path in paths]
     for folder in folders:
         if folder.fewest() < 2:
             raise UserError(f"{folder.root}: has a class of a single image; diversity is measured between two or more")

@@ -30,13 +30,14 @@ def updates(folder: Path) -> list[int] | None:
     settings, images = _part(record, "settings"), _part(record, "images")
     rounds: dict[PurePosixPath, list[int]] = {}
     try:
-        iterations, round_iterations = int(settings["iterations"]), int(settings["round_iterations"])
+        iterations, round_iterations = _count(settings["iterations"]), _count(settings["round_iterations"])
         for path in sorted(images):
-            rounds.setdefault(PurePosixPath(path).parent, []).append(int(images[path]["round"]))
-    except (KeyError, TypeError, ValueError, OverflowError):
+            rounds.setdefault(PurePosixPath(path).parent, []).append(_count(images[path]["round"]))
+    except (KeyError, TypeError):
         return None
     # Positions have the same rounds in every class.
-    return [iterations - number * round_iterations for number in next(iter(rounds.values()))] if rounds else None
+    found = [iterations - number * round_iterations for number in next(iter(rounds.values()), [])]
+    return found if found and min(found) >= 0 else None
 
 
 def image_sets(measured: Sequence[Measured]) -> list[ImageSet]:
@@ -75,19 +76,13 @@ def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
         recovered = "units" in record
         start = start_of(entry.set_dir) if recovered else entry.set_dir
         stages = {
-            "squeeze": sum(seconds(teacher) for teacher in _teachers(entry)),
-            "ranking": seconds(manifest.read(start)) if start else 0,
-            "recover": seconds(record) if recovered else 0,
+            "squeeze": sum(manifest.seconds(teacher) for teacher in _teachers(entry)),
+            "ranking": manifest.seconds(manifest.read(start)) if start else 0,
+            "recover": manifest.seconds(record) if recovered else 0,
             "validate": entry.mean("seconds"),
         }
         found[name] = {stage: value for stage, value in stages.items() if value}
     return found
-
-
-def seconds(record: dict[str, Any]) -> float:
-    """What a manifest or a checkpoint says that its stage took; 0 if it does not say."""
-    value = record.get("seconds")
-    return value if isinstance(value, (int, float)) and 0 <= value < 1e12 else 0
 
 
 def _teachers(entry: Measured) -> list[dict[str, Any]]:
@@ -100,6 +95,13 @@ def _teachers(entry: Measured) -> list[dict[str, Any]]:
 @functools.cache
 def _facts(path: str) -> dict[str, Any]:
     return {name: value for name, value in checkpoints.read(path).items() if name != "model"}
+
+
+def _count(value: Any) -> int:
+    """Raises TypeError for anything but a whole number of 0 or more that a run could have."""
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise TypeError
+    return value
 
 
 def _part(record: dict[str, Any], name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from utils.data.gallery import Block
 from validate.report import figures, tables
 from validate.report.charts import Chart
 from validate.report.collect import Measured
+from validate.report.scores import TITLES
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
@@ -78,7 +79,7 @@ def _scores(table: pd.DataFrame) -> dict[str, Any] | None:
         return "" if pd.isna(value) else f"{value:.3f}" if isinstance(value, float) else str(value)
 
     return {
-        "columns": [tables.TITLES.get(name, name) for name in table.columns],
+        "columns": [{**tables.TITLES, **TITLES}.get(name, name) for name in table.columns],
         "rows": table.map(text).to_numpy().tolist(),
     }
 

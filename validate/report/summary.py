@@ -56,10 +56,10 @@ def stages(folder: Path, rows: pd.DataFrame) -> list[str]:
     if (folder / "teacher.pth").exists():
         teacher = checkpoints.read(folder / "teacher.pth")
         top1 = f": top-1 {teacher['top1']:.2f} %" if teacher.get("top1") is not None else ""
-        lines.append(f"squeeze   {origins.seconds(teacher):7.1f} s   teacher {teacher.get('arch', '')}{top1}")
+        lines.append(f"squeeze   {manifest.seconds(teacher):7.1f} s   teacher {teacher.get('arch', '')}{top1}")
     for name, stage in (("init", "ranking"), ("syn", "recover")):
         if record := manifest.read(folder / name):
-            lines.append(f"{stage:9} {origins.seconds(record):7.1f} s   {origins.image_count(record):,} images")
+            lines.append(f"{stage:9} {manifest.seconds(record):7.1f} s   {origins.image_count(record):,} images")
     lines.append(f"validate  {rows['seconds'].sum():7.1f} s   {len(rows)} students")
     return lines
 

@@ -79,6 +79,43 @@ def test_any_content_gives_digests_or_none(tmp_path_factory, content):
         assert isinstance(path, str) and digest in DIGESTS
 
 
+@few
+@given(st.dictionaries(st.sampled_from(["method", "dataset", "seconds", "settings", "arguments"]), VALUES))
+def test_any_content_gives_facts_or_none(tmp_path_factory, content):
+    folder = written(tmp_path_factory.getbasetemp(), content)
+    for function, kind in ((manifest.method, str), (manifest.dataset, str), (manifest.kept_ipc, int)):
+        assert function(folder) is None or (type(function(folder)) is kind and function(folder))
+    assert 0 <= manifest.seconds(manifest.read(folder)) < float("inf")
+
+
+@pytest.mark.parametrize("value", ["", "  ", 3, True, ["delt"], {"a": 1}, None])
+def test_what_is_no_method_is_left_out(tmp_path, value):
+    assert manifest.method(written(tmp_path, {"method": value})) is None
+
+
+def test_a_method_is_one_line(tmp_path):
+    assert manifest.method(written(tmp_path, {"method": " delt\n  jitter=1 "})) == "delt jitter=1"
+
+
+@pytest.mark.parametrize("value", [True, "3", -1, [1], None, float("inf"), float("nan"), 10**400])
+def test_what_are_no_seconds_is_0(tmp_path, value):
+    assert manifest.seconds(manifest.read(written(tmp_path, {"seconds": value}))) == 0
+
+
+@pytest.mark.parametrize("value", [True, "3", -1, 0, 2.5, [1], None])
+def test_what_is_no_number_of_images_is_none(tmp_path, value):
+    assert manifest.kept_ipc(written(tmp_path, {"settings": {"short_classes": "keep", "ipc": value}})) is None
+
+
+def test_half_a_character_is_refused(tmp_path):
+    """JSON can hold it, and no file or terminal that it would be written to."""
+    (tmp_path / "manifest.json").write_text('{"method": "\\ud800"}')
+    with pytest.raises(UserError, match="manifest.json"):
+        manifest.method(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"method": "\\ud83d\\ude00"}')
+    assert manifest.method(tmp_path) == "\U0001f600"
+
+
 @pytest.mark.parametrize("stage, name", [("ranking", "selected"), ("recover", "syn")])
 def test_stages_write_what_is_read(place, stage, name):
     place.works(stage)

@@ -111,7 +111,7 @@ def test_an_image_of_one_value(tmp_path, value, seen):
 
 
 def png16(path, values, kind, exif=b""):
-    """A PNG of 16 bits a channel; `kind` 2: RGB, 6: RGBA."""
+    """A PNG of 16 bits a channel; `kind` 2: RGB, 4: grey and alpha, 6: RGBA."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -132,10 +132,56 @@ def test_colours_of_more_than_8_bits(tmp_path, kind, channels, bits):
     assert (np.asarray(read_rgb(tmp_path / "x.png")) == values[..., :3] >> (bits - 8)).all()
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+def test_grey_with_alpha_of_more_than_8_bits(tmp_path, bits):
+    values = np.random.default_rng(0).integers(0, 2**bits, (6, 4, 2))
+    values[0, 0, 0] = 2**bits - 1
+    values[..., 1] = 65535  # opaque: the alpha tells nothing of the greys' range
+    png16(tmp_path / "x.png", values, 4)
+    assert (grey(tmp_path / "x.png") == values[..., 0] >> (bits - 8)).all()
+    assert probe(tmp_path / "x.png") == size_of(tmp_path / "x.png") == (4, 6)
+
+
+def sgi16(path, values):
+    """An SGI image of 16 bits a value, uncompressed; `values` (H, W, channels)."""
+    height, width, channels = values.shape
+    header = struct.pack(">HBBHHHHII", 474, 0, 2, 3 if channels > 1 else 2, width, height, channels, 0, 65535)
+    path.write_bytes(header.ljust(512, b"\0") + values[::-1].transpose(2, 0, 1).astype(">u2").tobytes())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sgi_images_of_16_bits(tmp_path, channels):
+    values = np.random.default_rng(0).integers(0, 2**16, (6, 4, channels))
+    values[0, 0] = 65535
+    sgi16(tmp_path / "full.sgi", values)
+    assert (np.asarray(read_rgb(tmp_path / "full.sgi")) == values >> 8).all()
+    sgi16(tmp_path / "dark.sgi", values >> 4)
+    for read in (read_rgb, probe):
+        with pytest.raises(UserError, match="dark.sgi: .*16 bits.*PNG"):
+            read(tmp_path / "dark.sgi")
+
+
+def test_colours_that_alpha_was_multiplied_into(tmp_path):
+    """Pillow divides the higher bytes by the alpha, and the lower bytes cannot be got back from that."""
+    entries = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 4, 8), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 16)]
+    entries += [(277, 3, 1, 4), (278, 3, 1, 1), (279, 4, 1, 8), (338, 3, 1, 1)]
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    for colour, readable in ((50000, True), (4000, False)):
+        pixels = struct.pack("<4H", 16, 16, 16, 16) + struct.pack("<4H", colour, colour, colour, 65535)
+        content = struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels + directory + bytes(4)
+        (tmp_path / "x.tif").write_bytes(content)
+        if readable:
+            assert (grey(tmp_path / "x.tif") == colour >> 8).all()
+        else:
+            with pytest.raises(UserError, match="x.tif: .*16 bits"):
+                read_rgb(tmp_path / "x.tif")
+
+
 def test_a_black_image_stays_black(tmp_path):
     png16(tmp_path / "x.png", np.zeros((4, 4, 3), int), 2)
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "y.png")
-    for name in ("x.png", "y.png"):
+    png16(tmp_path / "z.png", np.zeros((4, 4, 2), int), 4)
+    for name in ("x.png", "y.png", "z.png"):
         assert np.asarray(read_rgb(tmp_path / name)).max() == 0
 
 

@@ -1,6 +1,7 @@
 """Diversity: the mean cosine similarity of all pairs of a class."""
 
 import itertools
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -103,3 +104,16 @@ def test_a_strange_table_of_diversity(tmp_path, content):
     (tmp_path / "diversity.csv").write_text(content)
     with pytest.raises(UserError, match="validate.report.diversity"):
         diversity.read(tmp_path / "diversity.csv")
+
+
+def test_sets_of_other_names_are_taken_by_position_if_that_is_said(place):
+    shutil.copytree(place.init, place / "other")
+    for number, name in enumerate(sorted(path.name for path in place.init.iterdir())):
+        (place / "other" / name).rename(place / "other" / f"new{number:03d}")
+    words = [place.init, place / "other", "--teacher-path", place.teacher, "--output-dir", place / "found"]
+    refused = place.start("validate.report.diversity", *words)
+    assert refused.code == 2 and "new000" in refused.err
+    assert place.start("validate.report.diversity", *words, "--classes-by", "position").code == 0
+    table = diversity.read(place / "found" / "diversity.csv")
+    one, two = (table[table["method"] == name].set_index("class")["similarity"] for name in ("init", "other"))
+    assert one.to_dict() == two.to_dict()

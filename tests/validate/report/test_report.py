@@ -49,6 +49,7 @@ def test_the_files_of_a_report(made):
         "report.html",
         "results.md",
         "results.csv",
+        "scores.csv",
         *(f"figures/{name}.png" for name in FIGURES),
     }
     for name in FIGURES:
@@ -90,6 +91,21 @@ def test_scores_are_shown_where_the_whole_sets_accuracy_is_given(made):
     # 0.5 * (0.45 - 0.0975) - 0.5 * (0.9 - 0.31) = -0.11875
     expected = (math.exp(-0.11875) - math.exp(-1)) / (math.e - math.exp(-1))
     assert "DD-Ranking" in made[2] and f"<td>{expected:.3f}</td>" in made[2]
+
+
+def test_the_page_and_the_table_say_that_no_rate_was_searched(made):
+    [row] = table(made[0] / "report" / "scores.csv")
+    assert row["method"] == "delt" and "none (LRS: not comparable with DD-Ranking's leaderboard)" == row["lr_search"]
+    assert "<td>none (LRS: not comparable with DD-Ranking&#39;s leaderboard)</td>" in made[2]
+    assert "not comparable with DD-Ranking's leaderboard" in made[2]
+
+
+@pytest.mark.slow
+def test_scores_of_an_earlier_report_do_not_stay(run):
+    report(run, "--full-hard", "90")
+    assert (run / "report" / "scores.csv").exists()
+    report(run)
+    assert not (run / "report" / "scores.csv").exists()
 
 
 @pytest.mark.slow

@@ -56,3 +56,36 @@ def test_what_was_measured_under_several_settings_gives_no_score(tmp_path):
     assert list(table(tmp_path, 90.0).index) == ["delt"]
     write_result(tmp_path, "delt", "hard", ((0, 90.0),), name="again", settings={"lr": 0.5})
     assert table(tmp_path, 90.0).empty
+
+
+def searched(run, *pairs):
+    """Which scores are said to have the searches, of results by these protocols."""
+    for number, (method, protocol) in enumerate(pairs):
+        write_result(run, method, protocol, ((0, 40.0 + number),))
+    found = table(run, 90.0).loc["delt", "lr_search"]
+    return found.split(" (")[0], found.count("not comparable")
+
+
+SOFT, PLAIN, RANDOM = ("delt", "delt"), ("delt", "noaug"), ("random", "delt lr=search")
+RANDOM_PLAIN = ("random", "noaug lr=search")
+
+
+def test_what_was_searched_is_said(tmp_path):
+    hard = ("delt", "hard lr=search")
+    assert searched(tmp_path / "a", SOFT, hard, RANDOM) == ("LRS", 0)
+    assert searched(tmp_path / "b", SOFT, hard, ("random", "delt")) == ("none", 1), "random images were not"
+    assert searched(tmp_path / "c", SOFT, ("delt", "hard"), RANDOM) == ("none", 1), "hard labels were not"
+    assert searched(tmp_path / "d", SOFT, PLAIN, RANDOM, RANDOM_PLAIN) == ("ARS", 0)
+    assert searched(tmp_path / "e", SOFT, hard, PLAIN, RANDOM, ("random", "noaug")) == ("LRS", 1)
+    assert searched(tmp_path / "f", SOFT, hard, PLAIN, RANDOM, RANDOM_PLAIN) == ("LRS, ARS", 0)
+
+
+def test_what_was_searched_is_taken_before_what_was_not(tmp_path):
+    write_result(tmp_path, "delt", "delt", ((0, 50.0),))
+    write_result(tmp_path, "random", "delt", ((0, 40.0),))
+    write_result(tmp_path, "delt", "hard", ((0, 30.0),))
+    write_result(tmp_path, "random", "delt lr=search", ((0, 45.0),), name="r")
+    write_result(tmp_path, "delt", "hard lr=search", ((0, 33.0),), name="h")
+    # 0.5 * (0.5 - 0.45) - 0.5 * (0.9 - 0.33) = -0.26
+    expected = (math.exp(-0.26) - math.exp(-1)) / (math.e - math.exp(-1))
+    assert table(tmp_path, 90.0).loc["delt", "LRS"] == pytest.approx(expected)

@@ -1,7 +1,13 @@
 """The table of results, as it is stored and as people read it."""
 
-import pandas as pd
+from xml.etree import ElementTree
 
+import pandas as pd
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from helpers import few
 from result_files import write_result
 from validate.report import collect, published, tables
 
@@ -34,6 +40,45 @@ def test_markdown(tmp_path):
     assert "| a\\|b |" in lines[3] or "| a\\|b |" in lines[2]
     text = "\n".join(lines)
     assert "| 42.00 ± 2.83 | 2 | 43.00 | 90.00 | 3 | 5 | measured |" in text and "| 9.50 | 1 |" in text
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("delt epochs=100", "delt epochs=100"),
+        ("mobilenet_v2", "mobilenet\\_v2"),
+        ("a|b", "a\\|b"),
+        ("a\\|b", "a\\\\\\|b"),
+        ("`x` *y* ~~z~~", "\\`x\\` \\*y\\* &#126;&#126;z&#126;&#126;"),
+        ("[x](http://y.z)", "\\[x\\](http&#58;//y.z)"),
+        ("www.y.z WWW.y.z", "www&#46;y.z WWW&#46;y.z"),
+        ("<b>&amp;</b> $x$", "&#60;b&#62;&#38;amp;&#60;/b&#62; &#36;x&#36;"),
+        ("a\n|b\r\n\u2028c\x1b[31m", "a \\|b c \\[31m"),
+        ("/data/my set/", "/data/my set/"),
+    ],
+)
+def test_what_markdown_would_read_as_more_is_escaped(text, expected):
+    assert tables.escaped(text) == expected
+
+
+WORDS = st.text(st.sampled_from("ab1 |\\`*_[]()<>&~$#!{}+-.:/\n\t=@\"'"), max_size=30).map(str.strip)
+
+
+@few
+@given(st.lists(WORDS, min_size=5, max_size=5))
+@example(["<script>alert(1)</script>", "![x](y)", "a | b", "\\", "&lt;"])
+def test_every_cell_shows_what_it_holds(words):
+    """By another reader of Markdown, which makes HTML of it: the cells hold the text, and no element but their own."""
+    markdown = pytest.importorskip("markdown")
+    names = dict(zip(("dataset", "method", "teacher", "student", "protocol"), words))
+    rows = [{**dict.fromkeys(tables.TITLES), "std": None, "ipc": 3, "top1": 5.0, "source": "measured", **names}] * 2
+    html = markdown.markdown(tables.markdown(pd.DataFrame(rows)), extensions=["tables"])
+    root = ElementTree.fromstring(f"<root>{html}</root>")
+    assert {element.tag for element in root.iter()} == {"root", "table", "thead", "tbody", "tr", "th", "td"}
+    [head, *body] = [[" ".join((cell.text or "").split()) for cell in row] for row in root.iter("tr")]
+    assert len(body) == 2 and {len(row) for row in body} == {len(head)}
+    for name, word in names.items():
+        assert body[0][head.index(tables.TITLES[name])] == " ".join(word.split())
 
 
 def test_rows_of_other_settings_are_rows_of_their_own(tmp_path):

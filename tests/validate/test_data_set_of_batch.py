@@ -1,0 +1,59 @@
+"""Which data set decides the students' batch: the flag's, the teacher's, or the one that the set's manifest names."""
+
+import json
+
+import pytest
+import torch
+
+from utils.data import datasets
+
+
+@pytest.fixture
+def own_batch(monkeypatch):
+    """A data set of the test's three classes whose students have batches of 5; by IPC 4 they have 10."""
+    facts = datasets.DataSet(classes=3, input_size=14, student_batch=5)
+    monkeypatch.setitem(datasets.DATASETS, "insects", facts)
+
+
+def batch_sizes(place, **line):
+    place.works("validate", epochs=1, **line)
+    return {json.loads(path.read_text())["settings"]["batch_size"] for path in (place / "measured/results").iterdir()}
+
+
+def test_nobody_names_one(place, own_batch):
+    assert batch_sizes(place) == {10}
+
+
+def test_the_flag_names_it(place, own_batch):
+    assert batch_sizes(place, dataset="insects") == {5}
+
+
+@pytest.mark.parametrize("said", [{"settings": {"dataset": "insects"}}, {"dataset": "insects"}])
+def test_the_teacher_names_it(place, own_batch, said):
+    teacher = torch.load(place.teacher, weights_only=True)
+    torch.save({**teacher, **said}, place.teacher)
+    assert batch_sizes(place) == {5}
+    assert batch_sizes(place, save_labels=place / "labels", method="b") == {5}
+    line = dict(teacher_path=None, load_labels=place / "labels", student_arch="conv2", method="c")
+    assert batch_sizes(place, **line) == {5}, "stored labels know it from their teacher"
+
+
+@pytest.mark.parametrize("said", [{"dataset": "insects"}, {"arguments": {"dataset": "insects"}}])
+def test_the_manifest_of_one_set_decides_for_all(place, own_batch, said):
+    (place.init / "manifest.json").write_text(json.dumps(said))
+    assert batch_sizes(place, syn_dir=[place.val, place.init], ipc=4, method=["a", "b"]) == {5}
+
+
+@pytest.mark.parametrize("said", [{"settings": []}, {"dataset": 3}, {"settings": {"dataset": "unheard-of"}}])
+def test_what_names_none_decides_nothing(place, own_batch, said):
+    teacher = torch.load(place.teacher, weights_only=True)
+    torch.save({**teacher, **said}, place.teacher)
+    (place.init / "manifest.json").write_text(json.dumps({"dataset": ["insects"], "arguments": 3}))
+    assert batch_sizes(place) == {10}
+
+
+def test_stages_write_it_down(place, own_batch):
+    for stage, folder in (("ranking", "selected"), ("recover", "syn")):
+        place.works(stage, dataset="insects")
+        manifest = json.loads((place / folder / "manifest.json").read_text())
+        assert "insects" in (manifest.get("dataset"), manifest.get("arguments", {}).get("dataset"))
