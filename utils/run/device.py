@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -117,12 +118,21 @@ class _Compiled:
         except Exception as error:
             if self.faster is self.function or not type(error).__module__.startswith(COMPILER):
                 raise
-            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            reason = _reason(error)
             if self.required:
                 raise UserError(f"--compile on: torch.compile failed ({reason}); give --compile off") from None
             print(f"torch.compile failed ({reason}); continuing without it")
             self.faster = self.function
             return self.function(*tensors)
+
+
+def _reason(error: Exception) -> str:
+    """What torch.compile says of itself, and the first error of the compiler where it was the one to fail."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # Not a line of the long command that failed, which may name anything.
+    said = lines[lines.index("Output:") + 1 :] if "Output:" in lines else []
+    said = [line for line in said if re.search(r"\berror\b", line, re.IGNORECASE)]
+    return ": ".join([lines[0], *said[:1]])
 
 
 def _found(device: str) -> str:
