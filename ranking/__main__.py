@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from ranking import score, selection
+from ranking import record, score, selection
 from ranking.criteria import CRITERIA, Candidates, Criterion
+from ranking.existing import Existing
 from ranking.score import Scorer
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
@@ -33,6 +33,7 @@ from utils.run.files import digest, flush_folder, sha256, write_json
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_folder, check_output, claim, locked
 from utils.run.shared_work import SharedWork
+from utils.run.stopwatch import Stopwatch
 
 BATCH_SIZE = 256
 GO_ON = "--short-classes repeat or keep to go on with those that are there"
@@ -66,6 +67,15 @@ class Job:
     @property
     def parts(self) -> Path:
         return self.output.with_name(f".{self.output.name}.parts")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is selected."""
+
+    images: dict[str, list[str]]  # class -> paths, position 0 first
+    seconds: float  # of the scores or features that it is by, in all processes
+    request: str | None = None  # with a criterion by features: the digest of all that decided it
 
 
 def parse() -> Job:
@@ -110,8 +120,8 @@ def parse() -> Job:
 
 
 def main() -> None:
+    clock = Stopwatch()
     job = parse()
-    started = time.monotonic()
     folder = ImageFolder(job.train_dir, "--train-dir")
     if job.output_dir:
         if job.short_classes == "error":
@@ -119,28 +129,35 @@ def main() -> None:
         check_folder(job.output_dir, MANIFEST, job.train_dir)
     if job.ranking_file:
         check_output(job.ranking_file)
+        if job.chooses.needs == "scores":
+            record.read(job.ranking_file)  # for its errors: what is no record is not written over
     with contextlib.ExitStack() as locks:
-        # A ranking file that is there is only read, perhaps by several at a time.
-        for output in (job.output_dir, None if existing_ranking(job) else job.ranking_file):
-            if output:
-                locks.enter_context(locked(output))
+        if job.output_dir:
+            locks.enter_context(locked(job.output_dir))
+        is_there = existing_ranking(job)
+        replaces = is_there and job.chooses.needs == "scores" and existing(job).is_others(job.overwrite)
+        # A ranking file that serves is only read, perhaps by several at a time.
+        if job.ranking_file and (replaces or not is_there):
+            locks.enter_context(locked(job.ranking_file))
+        if replaces:
+            Path(job.ranking_file).unlink(missing_ok=True)
         select = by_features if job.chooses.needs == "features" else by_scores
-        chosen, request = select(job, folder)
-        if chosen is not None:
-            write_selection(job, chosen, request, started)
+        choice = select(job, folder, clock)
+        if choice is not None:
+            write_selection(job, choice, clock)
             remove_parts(job)
 
 
-def by_scores(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | None, None]:
-    """Class -> chosen paths, and nothing to name the choice by: the scores and the criterion do.
+def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Choice | None:
+    """What the criterion chooses by the scores.
 
     None where nothing is to be selected, or another process will do so.
     """
-    table = scores(job, folder)
+    table = scores(job, folder, clock)
     if table is None or not job.output_dir:
         if table is not None:
             remove_parts(job)
-        return None, None
+        return None
     rows = {name: group for name, group in table.groupby("class")}
     counts = {name: len(rows.get(name, ())) for name in folder.classes}
     least = job.ipc if job.short_classes == "error" else 1
@@ -155,7 +172,7 @@ def by_scores(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | Non
         stream = (job.seed, "random selection", name)
         images = Candidates(rows[name]["img_path"].tolist(), stream, rows[name]["score"].tolist())
         chosen[name] = choose(job, images)
-    return chosen, None
+    return Choice(chosen, table.attrs.get("seconds", 0.0))
 
 
 def choose(job: Job, images: Candidates) -> list[str]:
@@ -166,10 +183,11 @@ def choose(job: Job, images: Candidates) -> list[str]:
     return found
 
 
-def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
+def scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> pd.DataFrame | None:
     """The scores: read from --ranking-file if it is there, else computed and written to it.
 
-    None where other processes have not done their pieces yet, or will select.
+    Their `attrs["seconds"]` say how long they took, where that is known. None where other processes have not done
+    their pieces yet, or will select.
     """
     rank, _ = rank_from_environment()
     if rank and (job.chooses.needs == "nothing" or existing_ranking(job)):
@@ -179,9 +197,7 @@ def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
         classes = [folder.classes[label] for label in folder.labels]
         return pd.DataFrame({"img_path": folder.paths, "class": classes, "score": 0.0})
     if existing_ranking(job):
-        table = score.read(job.ranking_file, folder)
-        print(f"ranking: {len(table):,} scores from {job.ranking_file}")
-        return table
+        return existing(job).table(folder)
     runtime, teacher, folder, batch_size = prepare(job)
     machine = job.machine
     scorer = Scorer(
@@ -191,9 +207,11 @@ def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
         batch_size,
         machine.workers,
         machine.finds_batch_size,
+        clock,
     )
     with explain_out_of_memory(batch_size):
-        wanted = identity(job, folder, teacher, runtime, batch_size)
+        settings = record.settings_of(teacher, folder)
+        wanted = identity(job, settings, runtime, batch_size)
 
         def judge(answers: Answers) -> None:
             try:
@@ -206,19 +224,21 @@ def scores(job: Job, folder: ImageFolder) -> pd.DataFrame | None:
     if table is None:
         print("ranking: this process has done its pieces; the scores follow when all are done")
     elif job.ranking_file:
-        score.write(table, job.ranking_file)
+        about = {"arch": teacher.arch, "train_dir": job.train_dir, "precision": runtime.precision}
+        seconds = round(table.attrs["seconds"], 1)
+        score.write(table, job.ranking_file, {"settings": settings, **about, "seconds": seconds})
         print(f"ranking: mean score {table['score'].mean():.3f}; scores: {job.ranking_file}")
     return table
 
 
-def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | None, str]:
-    """Class -> chosen paths, by the teacher's features, and what names this choice.
+def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Choice | None:
+    """What the criterion chooses by the teacher's features.
 
     One class's features are held at a time. None where other processes have not done their classes yet.
     """
     runtime, teacher, folder, batch_size = prepare(job, check=False)
     wanted = {
-        **identity(job, folder, teacher, runtime, batch_size),
+        **identity(job, record.settings_of(teacher, folder), runtime, batch_size),
         "criterion": job.criterion,
         "ipc": job.ipc,
     }
@@ -226,7 +246,7 @@ def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | N
         wanted["short_classes"] = job.short_classes
     request = digest(wanted)
     if (chosen := existing_selection(job, folder, request)) is not None:
-        return chosen, request
+        return Choice(chosen, 0.0, request)
     check_images(job, folder, teacher, runtime)
     reader = FeatureReader(
         frozen(extractor(teacher.network), runtime, teacher),
@@ -244,12 +264,13 @@ def by_features(job: Job, folder: ImageFolder) -> tuple[dict[str, list[str]] | N
         for label, features in reader.by_class(folder, "features", work.take()):
             stream = (job.seed, "random selection", folder.classes[label])
             images = Candidates(folder.of_class(label), stream, features=features)
-            work.save(label, {"chosen": choose(job, images)})
+            work.save(label, {"chosen": choose(job, images), "seconds": clock.lap()})
         found = work.records()
     if found is None:
         print("ranking: this process has done its classes; the selection follows when all are done")
-        return None, request
-    return {name: record["chosen"] for name, record in zip(folder.classes, found)}, request
+        return None
+    chosen = {name: entry["chosen"] for name, entry in zip(folder.classes, found)}
+    return Choice(chosen, sum(entry.get("seconds", 0.0) for entry in found), request)
 
 
 def prepare(job: Job, check: bool = True) -> tuple[Runtime, Teacher, ImageFolder, int]:
@@ -277,48 +298,45 @@ def check_images(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runti
     print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
 
 
-def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, batch_size: int) -> dict:
-    """Everything that decides what the teacher says of the images."""
-    return {
-        "images": digest([folder.paths, folder.classes]),
-        "teacher": teacher.sha256,
-        "size": teacher.geometry.input_size,
-        "mean": teacher.geometry.mean,
-        "std": teacher.geometry.std,
-        "batch_size": batch_size,
-        "precision": runtime.precision,
-        "compile": job.machine.compile,
-    }
+def identity(job: Job, settings: dict, runtime: Runtime, batch_size: int) -> dict:
+    """Everything that decides what the teacher says of the images, to the last bit."""
+    return {**settings, "batch_size": batch_size, "precision": runtime.precision, "compile": job.machine.compile}
 
 
-def write_selection(job: Job, chosen: dict[str, list[str]], request: str | None, started: float) -> None:
+def write_selection(job: Job, choice: Choice, clock: Stopwatch) -> None:
     """Copy the chosen images, and say in the manifest how they were chosen, and which bytes they have."""
-    settings = {"criterion": job.criterion, "ipc": job.ipc, "images": chosen}
+    settings = {"criterion": job.criterion, "ipc": job.ipc, "images": choice.images}
     if job.criterion == "random":
         settings["seed"] = job.seed
     if job.short_classes != "error":
         settings["short_classes"] = job.short_classes
-        say_short_classes(job, chosen)
-    record = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
-    copied, digests = selection.copy(chosen, Path(job.train_dir), Path(job.output_dir))
-    if record.get("finished") and not copied and record.get("sha256") == digests:
+        say_short_classes(job, choice.images)
+    found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
+    path, before = Path(job.output_dir) / MANIFEST, found.get("seconds", choice.seconds)
+    try:
+        copied, digests = selection.copy(choice.images, Path(job.train_dir), Path(job.output_dir))
+    except BaseException:
+        with contextlib.suppress(OSError):
+            write_json(path, {**found, "seconds": round(before + clock.lap(), 1)})
+        raise
+    if found.get("finished") and not copied and found.get("sha256") == digests:
         print(f"ranking: {job.output_dir} is complete")
         return
-    seconds = round(time.monotonic() - started, 1)
+    seconds = round(before + clock.lap(), 1)
     content = {
         "settings": settings,
         "train_dir": job.train_dir,
         "dataset": job.geometry.dataset,
         "ranking_sha256": sha256(job.ranking_file) if existing_ranking(job) else None,
-        "request": request,
+        "request": choice.request,
         "seconds": seconds,
         "sha256": digests,
         "finished": True,
     }
     flush_folder(job.output_dir)  # what the manifest is going to say is there
-    write_json(Path(job.output_dir) / MANIFEST, content)
+    write_json(path, content)
     print(
-        f"ranking: {job.ipc} {job.criterion} images of each of {len(chosen)} classes in {job.output_dir}; "
+        f"ranking: {job.ipc} {job.criterion} images of each of {len(choice.images)} classes in {job.output_dir}; "
         f"{seconds:.0f} s"
     )
 
@@ -353,6 +371,10 @@ def existing_selection(job: Job, folder: ImageFolder, request: str) -> dict[str,
 
 def existing_ranking(job: Job) -> bool:
     return bool(job.ranking_file) and Path(job.ranking_file).exists()
+
+
+def existing(job: Job) -> Existing:
+    return Existing(job.ranking_file, job.train_dir, job.teacher, job.geometry, job.machine)
 
 
 def remove_parts(job: Job) -> None:

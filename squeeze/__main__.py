@@ -19,7 +19,7 @@ from utils.nets import checkpoints, models
 from utils.run import distributed, entry
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
-from utils.run.files import differences, digest
+from utils.run.files import differences
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output, locked
 from utils.run.resume import JointState
@@ -108,7 +108,7 @@ def squeeze(job: Job, runtime: Runtime) -> None:
         images.require_same()
     with locked(job.output):
         recipe = replace(job.recipe, batch_size=batch_size(job, folder, test_folder, runtime))
-        settings = settings_of(job, recipe, folder, runtime)
+        settings = settings_of(job, recipe, (folder, test_folder), runtime)
         distributed.require_same("settings of the run", settings)
         top1 = distributed.by_main(lambda: finished_top1(job, settings))
         if top1 is not None:
@@ -196,18 +196,23 @@ def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime:
 
     if job.machine.finds_batch_size:
         work = {**plain(job.geometry), **runtime.kind, "arch": job.arch}
-        work["images"] = digest([folder.paths, test_folder.paths])
+        work["images"] = [folder.fingerprint(), test_folder.fingerprint()]
         return find_batch_size(BATCH_SIZE, 2, job.output, trial, **work)
     return job.machine.batch_size or BATCH_SIZE
 
 
-def settings_of(job: Job, recipe: Recipe, folder: ImageFolder, runtime: Runtime) -> dict:
-    """What identifies the run: a checkpoint of other settings is another run's."""
+def settings_of(job: Job, recipe: Recipe, folders: tuple[ImageFolder, ImageFolder], runtime: Runtime) -> dict:
+    """What identifies the run: a checkpoint of other settings is another run's.
+
+    The bytes of all images are read for it, far fewer times than the training reads them.
+    """
+    folder, test_folder = folders
     settings = {
         **asdict(recipe),
         **plain(job.geometry),
         "arch": job.arch,
-        "images": digest(folder.paths),
+        "images": folder.fingerprint(),
+        "test_images": test_folder.fingerprint(),
         "precision": runtime.precision,
         "compile": job.machine.compile,
     }

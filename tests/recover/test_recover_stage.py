@@ -12,22 +12,16 @@ import torchvision
 from PIL import Image
 from torch.nn import functional as F
 
-from conftest import CLASSES, COLOURS, INPUT, Place, draw, images, snapshot
+from conftest import CLASSES, COLOURS, INPUT, draw, images, snapshot
 
 IPC = 4
 SRE2L = dict(init_dir=None, init="noise", batch_by="index", milestone=0, round_iterations=0)
 
 
-def copy_of(stock, tmp_path_factory, name):
-    place = Place(tmp_path_factory.mktemp(name) / "place")
-    shutil.copytree(stock.root, place.root)
-    return place
-
-
 @pytest.fixture(scope="module")
 def made(stock, tmp_path_factory):
     """A whole run, which nothing changes."""
-    place = copy_of(stock, tmp_path_factory, "made")
+    place = stock.copied(tmp_path_factory.mktemp("made"))
     place.works("recover")
     return place
 
@@ -118,6 +112,20 @@ def test_a_lost_contact_sheet_is_drawn_again(made, place):
     place.works("recover")
     assert (place.syn / "contact_sheet.png").read_bytes() == (made.syn / "contact_sheet.png").read_bytes()
     assert images(place.syn) == images(made.syn)
+    assert (place.syn / "manifest.json").read_bytes() == (made.syn / "manifest.json").read_bytes()
+
+
+def test_killed_before_the_records_are_removed_the_times_stay(made, place, monkeypatch):
+    """The sheet is drawn after that, so by the next command, which changes nothing in the manifest."""
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.run.shared_work.SharedWork.remove", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            place.run("recover")
+    before = (place.syn / "manifest.json").read_bytes()
+    assert manifest(place)["seconds"] > 0 and not (place.syn / "contact_sheet.png").exists()
+    place.works("recover", workers=0)
+    assert (place.syn / "manifest.json").read_bytes() == before
+    assert (place.syn / "contact_sheet.png").exists() and not (place.syn / ".units").exists()
 
 
 def test_another_seed_gives_another_result(made, place):
@@ -142,13 +150,7 @@ def test_help_names_every_flag_of_the_design(stock):
 
 @pytest.fixture
 def reordered(place):
-    """The teacher as if trained on the classes in another order, none in its alphabetical place."""
-    content = torch.load(place.teacher, weights_only=True)
-    order = [2, 0, 1]
-    for name in ("classifier.weight", "classifier.bias"):
-        content["model"][name] = content["model"][name][order]
-    content["classes"] = [CLASSES[k] for k in order]
-    torch.save(content, place.teacher)
+    place.reorder_teacher()
     return place
 
 
@@ -182,7 +184,7 @@ SMALL_UNITS = dict(iterations=4, round_iterations=2, ipc=2, batch_size=2)  # one
 
 @pytest.fixture(scope="module")
 def unbroken(stock, tmp_path_factory):
-    place = copy_of(stock, tmp_path_factory, "unbroken")
+    place = stock.copied(tmp_path_factory.mktemp("unbroken"))
     place.works("recover", **SMALL_UNITS)
     return place
 

@@ -24,6 +24,7 @@ from utils.run.progress import progress
 
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
 SLICE = 512  # images that are decoded between two looks at what was found
+HASHED = 256  # files that a thread hashes at a time
 
 
 class ImageFolder:
@@ -173,17 +174,31 @@ class ImageFolder:
         """
         if self._fingerprint is None:
             rank, world_size = distributed.get_rank(), distributed.get_world_size()
-            recorded = recorded or {}
             self.require_same()  # or the parts would not be those of one folder
-            own = []
-            for path in self.paths[rank::world_size]:
-                own.append(recorded.get(path) or sha256(self.root / path))
-                distributed.keep_alive()
+            paths, known = self.paths[rank::world_size], dict(recorded or {})
+            unknown = [path for path in paths if not known.get(path)]
+            known.update(zip(unknown, self._hashed(unknown)))
+            own = [known[path] for path in paths]
             digests = [None] * len(self.paths)
             for number, part in enumerate(distributed.all_gather(own)):
                 digests[number::world_size] = part
             self._fingerprint = digest([list(entry) for entry in zip(self.paths, self.labels, digests)])
         return self._fingerprint
+
+    def _hashed(self, paths: list[str]) -> Iterator[str]:
+        """The SHA-256 of each file."""
+
+        def digests(start: int) -> list[str]:
+            return [sha256(self.root / path) for path in paths[start : start + HASHED]]
+
+        with (
+            ThreadPoolExecutor(available_cpus()) as pool,  # hashlib works outside of the interpreter's lock
+            progress(total=len(paths), desc=f"hashing {self.role}", unit="img", leave=False, delay=2) as bar,
+        ):
+            for found in pool.map(digests, range(0, len(paths), HASHED)):
+                yield from found
+                bar.update(len(found))
+                distributed.keep_alive()
 
     def load(self, workers: int | None = None) -> list[tuple[int, int]]:
         """Decode every image once, before any long work; return the (width, height) of each.

@@ -112,6 +112,11 @@ class JointState(State):
     def _read(self) -> bytes:
         return distributed.broadcast_bytes(super()._read)
 
+    @property
+    def seconds(self) -> float:
+        """That the work took so far, the seconds of all ranks together."""
+        return self.seconds_before + (time.monotonic() - self.started) * distributed.get_world_size()
+
     def save(self, content: dict[str, Any]) -> None:
         if distributed.get_rank() == 0:
             super().save(content)
