@@ -6,6 +6,7 @@ if [ -n "${RESERVED[1]:-}" ]; then return 0; fi
 # Clusters and shells export these names for purposes of their own (ARCH=x86_64). They are taken from the script's own
 # lines or from DELT_ARCH, DELT_SEED and so on, and never from the environment. All other variables can be set there.
 RESERVED=(ARCH NAME SEED LR DEVICE INIT METHOD STAGES WORKERS NPROC)
+PROGRAM='DEBUG GRACE MAX_PIXELS'    # DELT_DEBUG and so on are read by the stages themselves
 IGNORED=    # what the environment sets and no script reads; distill.sh names it
 for name in "${RESERVED[@]}"; do
     given=DELT_$name
@@ -19,7 +20,7 @@ for name in "${RESERVED[@]}"; do
 done
 for given in ${!DELT_@}; do
     name=${given#DELT_}
-    case " ${RESERVED[*]} " in *" $name "*) ;; *) IGNORED+=" $given ($name is read)" ;; esac
+    case " ${RESERVED[*]} $PROGRAM " in *" $name "*) ;; *) IGNORED+=" $given ($name is read)" ;; esac
 done
 unset name given
 
@@ -32,6 +33,21 @@ case $(uname -s) in
     Linux|Darwin) ;;    # WSL is a Linux
     *) fail "runs on Linux, macOS and WSL (Windows Subsystem for Linux), and this is $(uname -s)" ;;
 esac
+
+# supervised COMMAND...: a signal to the script, which a scheduler may send to it alone, goes on to the command. The
+# script ends after the command, which saves its state, rather than before it.
+supervised() {
+    local code=0 signalled=yes ended=
+    "$@" <&0 &    # bash deals with signals only while it waits for what runs beside it
+    trap "signalled=yes ended=yes; kill -TERM $! 2> /dev/null || true" TERM INT
+    while [ "$signalled" ]; do    # a signal ends the wait, not the command
+        signalled= code=0
+        wait "$!" || code=$?
+    done
+    trap - TERM INT
+    [ -z "$ended" ] || [ "$code" -ne 0 ] || code=143    # it was done, and nothing else is to begin
+    return "$code"
+}
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 

@@ -120,7 +120,7 @@ run() {
     printf '$'
     printf ' %q' "${line[@]}"
     echo
-    "${line[@]}"
+    supervised "${line[@]}"
 }
 
 stage_squeeze() {

@@ -2,6 +2,12 @@
 
 MAX_REQUEUES=${MAX_REQUEUES:-30}    # how often a job is queued again: a month of days, and not for ever
 
+# lead SECONDS: how long before the end the job's --signal comes. A stage may use all but the last half minute, in which
+# it saves, to end its step. Of a job that is given another --signal set DELT_GRACE.
+lead() {
+    export DELT_GRACE=${DELT_GRACE:-$(($1 - 30))}
+}
+
 # steps COMMAND...: the command on each machine of the job. A job that a signal ended is queued again, and resumes.
 steps() {
     local code=0 before=${SLURM_RESTART_COUNT:-0}    # which Slurm counts

@@ -20,6 +20,7 @@
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 source scripts/slurm/common.sh
+lead 120
 
 export DELT_NPROC=${DELT_NPROC:-${SLURM_GPUS_ON_NODE:-1}}
 steps bash "$1"

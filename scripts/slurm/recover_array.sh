@@ -20,6 +20,7 @@
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 source scripts/slurm/common.sh
+lead 120
 
 export DELT_STAGES=recover DELT_NPROC=1
 # RANK names the task's lock. The number of tasks divides the check of the images and the progress bar, not the units.

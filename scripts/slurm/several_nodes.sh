@@ -19,6 +19,7 @@
 set -euo pipefail
 cd "$SLURM_SUBMIT_DIR"
 source scripts/slurm/common.sh
+lead 120
 
 export NNODES=${NNODES:-$SLURM_NNODES} DELT_NPROC=${DELT_NPROC:-${SLURM_GPUS_ON_NODE:-1}}
 MASTER_ADDR=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}

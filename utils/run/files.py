@@ -86,13 +86,17 @@ def _flush(path: Path) -> None:
         os.close(opened)
 
 
-def make_folder(folder: str | Path) -> None:
-    """Make a folder and those above it, if they are missing; through a link that leads nowhere yet, what it names."""
+def make_folder(folder: str | Path) -> list[Path]:
+    """Make a folder and those above it, if they are missing; through a link that leads nowhere yet, what it names.
+
+    Returns those that were missing, the innermost first.
+    """
     folder = Path(os.path.realpath(folder))
     missing = [above for above in (folder, *folder.parents) if not above.exists()]
     os.makedirs(folder, exist_ok=True)
     for made in reversed(missing):
         _flush(made.parent)
+    return missing
 
 
 def shortened(name: str, limit: int = NAME_BYTES) -> str:

@@ -102,7 +102,7 @@ def locked(output: str | Path) -> Iterator[None]:
     """
     output, rank = Path(output).absolute(), os.environ.get("RANK", "0")
     path = output.with_name(f".{output.name}.lock" if rank == "0" else f".{output.name}.rank{rank}.lock")
-    make_folder(path.parent)
+    made = make_folder(path.parent)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
@@ -114,6 +114,10 @@ def locked(output: str | Path) -> Iterator[None]:
     try:
         path.write_text(f"process {os.getpid()} on {os.uname().nodename}")
         yield
+        made = []
     finally:
         path.unlink(missing_ok=True)  # while it is held: who waits for it sees that this file is gone
         lock.release()
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()  # after an error, if nothing came of it
