@@ -311,7 +311,8 @@ def write_selection(job: Job, choice: Choice, clock: Stopwatch) -> None:
         settings["short_classes"] = job.short_classes
         say_short_classes(job, choice.images)
     found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
-    path, before = Path(job.output_dir) / MANIFEST, found.get("seconds", choice.seconds)
+    path, before = Path(job.output_dir) / MANIFEST, manifest.seconds(found)
+    before = choice.seconds if before is None else before  # of an earlier process, which had them from the scores
     try:
         copied, digests = selection.copy(choice.images, Path(job.train_dir), Path(job.output_dir))
     except BaseException:
