@@ -312,7 +312,9 @@ def write_selection(job: Job, choice: Choice, clock: Stopwatch) -> None:
         settings["short_classes"] = job.short_classes
         say_short_classes(job, choice.images)
     found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
-    path, before = Path(job.output_dir) / MANIFEST, found.get("seconds", choice.seconds)
+    path, before = Path(job.output_dir) / MANIFEST, choice.seconds
+    if "seconds" in found:  # of an earlier process, which had those of the scores
+        before = manifest.seconds(found)
     try:
         copied, digests = selection.copy(choice.images, Path(job.train_dir), Path(job.output_dir))
     except BaseException:
