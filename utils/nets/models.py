@@ -1,4 +1,4 @@
-"""Networks: torchvision's and timm's by name, and the conv nets of the field."""
+"""Networks: torchvision's and timm's by name, and the conv nets and wide residual networks of the field."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import torchvision
 from torch import nn
 
 from utils.data.images import SMALL_SIZE
+from utils.nets.wide_resnet import WideResNet
 from utils.run.errors import UserError
 
 STEMS = ("cifar", "imagenet")
 CONV_WIDTH = 128
 TIMM = "timm/"
+OWN = "conv1 to conv6 (conv3_w32: 32 channels wide), wrn_16_2"  # for messages
 _CONV = re.compile(r"conv([1-6])(?:_w([1-9]\d{0,3}))?")
+_WRN = re.compile(r"wrn_(10|16|22|28|34|40)_([1-9]\d?)")
 
 
 class ConvNet(nn.Module):
@@ -52,7 +55,7 @@ def is_known(arch: str) -> bool:
     """Whether `build` has a network of that name."""
     if arch.startswith(TIMM):
         return timm.is_model(arch.removeprefix(TIMM))
-    return bool(_CONV.fullmatch(arch)) or arch in torchvision.models.list_models(module=torchvision.models)
+    return bool(_CONV.fullmatch(arch) or _WRN.fullmatch(arch)) or arch in torchvision.models.list_models(module=torchvision.models)
 
 
 def default_stem(input_size: int) -> str:
@@ -63,8 +66,8 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     """A network with random weights (or torchvision's named `weights`) for (N, 3, input_size, input_size).
 
     `stem`: "imagenet" leaves torchvision's network as it is; "cifar" makes its first convolution 3x3 with
-    stride 1 and drops the pool behind it. Conv nets have one stem. Raises UserError for an unknown `arch`, or one
-    that cannot take images of this size.
+    stride 1 and drops the pool behind it. Conv nets and WRNs have one stem. Raises UserError for an unknown `arch`, or
+    one that cannot take images of this size.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:
@@ -82,6 +85,8 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
 def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None) -> nn.Module:
     if match := _CONV.fullmatch(arch):
         return ConvNet(int(match[1]), num_classes, input_size, int(match[2] or CONV_WIDTH))
+    if match := _WRN.fullmatch(arch):
+        return WideResNet(int(match[1]), int(match[2]), num_classes)
     if arch.startswith(TIMM):
         model = _make_timm(arch.removeprefix(TIMM), num_classes, input_size)
     else:
@@ -94,8 +99,8 @@ def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
 def _make_torchvision(arch: str, num_classes: int, input_size: int, weights: str | None) -> nn.Module:
     if arch not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
-            f"architecture '{arch}' is not known; use conv1 to conv6 (conv3_w32: 32 channels wide), a torchvision "
-            "classification model such as resnet18, resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
+            f"architecture '{arch}' is not known; use {OWN}, a "
+            "torchvision classification model such as resnet18, resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
         )
     options = {"image_size": input_size} if arch.startswith("vit_") and weights is None else {}
     # These two bring auxiliary classifiers that nothing here uses.
@@ -173,7 +178,7 @@ def _shapes_of_stems(arch: str) -> tuple[dict, dict]:
         try:
             network = _make(arch, 2, 224, "imagenet", None)
             large = _shapes(network.state_dict())
-            if not isinstance(network, ConvNet):
+            if not isinstance(network, (ConvNet, WideResNet)):
                 _give_small_stem(network)
             return large, _shapes(network.state_dict())
         except (UserError, RuntimeError, AssertionError, ValueError):
