@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-REGISTRIES = "validate.protocols ranking.criteria recover.methods utils.data.datasets"
+REGISTRIES = "validate.protocols ranking.criteria recover.methods utils.data.datasets utils.nets.models"
 
 # Ends well for -c, and for a registry unless it is asked for the word 'unknown'. Everything else is noted.
 PYTHON = f"""#!/bin/sh

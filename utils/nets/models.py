@@ -1,9 +1,13 @@
-"""Networks: torchvision's and timm's by name, and the conv nets and wide residual networks of the field."""
+"""Networks: torchvision's and timm's by name, and the conv nets and wide residual networks of the field.
+
+Run as a module, it ends with exit code 2 and one line if one of its arguments is no network's name.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
+import sys
 
 import timm
 import torch
@@ -12,6 +16,7 @@ from torch import nn
 
 from utils.data.images import SMALL_SIZE
 from utils.nets.wide_resnet import WideResNet
+from utils.run import entry
 from utils.run.errors import UserError
 
 STEMS = ("cifar", "imagenet")
@@ -55,7 +60,9 @@ def is_known(arch: str) -> bool:
     """Whether `build` has a network of that name."""
     if arch.startswith(TIMM):
         return timm.is_model(arch.removeprefix(TIMM))
-    return bool(_CONV.fullmatch(arch) or _WRN.fullmatch(arch)) or arch in torchvision.models.list_models(module=torchvision.models)
+    return bool(_CONV.fullmatch(arch) or _WRN.fullmatch(arch)) or arch in torchvision.models.list_models(
+        module=torchvision.models
+    )
 
 
 def default_stem(input_size: int) -> str:
@@ -99,8 +106,8 @@ def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
 def _make_torchvision(arch: str, num_classes: int, input_size: int, weights: str | None) -> nn.Module:
     if arch not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
-            f"architecture '{arch}' is not known; use {OWN}, a "
-            "torchvision classification model such as resnet18, resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
+            f"architecture '{arch}' is not known; use {OWN}, a torchvision classification model such as resnet18, "
+            "resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
         )
     options = {"image_size": input_size} if arch.startswith("vit_") and weights is None else {}
     # These two bring auxiliary classifiers that nothing here uses.
@@ -199,3 +206,13 @@ def read_num_classes(weights: dict[str, torch.Tensor]) -> int | None:
     """The number of outputs of the last linear layer of a state_dict."""
     last = [tensor for tensor in weights.values() if tensor.ndim == 2]
     return last[-1].shape[0] if last else None
+
+
+def main() -> None:
+    with torch.device("meta"):
+        for name in sys.argv[1:]:
+            _make(name, 2, 224, "imagenet", None)
+
+
+if __name__ == "__main__":
+    entry.run(main)
