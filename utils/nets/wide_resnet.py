@@ -10,8 +10,8 @@ from torch.nn.functional import adaptive_avg_pool2d, relu
 class WideResNet(nn.Module):
     """WRN-D-K of CIFAR (Zagoruyko and Komodakis, 2016, arXiv 1605.07146, table 1), without dropout.
 
-    Three groups of (D - 4) / 6 pre-activation blocks, 16 K, 32 K and 64 K channels wide, the second and the third one at
-    half the resolution. Its parameters have the names of the code that most checkpoints come from (RepDistiller's).
+    Three groups of (D - 4) / 6 pre-activation blocks, 16 K, 32 K and 64 K channels wide; the second and the third one
+    halve the image. Its parameters have the names of the code that most checkpoints come from (RepDistiller's).
     """
 
     def __init__(self, depth: int, widen_factor: int, num_classes: int):

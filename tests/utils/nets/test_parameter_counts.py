@@ -1,4 +1,4 @@
-"""Networks of the field: as many parameters as the literature says, and the wide residual network against a plain one."""
+"""Networks of the field: as many parameters as the literature says, and a wide residual network against a plain one."""
 
 import pytest
 import torch
