@@ -241,7 +241,7 @@ def measure(experiment: Experiment, run: Run, protocol: Protocol, folder: ImageF
             experiment.stored[stream.seed].check(stream)
     if protocol.labels == "soft" and any(seed not in run.results for seed in job.seeds):
         experiment.check_class_order()
-    with locked(job.output_dir / "results.csv"):
+    with locked(run.path):
         for stream in streams:
             if stream.seed in run.results:
                 top1 = run.results[stream.seed].top1

@@ -11,6 +11,7 @@ from pathlib import Path
 from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.files import digest, read_json, replacing, shortened, write_json
+from utils.run.outputs import locked
 
 COLUMNS = [
     "dataset",
@@ -98,7 +99,9 @@ class Run:
             "top5": f"{result.top5:.2f}",
             "seconds": f"{result.seconds:.1f}",
         }
-        append_row(self.folder / "results.csv", {name: str(row[name]) for name in COLUMNS})
+        path = self.folder / "results.csv"
+        with locked(path, wait=120):  # another process may add a row of another run
+            append_row(path, {name: str(row[name]) for name in COLUMNS})
 
 
 def file_name(*words: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Callable, Sequence
 
 import pandas as pd
@@ -49,8 +48,7 @@ def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
 
 
 def _diversity(runs: Sequence[str]) -> Chart:
-    paths = [Path(run) / diversity.FILE for run in runs]
-    tables = [diversity.read(path) for path in paths if path.is_file()]
+    tables = [table for run in runs if (table := diversity.of_run(run)) is not None]
     title = "Diversity"
     if not tables:
         text = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from pathlib import Path, PurePosixPath
@@ -11,6 +12,8 @@ from utils.data import manifest
 from utils.data.gallery import ImageSet
 from utils.data.image_folder import ImageFolder
 from utils.nets import checkpoints
+from utils.run.errors import UserError
+from utils.run.files import read_json
 from validate.report.collect import Measured
 
 
@@ -64,6 +67,37 @@ def teacher_top1(entry: Measured) -> float | None:
     return teachers[0].get("top1") if len(teachers) == 1 and entry.teacher == entry.student else None
 
 
+def making(folder: Path) -> dict[str, float]:
+    """Stage -> seconds that it took to make a set, with what it starts from; of stages that say nothing, nothing.
+
+    Statistics of several teachers are summed. What several sets share counts for each of them: alone it would take it.
+    """
+    found, seen = {"ranking": 0.0, "statistics": 0.0, "recover": 0.0}, set()
+    while folder is not None and folder not in seen:
+        seen.add(folder)
+        record = manifest.read(folder)
+        recovered = "units" in record
+        found["recover" if recovered else "ranking"] += seconds(record)
+        for path in _statistics(record) if recovered else ():
+            found["statistics"] += seconds(_beside(path))
+        folder = start_of(folder) if recovered else None
+    return {stage: value for stage, value in found.items() if value}
+
+
+def _statistics(record: dict[str, Any]) -> list[str]:
+    """The files of statistics that a recovered set was made with."""
+    given = _part(record, "arguments").get("statistics")
+    return [path for path in given if isinstance(path, str)] if isinstance(given, list) else []
+
+
+def _beside(path: str) -> dict[str, Any]:
+    """What squeeze.statistics says of a file, in another one beside it; nothing where that is gone."""
+    with contextlib.suppress(UserError):
+        content = read_json(Path(path).with_suffix(".json"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
 def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     """Set and student -> stage -> seconds, where they are known; of validate those of one seed."""
     found: dict[str, dict[str, float]] = {}
@@ -71,15 +105,8 @@ def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
         name = f"{entry.set_title}, {entry.student}"
         if name in found:
             continue
-        record = manifest.read(entry.set_dir)
-        recovered = "units" in record
-        start = start_of(entry.set_dir) if recovered else entry.set_dir
-        stages = {
-            "squeeze": sum(seconds(teacher) for teacher in _teachers(entry)),
-            "ranking": seconds(manifest.read(start)) if start else 0,
-            "recover": seconds(record) if recovered else 0,
-            "validate": entry.mean("seconds"),
-        }
+        squeeze = sum(seconds(teacher) for teacher in _teachers(entry))
+        stages = {"squeeze": squeeze, **making(entry.set_dir), "validate": entry.mean("seconds")}
         found[name] = {stage: value for stage, value in stages.items() if value}
     return found
 
