@@ -29,16 +29,18 @@ from validate.report.collect import Measured
 BASELINE = "random"
 LABEL_BYTES = 2  # of a class in a stored label: fp16
 STAGES = ("ranking", "statistics", "recover")
+OVER = "over random"  # heads what stands beside each top-1
 COLUMNS = (
     *("dataset", "ipc", "teacher", "student", "method", "protocol", "iterations"),
     *("seconds", *(f"{stage}_seconds" for stage in STAGES), "image_bytes", "label_bytes", "labels"),
     *("seeds", "top1", "top1_std", "margin", "margin_std", "similarity"),
 )
 NOTE = (
-    "Seconds are those of making the set: its ranking, statistics and recover, on the machine that ran them, without "
-    "the teachers; what several sets share counts for each. Over random: the mean minus that of random real images "
-    "under the same protocol, teacher and student, with the root of the sum of both variances over their seeds. "
-    "Similarity: of the images of a class, lower is more diverse. Labels: bytes for one student, {labels}."
+    "Top-1 in percent by protocol: the last epoch's, mean and sample standard deviation over seeds. Over random: the "
+    "mean minus that of random real images under the same protocol, teacher and student, with the root of the sum of "
+    "both variances over their seeds. Seconds to make the set, on the machine that did, without the teachers; what "
+    "several sets share counts for each. Bytes of the images, and of the labels for one student: {labels}. Similarity: "
+    "of the images of a class, lower is more diverse. Iterations: of the images that start first."
 )
 COMPUTED = "epochs x images x classes x 2, as if they were stored"
 STORED = "as they are stored"
@@ -168,15 +170,15 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
         hard = found.groupby("protocol", sort=False)["labels"].agg(lambda labels: (labels == "none").all())
         protocols = [*hard[~hard].index, *hard[hard].index]
         seeds = sorted(set(found["seeds"]))
-        columns = ["set", "iterations", "seconds", *STAGES, "images", "similarity"]
-        for protocol in protocols:
-            columns += [protocol, f"{protocol}: over random"]
-            columns += [f"{protocol}: labels"] if not hard[protocol] else []
+        soft = [protocol for protocol in protocols if not hard[protocol]]
+        columns = ["set", *(title for protocol in protocols for title in (protocol, OVER))]
+        columns += ["seconds", *STAGES, "images", *(f"labels, {protocol}" for protocol in soft)]
+        columns += ["similarity", "iterations"]
         # What was measured several times under one name, by other settings, has a row each.
         found = found.assign(again=found.groupby(["method", "protocol"]).cumcount())
         sets = [_by_protocol(one) for _, one in found.groupby(["method", "again"], sort=False)]
         sets.sort(key=lambda one: -_top1(one, protocols[0]))
-        rows = [_row(one, protocols, hard) for one in sets]
+        rows = [_row(one, protocols, soft) for one in sets]
         count = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
         yield Group(f"{dataset}, IPC {ipc}, teacher {teacher}, student {student}, {count}", columns, rows)
 
@@ -189,17 +191,16 @@ def _top1(one: dict[str, pd.Series], protocol: str) -> float:
     return one[protocol]["top1"] if protocol in one else -1.0
 
 
-def _row(one: dict[str, pd.Series], protocols: Sequence[str], hard: pd.Series) -> list[Cell]:
+def _row(one: dict[str, pd.Series], protocols: Sequence[str], soft: Sequence[str]) -> list[Cell]:
     first = next(iter(one.values()))
-    cells = [Cell(first["method"], first["method"]), _cell(first["iterations"], "{:,}")]
-    cells += [_cell(first[name], "{:,.0f}") for name in ("seconds", *(f"{stage}_seconds" for stage in STAGES))]
-    cells += [_bytes(first["image_bytes"]), _cell(first["similarity"], "{:.3f}")]
+    cells = [Cell(first["method"], first["method"])]
     for protocol in protocols:
         row = one.get(protocol, {})
         cells += [_cell(row.get("top1"), "{:.2f}", row.get("top1_std"))]
         cells += [_cell(row.get("margin"), "{:+.2f}", row.get("margin_std"))]
-        cells += [_bytes(row.get("label_bytes"))] if not hard[protocol] else []
-    return cells
+    cells += [_cell(first[name], "{:,.0f}") for name in ("seconds", *(f"{stage}_seconds" for stage in STAGES))]
+    cells += [_bytes(first["image_bytes"]), *(_bytes(one.get(protocol, {}).get("label_bytes")) for protocol in soft)]
+    return [*cells, _cell(first["similarity"], "{:.3f}"), _cell(first["iterations"], "{:,}")]
 
 
 def _cell(value: Any, form: str, deviation: Any = None) -> Cell:
@@ -270,8 +271,9 @@ def main() -> None:
     print()
     for group in groups(frame):
         print(f"{group.title}:")
-        texts = [[cell.text or "-" for cell in row] for row in group.rows]
-        print(pd.DataFrame(texts, columns=group.columns).to_string(index=False), end="\n\n")
+        most = group.columns.index("seconds") + 1  # what a terminal is wide enough for
+        texts = [[cell.text or "-" for cell in row[:most]] for row in group.rows]
+        print(pd.DataFrame(texts, columns=group.columns[:most]).to_string(index=False), end="\n\n")
     print(f"{note(frame)}\n{folder / 'comparison.md'}, {folder / 'comparison.csv'}")
 
 
