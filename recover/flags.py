@@ -6,7 +6,7 @@ import argparse
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Mapping
 
 from recover import methods
 from recover.earlylate import CURRICULA, LR_SCHEDULES
@@ -104,6 +104,12 @@ def _add_method(parser: cli.Parser) -> None:
     group.add_argument("--objective", choices=tuple(OBJECTIVES), help="what the images minimise")
     group.add_argument("--iterations", type=cli.positive, help="ITR, of the images that start first")
     group.add_argument("--round-iterations", type=cli.non_negative, help="ROUND_ITR; 0: all start at once")
+    group.add_argument(
+        "--iterations-share",
+        type=cli.positive_fraction,
+        metavar="SHARE",
+        help="of the recipe's iterations, in as many rounds and stages",
+    )
     group.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
     group.add_argument("--lr", type=cli.non_negative_float)
     group.add_argument("--weight-decay", type=cli.non_negative_float, help="of what is learnt")
@@ -174,6 +180,8 @@ def chosen_method(flags: dict[str, Any], input_size: int | None) -> tuple[str, S
     given = {setting: flags[setting] for setting in recipe if setting in Settings.names() - {"batch_size"}}
     for setting in ("clamp", "flip"):
         given[setting] = {"on": True, "off": False, None: None}[given[setting]]
+    if flags["iterations_share"]:
+        given |= {**share(recipe, flags["iterations_share"]), **{name: v for name, v in given.items() if v is not None}}
     given["stage_sizes"] = tuple(given["stage_sizes"]) if given["stage_sizes"] else None
     options = {setting: value for setting, value in recipe.items() if setting not in Settings.names()}
     for text in flags["option"]:
@@ -190,6 +198,14 @@ def chosen_method(flags: dict[str, Any], input_size: int | None) -> tuple[str, S
     if settings.jitter_low is not None and settings.jitter_low > settings.jitter:
         raise UserError(f"--jitter-low {settings.jitter_low} is above --jitter {settings.jitter}; give at most that")
     return title, settings
+
+
+def share(recipe: Mapping[str, Any], part: float) -> dict[str, int]:
+    """The iterations of a recipe, and of its rounds, for a `part` of the work: at least one in each round and stage."""
+    iterations, round_iterations = recipe["iterations"], recipe["round_iterations"]
+    pieces = iterations // round_iterations if round_iterations else recipe["stages"]
+    each = max(1, round(iterations * part / pieces))
+    return {"iterations": pieces * each, "round_iterations": each if round_iterations else 0}
 
 
 def converted(text: str, kind: type) -> Any:

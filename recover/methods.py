@@ -126,7 +126,8 @@ def main() -> None:
         return registry.main("method", names())
     sys.argv[1:] = words[1:2]
     registry.main("method", names())
-    for line in shell_lines(needs(*words[1:])):
+    several = METHODS.get(words[1], DELT)["combine"] == "turn"
+    for line in shell_lines(needs(*words[1:]), teachers="several" if several else "one"):
         print(line)
 
 
@@ -135,9 +136,9 @@ def names() -> list[str]:
     return list({**METHODS, **NEEDS})
 
 
-def shell_lines(found: Needs) -> list[str]:
-    """NEEDS_RANKING='...' and so on; true and false as bash has them."""
-    values: Mapping[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)}
+def shell_lines(found: Needs, **more: str) -> list[str]:
+    """NEEDS_RANKING='...' and so on, and of `more`; true and false as bash has them."""
+    values: Mapping[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)} | more
     return [
         f"NEEDS_{name.upper()}={str(value).lower() if type(value) is bool else shlex.quote(value)}"
         for name, value in values.items()

@@ -121,7 +121,7 @@ make_set() {    # METHOD
         add_set "$1" "$init" "$start_cell" $(of_own "$own")
         return
     fi
-    [ "${NEEDS_TEACHERS:-}" != several ] || count=${#archs[@]}
+    [ "$NEEDS_TEACHERS" != several ] || count=${#archs[@]}
     for ((number = 0; number < count; number++)); do
         before+=" ${trained[$number]-}"
     done

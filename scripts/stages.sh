@@ -150,10 +150,11 @@ folder() {    # VARIABLE WHAT
 }
 
 # What METHOD needs besides recover: NEEDS_RANKING and NEEDS_STATISTICS are flags of these stages, NEEDS_RECOVERS is true
-# or false, NEEDS_PROTOCOL that of its own students. Of images that are no method's of this project it is delt's.
+# or false, NEEDS_PROTOCOL that of its own students, NEEDS_TEACHERS one or several. Of images that are no method's of this
+# project it is delt's.
 needs_of() {    # METHOD
     local found
-    NEEDS_RANKING="--criterion medium" NEEDS_STATISTICS= NEEDS_RECOVERS=true NEEDS_PROTOCOL=delt
+    NEEDS_RANKING="--criterion medium" NEEDS_STATISTICS= NEEDS_RECOVERS=true NEEDS_PROTOCOL=delt NEEDS_TEACHERS=one
     if found=$("$PYTHON_BIN" -m recover.methods --needs "$1" ${DATASET:+"$DATASET"} 2> /dev/null); then eval "$found"; fi
 }
 
