@@ -72,16 +72,19 @@ def making(folder: Path) -> dict[str, float]:
 
     Statistics of several teachers are summed. What several sets share counts for each of them: alone it would take it.
     """
-    found, seen = {"ranking": 0.0, "statistics": 0.0, "recover": 0.0}, set()
+    found, seen = {}, set()
     while folder is not None and folder not in seen:
         seen.add(folder)
         record = manifest.read(folder)
         recovered = "units" in record
-        found["recover" if recovered else "ranking"] += seconds(record)
-        for path in _statistics(record) if recovered else ():
-            found["statistics"] += seconds(_beside(path))
+        records = [("recover" if recovered else "ranking", record)]
+        if recovered:
+            records += [("statistics", _beside(path)) for path in _statistics(record)]
+        for stage, content in records:
+            if "seconds" in content:
+                found[stage] = found.get(stage, 0.0) + seconds(content)
         folder = start_of(folder) if recovered else None
-    return {stage: value for stage, value in found.items() if value}
+    return found
 
 
 def _statistics(record: dict[str, Any]) -> list[str]:
