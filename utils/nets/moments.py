@@ -72,7 +72,8 @@ def moments(x: torch.Tensor, patch: int) -> Moments:
 def image_moments(x: torch.Tensor, patch: int | None = None) -> tuple[torch.Tensor, ...]:
     """Mean and biased variance of each image's channels, each (N, C), and with `patch` of its patches, each (N, P)."""
     dtype = at_least_fp32(x)
-    mean = x.mean((2, 3), dtype=dtype)
+    x = x.to(dtype)
+    mean = x.mean((2, 3))
     var = (x - mean[:, :, None, None]).square().mean((2, 3))
     if patch is None:
         return mean, var
@@ -82,9 +83,8 @@ def image_moments(x: torch.Tensor, patch: int | None = None) -> tuple[torch.Tens
 
 def _pixel_sums(cut: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The sums over the channels of x and of its square, each (N, H, W) in float64; each reads x once."""
-    dtype = at_least_fp32(cut)
-    squares = torch.linalg.vector_norm(cut, dim=1, dtype=dtype)
-    return cut.sum(1, dtype=dtype).double(), squares.double().square()
+    cut = cut.to(at_least_fp32(cut))  # once for both, where it is in low precision
+    return cut.sum(1).double(), torch.linalg.vector_norm(cut, dim=1).double().square()
 
 
 def _of_sums(total: torch.Tensor, squares: torch.Tensor, values: int, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
