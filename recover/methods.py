@@ -44,6 +44,20 @@ DELT = {
     "batch_size": 100,
 }
 
+# FADRM (arXiv 2506.24125) and its code: from RDED's patches, 4 stages of 500 iterations at 200 and 224 pixels in turn.
+_FADRM = {
+    **DELT,
+    "iterations": 2000,
+    "round_iterations": 0,
+    "combine": "turn",
+    "milestone": 0.0,
+    "jitter": 32,
+    "jitter_low": 0,
+    "stages": 4,
+    "stage_sizes": (200 / 224, 1.0),
+    "batch_by": "index",
+}
+
 METHODS = {
     "delt": DELT,
     # CDA (arXiv 2311.18838): the curriculum without rounds; a batch holds one image of each class.
@@ -84,6 +98,9 @@ METHODS = {
         "class_share": 0.5,
         "densification": 0.0,
     },
+    # With one teacher, and as it is called with several in turn: ResNet-18, DenseNet-121, ShuffleNetV2, MobileNetV2.
+    "fadrm": _FADRM,
+    "fadrm+": _FADRM,
 }
 
 # --- what differs by data set ------------------------------------------------------------------------------------
@@ -99,6 +116,8 @@ _SRE2L_CIFAR = {"iterations": 1000, "crop": "none", "flip": False, "jitter": 4, 
 _EDC_TEN = {"iterations": 75, "r_bn": 0.01, "min_crop": 0.08, "batch_size": 0}
 _EDC_SMALL = {"r_bn": 0.01, "batch_size": 100}
 _EDC_TEN_LARGE = {"iterations": 1000, "batch_size": 100}
+# FADRM's code for CIFAR-100 and Tiny-ImageNet: one size, smaller rolls.
+_FADRM_SMALL = {"stage_sizes": (1.0,), "jitter": 4}
 
 # By method, then by data set; `small`: those that are not named here, of SMALL_SIZE pixels and less.
 DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
@@ -123,6 +142,13 @@ DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "imagenette": _EDC_TEN_LARGE,
         "imagewoof": _EDC_TEN_LARGE,
     },
+    "fadrm": {
+        # By its code, with one teacher alone.
+        "tinyimagenet": {**_FADRM_SMALL, "iterations": 1000, "stages": 2, "lr": 0.01},
+        "imagenette": {"lr": 0.05},
+        SMALL: _FADRM_SMALL,
+    },
+    "fadrm+": {SMALL: _FADRM_SMALL},
 }
 
 
@@ -149,11 +175,14 @@ class Needs:
 
 
 # Of those that need something else than DELT.
+_FADRM_NEEDS = Needs("--criterion medium --candidates 300 --crops 5 --tiles {tiles}", protocol="fadrm")
 NEEDS: dict[str, Needs] = {
     "cda": Needs(protocol="sre2l"),
     "sre2l": Needs(protocol="sre2l"),
     "gvbsm": Needs(statistics="--batch-size 64", protocol="gvbsm"),
     "edc": Needs("--criterion random", "--batch-size 64 --per-class", protocol="edc"),
+    "fadrm": _FADRM_NEEDS,
+    "fadrm+": _FADRM_NEEDS,
     # RDED (arXiv 2312.03526): collages of the easiest crops, as they are.
     "rded": Needs("--criterion top --candidates 300 --crops 5 --tiles {tiles}", recovers=False, protocol="rded"),
 }
