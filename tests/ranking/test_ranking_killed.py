@@ -8,7 +8,6 @@ import time
 import pytest
 
 from conftest import CLASSES, images
-from ranking import __main__ as stage
 from ranking import score, selection
 from utils.run.shared_work import SharedWork
 
@@ -81,9 +80,9 @@ def write_number(count):
         (SharedWork, "save", then_die(SharedWork.save)),
         (score, "write", die),
         (score, "write", then_die(score.write)),
-        (stage, "claim", then_die(stage.claim)),
+        (selection, "claim", then_die(selection.claim)),
         (selection, "copy", then_die(selection.copy)),
-        (stage, "write_json", then_die(stage.write_json)),
+        (selection, "write_json", then_die(selection.write_json)),
         (SharedWork, "remove", die),
         (SharedWork, "remove", then_die(SharedWork.remove)),
     ],
