@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import time
+from pathlib import Path
 
 import pandas as pd
 from torch import nn
 
-from ranking import crops, score, selection
+from ranking import crops, record, score, selection
 from ranking.criteria import Candidates
 from ranking.crops import BOX, Centred, Crops
+from ranking.existing import Existing
 from ranking.flags import BATCH_SIZE, Job, parse
 from ranking.score import Scorer
 from ranking.selection import Selection
@@ -36,14 +37,14 @@ from utils.run.files import digest
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_folder, check_output, locked
 from utils.run.shared_work import SharedWork
+from utils.run.stopwatch import Stopwatch
 
 GO_ON = "--short-classes repeat or keep to go on with those that are there"
-JUDGED = 2000  # images that a teacher's order of classes is judged by where it is asked of crops
 
 
 def main() -> None:
+    clock = Stopwatch()
     job = parse()
-    started = time.monotonic()
     folder = ImageFolder(job.train_dir, "--train-dir")
     if job.output_dir:
         if job.short_classes == "error":
@@ -51,14 +52,20 @@ def main() -> None:
         check_folder(job.output_dir, MANIFEST, job.train_dir)
     if job.ranking_file:
         check_output(job.ranking_file)
+        if job.chooses.needs == "scores":
+            record.read(job.ranking_file)  # for its errors: what is no record is not written over
     with contextlib.ExitStack() as locks:
-        # A ranking file that is there is only read, perhaps by several at a time.
-        for output in (job.output_dir, None if job.has_ranking else job.ranking_file):
-            if output:
-                locks.enter_context(locked(output))
+        if job.output_dir:
+            locks.enter_context(locked(job.output_dir))
+        replaces = job.has_ranking and job.chooses.needs == "scores" and existing(job).is_others(job.overwrite)
+        # A ranking file that serves is only read, perhaps by several at a time.
+        if job.ranking_file and (replaces or not job.has_ranking):
+            locks.enter_context(locked(job.ranking_file))
+        if replaces:
+            Path(job.ranking_file).unlink(missing_ok=True)
         select = by_features if job.chooses.needs == "features" else by_scores
-        if chosen := select(job, folder):
-            selection.write(job, folder, chosen, started)
+        if chosen := select(job, folder, clock):
+            selection.write(job, folder, chosen, clock)
             remove_parts(job)
 
 
@@ -75,9 +82,9 @@ def require(job: Job, folder: ImageFolder) -> None:
         )
 
 
-def by_scores(job: Job, folder: ImageFolder) -> Selection | None:
+def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | None:
     """The choice by scores; None where nothing is to be selected, or another process will do so."""
-    table, size = scores(job, folder)
+    table, size = scores(job, folder, clock)
     if table is None or not job.output_dir:
         if table is not None:
             remove_parts(job)
@@ -100,7 +107,7 @@ def by_scores(job: Job, folder: ImageFolder) -> Selection | None:
         boxes = [tuple(map(int, box)) for box in found[BOX].to_numpy()] if job.patches.crops else [None] * len(found)
         tiles = list(map(Tile, found["img_path"], boxes))
         chosen[name] = choose(job, tiles, Candidates(found["img_path"].tolist(), stream, found["score"].tolist()))
-    return Selection(chosen, size)
+    return Selection(chosen, table.attrs.get("seconds", 0.0), size)
 
 
 def choose(job: Job, tiles: list[Tile], images: Candidates) -> list[Tile]:
@@ -111,10 +118,11 @@ def choose(job: Job, tiles: list[Tile], images: Candidates) -> list[Tile]:
     return found
 
 
-def scores(job: Job, folder: ImageFolder) -> tuple[pd.DataFrame | None, int | None]:
+def scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> tuple[pd.DataFrame | None, int | None]:
     """The scores: read from --ranking-file if it is there, else computed and written to it; the teacher's input size.
 
-    No scores where other processes have not done their pieces yet, or will select; no size without a teacher.
+    The scores' `attrs["seconds"]` say how long they took, where that is known. None where other processes have not done
+    their pieces yet, or will select; no size without a teacher.
     """
     rank, _ = rank_from_environment()
     if rank and (job.chooses.needs == "nothing" or job.has_ranking):
@@ -123,33 +131,34 @@ def scores(job: Job, folder: ImageFolder) -> tuple[pd.DataFrame | None, int | No
     if job.chooses.needs == "nothing":  # neither a teacher nor a ranking file
         return score.rows_of(offered(job, folder, 1)), None
     if job.has_ranking:
-        table = score.read(job.ranking_file, folder, bool(job.patches.crops))
-        print(f"ranking: {len(table):,} scores from {job.ranking_file}")
-        return table, None
+        return existing(job).table(folder), None
     runtime, teacher, folder, batch_size = prepare(job)
     size, machine = teacher.geometry.input_size, job.machine
     images = offered(job, folder, size)
     check_images(images, teacher, runtime, machine.workers)
     network, resize = shown(job, frozen(teacher.network, runtime, teacher), size)
     scorer = Scorer(
-        network, teacher.geometry, runtime, batch_size, machine.workers, machine.finds_batch_size, resize=resize
+        network, teacher.geometry, runtime, batch_size, machine.workers, machine.finds_batch_size, clock, resize
     )
     with explain_out_of_memory(batch_size):
-        wanted = identity(job, images, teacher, runtime, batch_size)
+        settings = {**record.settings_of(teacher, folder), **job.drawn}
+        wanted = identity(job, settings, runtime, batch_size)
 
         def of_whole_images(answers: Answers) -> None:
             if not job.patches.crops:
                 judge(job, teacher, folder, answers)
 
         if job.patches.crops and teacher.order is not None:
-            sample = folder.first(min(folder.fewest(), math.ceil(JUDGED / len(folder.classes))))
+            sample = folder.first(min(folder.fewest(), math.ceil(class_order.SAMPLE / len(folder.classes))))
             batches = EvalBatches(sample, size, batch_size, machine.workers)
             judge(job, teacher, folder, Answers.to(batches, teacher.network, teacher.geometry, runtime))
         table = scorer.score(images, job.parts, wanted, lambda: job.has_ranking, of_whole_images)
     if table is None:
         print("ranking: this process has done its pieces; the scores follow when all are done")
     elif job.ranking_file:
-        score.write(table, job.ranking_file)
+        about = {"arch": teacher.arch, "train_dir": job.train_dir, "precision": runtime.precision}
+        seconds = round(table.attrs["seconds"], 1)
+        score.write(table, job.ranking_file, {"settings": settings, **about, "seconds": seconds})
         print(f"ranking: mean score {table['score'].mean():.3f}; scores: {job.ranking_file}")
     return table, size
 
@@ -157,8 +166,8 @@ def scores(job: Job, folder: ImageFolder) -> tuple[pd.DataFrame | None, int | No
 def offered(job: Job, folder: ImageFolder, size: int) -> ImageFolder:
     """What is chosen among, as the teacher of `size` pixels sees it: images of `folder`, or crops of them."""
     patches = job.patches
-    if not patches.crops and job.ranking_file and job.chooses.needs == "scores":
-        return folder  # a ranking file has all images
+    if job.scores_all:
+        return folder
     images = crops.candidates(folder, patches.candidates, job.seed)
     return Crops(images, patches.crops, max(size // patches.tiles, 1), job.seed) if patches.crops else images
 
@@ -177,7 +186,7 @@ def judge(job: Job, teacher: Teacher, folder: ImageFolder, answers: Answers) -> 
         raise
 
 
-def by_features(job: Job, folder: ImageFolder) -> Selection | None:
+def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | None:
     """The choice by the teacher's features, of all crops where there are crops.
 
     One class's features are held at a time. None where other processes have not done their classes yet.
@@ -186,7 +195,7 @@ def by_features(job: Job, folder: ImageFolder) -> Selection | None:
     size = teacher.geometry.input_size
     images = offered(job, folder, size)
     wanted = {
-        **identity(job, images, teacher, runtime, batch_size),
+        **identity(job, {**record.settings_of(teacher, folder), **job.drawn}, runtime, batch_size),
         "criterion": job.criterion,
         "ipc": job.ipc,
     }
@@ -196,7 +205,7 @@ def by_features(job: Job, folder: ImageFolder) -> Selection | None:
         wanted["tiles"] = job.patches.tiles
     request = digest(wanted)
     if (chosen := selection.existing(job, request)) is not None:
-        return Selection(chosen, size, request)
+        return Selection(chosen, 0.0, size, request)
     check_images(images, teacher, runtime, job.machine.workers)
     network, resize = shown(job, frozen(extractor(teacher.network), runtime, teacher), size)
     reader = FeatureReader(
@@ -217,14 +226,15 @@ def by_features(job: Job, folder: ImageFolder) -> Selection | None:
             stream = (job.seed, "random selection", folder.classes[label])
             tiles = crops.tiles_of(images, label)
             chosen = choose(job, tiles, Candidates([tile.path for tile in tiles], stream, features=features))
-            work.save(label, {"chosen": [tile.path for tile in chosen], "boxes": [tile.box for tile in chosen]})
+            paths, boxes = [tile.path for tile in chosen], [tile.box for tile in chosen]
+            work.save(label, {"chosen": paths, "boxes": boxes, "seconds": clock.lap()})
         found = work.records()
     if found is None:
         print("ranking: this process has done its classes; the selection follows when all are done")
         return None
     pairs = zip(folder.classes, found)
-    chosen = {name: selection.tiles_from(record["chosen"], record.get("boxes")) for name, record in pairs}
-    return Selection(chosen, size, request)
+    chosen = {name: selection.tiles_from(entry["chosen"], entry.get("boxes")) for name, entry in pairs}
+    return Selection(chosen, sum(entry.get("seconds", 0.0) for entry in found), size, request)
 
 
 def prepare(job: Job) -> tuple[Runtime, Teacher, ImageFolder, int]:
@@ -250,21 +260,13 @@ def check_images(images: ImageFolder, teacher: Teacher, runtime: Runtime, worker
     print(f"ranking: {len(images):,} {what} by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
 
 
-def identity(job: Job, images: ImageFolder, teacher: Teacher, runtime: Runtime, batch_size: int) -> dict:
-    """Everything that decides what the teacher says of the images or crops."""
-    found = {
-        "images": digest([images.paths, images.classes]),
-        "teacher": teacher.sha256,
-        "size": teacher.geometry.input_size,
-        "mean": teacher.geometry.mean,
-        "std": teacher.geometry.std,
-        "batch_size": batch_size,
-        "precision": runtime.precision,
-        "compile": job.machine.compile,
-    }
-    if isinstance(images, Crops):
-        found |= {"crops": images.count, "crop_size": images.size, "seed": images.seed}
-    return found
+def identity(job: Job, settings: dict, runtime: Runtime, batch_size: int) -> dict:
+    """Everything that decides what the teacher says of the images, to the last bit."""
+    return {**settings, "batch_size": batch_size, "precision": runtime.precision, "compile": job.machine.compile}
+
+
+def existing(job: Job) -> Existing:
+    return Existing(job.ranking_file, job.train_dir, job.teacher, job.geometry, job.machine, job.drawn)
 
 
 def remove_parts(job: Job) -> None:

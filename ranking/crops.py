@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable
+from typing import Callable, Mapping
 
 import pandas as pd
 import torch
@@ -58,6 +58,9 @@ class Crops(ImageFolder):
 
     def check(self, workers: int | None = None) -> None:
         self.folder.check(workers)
+
+    def fingerprint(self, recorded: Mapping[str, str] | None = None) -> str:
+        return self.folder.fingerprint(recorded)
 
     def boxes(self, label: int) -> list[Box]:
         """Where each crop of a class lies in its image. Raises UserError for a file that is no image."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ranking.criteria import CRITERIA, Criterion
 from utils import cli
@@ -63,6 +64,19 @@ class Job:
     def needed(self) -> int:
         """What is to be chosen in each class."""
         return self.ipc * self.patches.in_output
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether all images are scored, as a ranking file has them, whoever are the candidates."""
+        return bool(self.ranking_file) and self.chooses.needs == "scores" and not self.patches.crops
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What decides, beside the images, which of them and which crops the teacher sees; empty for all images."""
+        found = {"candidates": self.patches.candidates, "seed": self.seed}
+        if self.patches.crops:
+            return {**found, "crops": self.patches.crops, "tiles": self.patches.tiles}
+        return found if self.patches.candidates and not self.scores_all else {}
 
     @property
     def output(self) -> Path:

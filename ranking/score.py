@@ -6,15 +6,16 @@ import csv
 import math
 import warnings
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
+from ranking import record
 from ranking.crops import BOX, Crops, tiles_of
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
@@ -28,6 +29,7 @@ from utils.run.files import replacing
 from utils.run.memory import run_batch
 from utils.run.progress import progress
 from utils.run.shared_work import SharedWork
+from utils.run.stopwatch import Stopwatch
 
 COLUMNS = ["img_path", "class", "score"]
 PIECE = 4  # batches: what a kill can cost at most
@@ -43,6 +45,7 @@ class Scorer:
     batch_size: int
     workers: int | None
     may_split: bool = False  # batches that do not fit into memory
+    clock: Stopwatch = field(default_factory=Stopwatch)  # started with the work
     resize: Resize = resize_for_test
 
     @torch.inference_mode()
@@ -59,8 +62,8 @@ class Scorer:
         Columns COLUMNS, and BOX where the folder holds crops, one row an image or crop, sorted by class, then by score,
         highest first; equal scores by path, and of an image's crops by number. The work is shared with other processes
         by the folder `parts`; None while they are at work on the rest of it, or where `is_complete` says that they have
-        put everything together. `judge` gets what the network says of all images, and may raise. Raises UserError where
-        a score is not a number.
+        put everything together. `judge` gets what the network says of all images, and may raise. The table's
+        `attrs["seconds"]` are those of all processes that scored. Raises UserError where a score is not a number.
         """
         batches = EvalBatches(folder, self.geometry.input_size, self.batch_size, self.workers, self.resize)
         network = self.runtime.compiled(self.network, len(batches))
@@ -87,21 +90,20 @@ class Scorer:
                         scores, predicted = (torch.cat(part) for part in zip(*found))
                         self._require_numbers(scores, folder.paths[first * self.batch_size :])
                         piece = {"scores": scores.double().tolist(), "predicted": predicted.tolist()}
-                        work.save(first // PIECE, piece)
+                        work.save(first // PIECE, {**piece, "seconds": self.clock.lap()})
                         found = []
             records = work.records()
         if records is None:
             return None
-        if all("predicted" in record for record in records):  # earlier versions kept none
-            predicted = torch.tensor([label for record in records for label in record["predicted"]])
+        if all("predicted" in entry for entry in records):  # earlier versions kept none
+            predicted = torch.tensor([label for entry in records for label in entry["predicted"]])
             judge(Answers.of(torch.tensor(folder.labels), predicted, self.geometry.num_classes))
-        table = rows_of(folder).assign(score=np.concatenate([record["scores"] for record in records]))
-        order = ["class", "score", "img_path"]
-        if BOX[0] not in table:
-            return table.sort_values(order, ascending=[True, False, True], ignore_index=True)
-        table["crop"] = np.arange(len(table))
-        table = table.sort_values([*order, "crop"], ascending=[True, False, True, True], ignore_index=True)
-        return table.drop(columns="crop")
+        table = rows_of(folder).assign(score=np.concatenate([entry["scores"] for entry in records]))
+        table["number"] = np.arange(len(table))
+        order = ["class", "score", "img_path", "number"]
+        table = table.sort_values(order, ascending=[True, False, True, True], ignore_index=True).drop(columns="number")
+        table.attrs["seconds"] = sum(entry.get("seconds", 0.0) for entry in records)
+        return table
 
     def _scores(
         self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor
@@ -134,10 +136,13 @@ def rows_of(folder: ImageFolder) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def write(table: pd.DataFrame, path: str | Path) -> None:
+def write(table: pd.DataFrame, path: str | Path, about: dict[str, Any] | None = None) -> None:
+    """The ranking file, and `about` it in its record, which is there before it is."""
     with replacing(path) as temporary:
         # Nine digits give a float32 back exactly.
         table.to_csv(temporary, index=False, float_format="%.9g", quoting=csv.QUOTE_MINIMAL, lineterminator="\n")
+        if about is not None:
+            record.write(temporary, path, about)
 
 
 def read(path: str | Path, folder: ImageFolder, of_crops: bool = False) -> pd.DataFrame:

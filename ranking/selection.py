@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from utils.data.manifest import MANIFEST
 from utils.data.tiles import Tile
 from utils.run.files import replacing, sha256, shortened, write_json
 from utils.run.outputs import claim
+from utils.run.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,12 @@ class Selection:
     """What was chosen of each class, in the order of the criterion."""
 
     tiles: dict[str, list[Tile]]
+    seconds: float  # of the scores or features that it is by, in all processes
     size: int | None = None  # pixels of the teacher's input, where there was a teacher
     request: str | None = None  # names a choice by features; one by scores the scores and the criterion name
 
 
-def write(job: Job, folder: ImageFolder, chosen: Selection, started: float) -> None:
+def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) -> None:
     """Write the chosen images or their collages, and say in the manifest how they were chosen, and their bytes."""
     settings = {
         "criterion": job.criterion,
@@ -48,35 +50,44 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, started: float) -> N
         settings["size"] = chosen.size or output_size(job, folder)
     if job.patches.crops:
         settings["boxes"] = {name: [list(tile.box) for tile in tiles] for name, tiles in chosen.tiles.items()}
-    record = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
-    train_dir, output_dir = Path(job.train_dir), Path(job.output_dir)
-    more = {}
-    if job.patches.makes_images:
-        collages = Collages(train_dir, settings["size"], job.patches.tiles)
-        recorded = manifest.image_digests(output_dir) if record.get("finished") else None
-        written, digests, sources = collages.write(chosen.tiles, output_dir, recorded)
-        more["tiles"] = {path: [tile.plain for tile in tiles] for path, tiles in sources.items()}
-    else:
-        written, digests = copy(settings["images"], train_dir, output_dir)
-    if record.get("finished") and not written:
+    found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
+    path, before = Path(job.output_dir) / MANIFEST, found.get("seconds", chosen.seconds)
+    try:
+        written, facts = _write_images(job, chosen, settings, found)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            write_json(path, {**found, "seconds": round(before + clock.lap(), 1)})
+        raise
+    if found.get("finished") and not written:
         print(f"ranking: {job.output_dir} is complete")
         return
-    seconds = round(time.monotonic() - started, 1)
+    seconds = round(before + clock.lap(), 1)
     content = {
         "settings": settings,
         "train_dir": job.train_dir,
         "ranking_sha256": sha256(job.ranking_file) if job.has_ranking else None,
         "request": chosen.request,
         "seconds": seconds,
-        "sha256": digests,
-        **more,
+        **facts,
         "finished": True,
     }
-    write_json(output_dir / MANIFEST, content)
+    write_json(path, content)
     print(
         f"ranking: {job.ipc} {job.criterion} images of each of {len(chosen.tiles)} classes in {job.output_dir}; "
         f"{seconds:.0f} s"
     )
+
+
+def _write_images(job: Job, chosen: Selection, settings: dict, found: dict) -> tuple[int, dict[str, dict]]:
+    """How many images were not there yet, and what the manifest says of each; `found` is the manifest so far."""
+    train_dir, output_dir = Path(job.train_dir), Path(job.output_dir)
+    if not job.patches.makes_images:
+        written, digests = copy(settings["images"], train_dir, output_dir)
+        return written, {"sha256": digests}
+    collages = Collages(train_dir, settings["size"], job.patches.tiles)
+    recorded = manifest.image_digests(output_dir) if found.get("finished") else None
+    written, digests, sources = collages.write(chosen.tiles, output_dir, recorded)
+    return written, {"sha256": digests, "tiles": {path: [tile.plain for tile in own] for path, own in sources.items()}}
 
 
 def output_size(job: Job, folder: ImageFolder) -> int:

@@ -14,12 +14,12 @@ from utils.data import manifest
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.images import read_rgb, resize_whole, to_batch
+from utils.nets.class_order import SAMPLE
 from utils.run.errors import UserError
 from utils.run.files import sha256, shortened
 from utils.run.seeds import generator
 
 NOISE_IPC = 10  # where neither --ipc nor a folder says it
-SAMPLE = 2000  # images
 
 
 @dataclass

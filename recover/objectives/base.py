@@ -46,7 +46,10 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def at(self, iteration: int) -> Objective:
-        """The objective of this iteration: another one for each teacher where they take turns."""
+        """The objective of this iteration: another one for each teacher where they take turns.
+
+        One and the same object for all iterations that have the same loss, as each object is compiled once.
+        """
         return self
 
     def networks(self) -> list[nn.Module]:
@@ -92,6 +95,17 @@ class _Several(Objective):
 class Mean(_Several):
     """The mean of several objectives in every step."""
 
+    def __init__(self, objectives: Sequence[Objective]):
+        super().__init__(objectives)
+        self._means = {tuple(map(id, self.objectives)): self}  # of what the terms are in some iteration
+
+    def at(self, iteration: int) -> Objective:
+        terms = [objective.at(iteration) for objective in self.objectives]
+        key = tuple(map(id, terms))
+        if key not in self._means:
+            self._means[key] = Mean(terms)
+        return self._means[key]
+
     def forward(self, batch: Batch) -> torch.Tensor:
         return torch.stack([objective(batch) for objective in self.objectives]).mean()
 
@@ -100,7 +114,7 @@ class InTurn(_Several):
     """One of several objectives a step, in turn by the iteration."""
 
     def at(self, iteration: int) -> Objective:
-        return self.objectives[iteration % len(self.objectives)]
+        return self.objectives[iteration % len(self.objectives)].at(iteration)
 
 
 COMBINATIONS = {"mean": Mean, "turn": InTurn}

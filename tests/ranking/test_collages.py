@@ -262,10 +262,25 @@ def test_a_ranking_file_of_crops_serves_again_without_a_teacher(place):
 
 
 def test_scores_of_crops_and_of_whole_images_are_not_mixed_up(place):
+    whole = place / "whole.csv"
     place.works("ranking", **RDED, output_dir=None)
+    refused(place, "ranking", "crops: 3 -> None")
+    place.works("ranking", ranking_file=whole, output_dir=None)
+    refused(place, "ranking", "crops: None -> 3", ranking_file=whole, **RDED)
+    refused(place, "ranking", "crops: 3 -> 4", **{**RDED, "crops": 4})
+    refused(place, "ranking", "seed: 0 -> 1", **RDED, seed=1)
+    (place / "ranking.csv.json").unlink()
+    (place / "whole.csv.json").unlink()
     refused(place, "ranking", "scores of crops", "whole images are asked for", "--crops")
-    place.works("ranking", ranking_file=place / "whole.csv", output_dir=None)
-    refused(place, "ranking", "scores of whole images", "leave out --crops", ranking_file=place / "whole.csv", **RDED)
+    refused(place, "ranking", "scores of whole images", "leave out --crops", ranking_file=whole, **RDED)
+
+
+def test_scores_of_other_crops_are_replaced_if_that_is_asked_for(place):
+    place.works("ranking", **RDED)
+    before = (place / "ranking.csv").read_bytes()
+    place.works("ranking", **{**RDED, "tiles": 1}, overwrite=True)
+    assert (place / "ranking.csv").read_bytes() != before
+    assert images(place / "selected") and manifest(place / "selected")["settings"]["tiles"] == 1
 
 
 @pytest.mark.parametrize("value", ["", "-1", "2.5", "x"])
