@@ -7,7 +7,7 @@ prints the names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from utils.run import registry
@@ -40,6 +40,9 @@ class Protocol:
     min_scale: float
     max_scale: float
     flip: float
+    tiles: int  # along a side of a collage
+    tile_share: float  # probability that a view shows one of its tiles, enlarged
+    batch_augment: str  # of normalised batches: none or dsa
     evaluations: int
 
 
@@ -66,7 +69,16 @@ DELT = {
     "min_scale": 0.25,
     "max_scale": 1.0,
     "flip": 0.5,
+    "tiles": 1,
+    "tile_share": 0.75,
+    "batch_augment": "none",
 }
+
+# What came later: at these values results and labels are those of before, and found again.
+LATER = {"tiles": 1, "tile_share": 0.75, "batch_augment": "none"}
+
+# By the number of images: (at most, batch). The bounds but that of 500 are ours.
+CIM_BATCHES = ((10, 10), (500, 50), (10_000, 100), (float("inf"), 200))
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     # DELT, section 4.1 and its evaluation code.
@@ -75,6 +87,24 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "rded": {**DELT, "rand_augment": "none", "shuffle_patches": None, "min_scale": None},
     # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0.
     "sre2l": {**DELT, "batch_size": 1024, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
+    # CIM (arXiv 2607.00916): a tile or the whole collage, differentiable augmentation, logits of one teacher.
+    "cim": {
+        **DELT,
+        "epochs": 1000,
+        "batch_size": CIM_BATCHES,
+        "weight_decay": 1e-4,
+        "lr": 0.001,
+        "lr_schedule": "steps",
+        "lr_steps": (2 / 3, 5 / 6),
+        "lr_factor": 0.2,
+        "loss": "mse",
+        "mix": "none",
+        "rand_augment": "none",
+        "min_scale": 1.0,
+        "flip": 0.0,
+        "tiles": 2,
+        "batch_augment": "dsa",
+    },
     # No teacher: what the images alone teach.
     "hard": {**DELT, "labels": "hard"},
     # The images as they stand, for DD-Ranking's robustness to augmentation.
@@ -107,6 +137,8 @@ def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: i
     settings = dict(settings)
     if settings["batch_size"] is None:
         settings["batch_size"] = default_batch_size(facts.num_classes, facts.ipc)
+    elif isinstance(settings["batch_size"], tuple):
+        settings["batch_size"] = next(size for most, size in settings["batch_size"] if facts.images <= most)
     settings["batch_size"] = min(settings["batch_size"], facts.images)
     if settings["lr"] is None:
         settings["lr"] = LEARNING_RATES.get(arch, 0.001)
@@ -119,6 +151,12 @@ def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: i
     if settings["min_scale"] is None:
         settings["min_scale"] = min(1 / settings["shuffle_patches"], settings["max_scale"])
     return Protocol(**settings, evaluations=evaluations)
+
+
+def said(protocol: Protocol) -> dict[str, Any]:
+    """What names a protocol in records, as JSON has it."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(protocol).items()}
+    return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
 
 def default_batch_size(num_classes: int, ipc: int) -> int:
