@@ -50,6 +50,21 @@ METHODS = {
     "cda": {**DELT, "round_iterations": 0, "batch_by": "index"},
     # SRe2L (arXiv 2306.13092): from noise, with the smallest crop from the start.
     "sre2l": {**DELT, "round_iterations": 0, "batch_by": "index", "init": "noise", "milestone": 0.0},
+    # CIM (arXiv 2607.00916): what is added to collages, so that their tiles have the features of their originals.
+    "cim": {
+        **DELT,
+        "objective": "features",
+        "iterations": 200,
+        "round_iterations": 0,
+        "optimizer": "adamw",
+        "lr": 0.01,
+        "weight_decay": 0.01,
+        "learn": "difference",
+        "clamp": False,
+        "crop": "none",
+        "flip": False,
+        "augment": "crop_cutout_flip",  # of utils/data/dsa.py, one a step, of tiles and originals
+    },
 }
 
 # --- what differs by data set ------------------------------------------------------------------------------------
@@ -105,6 +120,8 @@ NEEDS: dict[str, Needs] = {
     "sre2l": Needs(protocol="sre2l"),
     # RDED (arXiv 2312.03526): collages of the easiest crops, as they are.
     "rded": Needs("--criterion top --candidates 300 --crops 5 --tiles {tiles}", recovers=False, protocol="rded"),
+    # CIM: whole images at half the size, at every size.
+    "cim": Needs("--criterion top --candidates 300 --tiles 2", protocol="cim"),
 }
 
 # In the flags of ranking: tiles along a side of a collage, for images of SMALL_SIZE pixels and less, and above.

@@ -24,6 +24,7 @@ class Batch:
     labels: torch.Tensor  # (N,)
     members: torch.Tensor  # (N,), which images of the unit they are
     iteration: torch.Tensor  # (), a tensor so that one compilation serves all
+    originals: torch.Tensor | None = None  # (N, tiles, 3, S, S) as `images` are, of collages; see needs_originals
 
     @property
     def pixels(self) -> torch.Tensor:
@@ -41,6 +42,8 @@ class Objective(nn.Module):
     Called with a Batch, it returns the scalar loss, in fp32 or above. It is put on the device, frozen and compiled by
     the engine.
     """
+
+    needs_originals = False  # the real images behind the tiles of collages
 
     def forward(self, batch: Batch) -> torch.Tensor:
         raise NotImplementedError
@@ -83,6 +86,7 @@ class _Several(Objective):
     def __init__(self, objectives: Sequence[Objective]):
         super().__init__()
         self.objectives = nn.ModuleList(objectives)
+        self.needs_originals = any(objective.needs_originals for objective in objectives)
 
     def begin(self, *stream: object) -> None:
         for number, objective in enumerate(self.objectives):
