@@ -34,10 +34,13 @@ class Criterion:
 
 
 def medium(images: Candidates, ipc: int) -> list[int]:
-    """The median in ascending order of scores, then its neighbours in turn: after, before, after, ... (DELT, 3.2)."""
+    """Around the median in ascending order of scores: a place, then its neighbours in turn, after, before, after, ...
+
+    It begins at place ceil(n / 2), counted from 0, as the released code does (DELT, section 3.2).
+    """
     ascending, n = _ascending(images), len(images.paths)
-    middle = (n + 1) // 2 - 1  # counted from 1 the median of n is ceil(n / 2); from 0 it is one less
-    steps = [middle] + [middle + sign * k for k in range(1, n) for sign in (1, -1)]
+    middle = (n + 1) // 2
+    steps = [middle] + [middle + sign * k for k in range(1, n + 1) for sign in (1, -1)]
     return [ascending[i] for i in steps if 0 <= i < n][:ipc]
 
 

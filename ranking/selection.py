@@ -1,12 +1,127 @@
-"""The selected images on disk."""
+"""The selection on disk: images as they are or collages of them, and the manifest."""
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from utils.run.files import replacing, sha256, shortened
+from ranking.collage import Collages
+from ranking.flags import Job
+from utils.data import manifest
+from utils.data.datasets import known
+from utils.data.image_folder import ImageFolder
+from utils.data.images import common_size
+from utils.data.manifest import MANIFEST
+from utils.data.tiles import Tile
+from utils.run.files import replacing, sha256, shortened, write_json
+from utils.run.outputs import claim
+from utils.run.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen of each class, in the order of the criterion."""
+
+    tiles: dict[str, list[Tile]]
+    seconds: float  # of the scores or features that it is by, in all processes
+    size: int | None = None  # pixels of the teacher's input, where there was a teacher
+    request: str | None = None  # names a choice by features; one by scores the scores and the criterion name
+
+
+def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) -> None:
+    """Write the chosen images or their collages, and say in the manifest how they were chosen, and their bytes."""
+    settings = {
+        "criterion": job.criterion,
+        "ipc": job.ipc,
+        "images": {name: [tile.path for tile in tiles] for name, tiles in chosen.tiles.items()},
+    }
+    if job.criterion == "random" or job.patches.candidates or job.patches.crops:
+        settings["seed"] = job.seed
+    if job.short_classes != "error":
+        settings["short_classes"] = job.short_classes
+        say_short_classes(job, settings["images"])
+    if job.patches.candidates:
+        settings["candidates"] = job.patches.candidates
+    if job.patches.makes_images:
+        settings |= {"crops": job.patches.crops, "tiles": job.patches.tiles}
+        settings["size"] = chosen.size or output_size(job, folder)
+    if job.patches.crops:
+        settings["boxes"] = {name: [list(tile.box) for tile in tiles] for name, tiles in chosen.tiles.items()}
+    found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
+    path, before = Path(job.output_dir) / MANIFEST, found.get("seconds", chosen.seconds)
+    try:
+        written, facts = _write_images(job, chosen, settings, found)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            write_json(path, {**found, "seconds": round(before + clock.lap(), 1)})
+        raise
+    if found.get("finished") and not written:
+        print(f"ranking: {job.output_dir} is complete")
+        return
+    seconds = round(before + clock.lap(), 1)
+    content = {
+        "settings": settings,
+        "train_dir": job.train_dir,
+        "ranking_sha256": sha256(job.ranking_file) if job.has_ranking else None,
+        "request": chosen.request,
+        "seconds": seconds,
+        **facts,
+        "finished": True,
+    }
+    write_json(path, content)
+    print(
+        f"ranking: {job.ipc} {job.criterion} images of each of {len(chosen.tiles)} classes in {job.output_dir}; "
+        f"{seconds:.0f} s"
+    )
+
+
+def _write_images(job: Job, chosen: Selection, settings: dict, found: dict) -> tuple[int, dict[str, dict]]:
+    """How many images were not there yet, and what the manifest says of each; `found` is the manifest so far."""
+    train_dir, output_dir = Path(job.train_dir), Path(job.output_dir)
+    if not job.patches.makes_images:
+        written, digests = copy(settings["images"], train_dir, output_dir)
+        return written, {"sha256": digests}
+    collages = Collages(train_dir, settings["size"], job.patches.tiles)
+    recorded = manifest.image_digests(output_dir) if found.get("finished") else None
+    written, digests, sources = collages.write(chosen.tiles, output_dir, recorded)
+    return written, {"sha256": digests, "tiles": {path: [tile.plain for tile in own] for path, own in sources.items()}}
+
+
+def output_size(job: Job, folder: ImageFolder) -> int:
+    """Pixels of images that are made: as the flags say, the teacher, or the images."""
+    facts = known(job.geometry.dataset)
+    if size := job.geometry.input_size or (facts.input_size if facts else None):
+        return size
+    workers = job.machine.workers
+    if job.teacher.teacher_path:
+        return job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)[0].geometry.input_size
+    return common_size(folder.load(workers))
+
+
+def say_short_classes(job: Job, chosen: dict[str, list[str]]) -> None:
+    least = -(-job.needed // job.patches.per_image)
+    short = [f"{name} ({len(set(paths))})" for name, paths in chosen.items() if len(set(paths)) < least]
+    if short:
+        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
+        done = "their images are repeated" if job.short_classes == "repeat" else "what they have is selected"
+        print(f"ranking: fewer than {least} images in class {', '.join(short[:5])}{more}: {done}")
+
+
+def existing(job: Job, request: str) -> dict[str, list[Tile]] | None:
+    """What is on disk of this very choice by features, once it is complete."""
+    record = manifest.read(job.output_dir)
+    if not record.get("finished") or record.get("request") != request:
+        return None
+    boxes = record["settings"].get("boxes") or {}
+    return {name: tiles_from(paths, boxes.get(name)) for name, paths in record["settings"]["images"].items()}
+
+
+def tiles_from(paths: list[str], boxes: list | None) -> list[Tile]:
+    """The tiles of one class as JSON has them."""
+    return [Tile(path, tuple(box) if box else None) for path, box in zip(paths, boxes or [None] * len(paths))]
 
 
 def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> tuple[int, dict[str, str]]:

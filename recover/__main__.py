@@ -13,6 +13,8 @@ from recover.engine import Engine, Recovery, Start
 from recover.flags import Job, parse
 from recover.objectives import OBJECTIVES
 from recover.objectives.base import Objective
+from recover.originals import Originals
+from recover.settings import Settings
 from recover.stages import Stages
 from recover.starts import Starts
 from recover.synthetic_set import SyntheticSet
@@ -54,8 +56,8 @@ def main() -> None:
         check_class_order(job, teachers, starts, runtime)
 
     with locked(job.syn_dir):
-        least = starts.ipc if settings.batch_by == "class" else 1
-        batch_size = unit_size(job, teachers, schedule, runtime, (least, len(starts.members)))
+        least = fewest(settings, starts)
+        batch_size = unit_size(job, teachers, schedule, runtime, starts)
         units = split(len(starts.classes), starts.ipc, batch_size, settings.batch_by)
         # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
         steps = settings.iterations * len(units)
@@ -63,6 +65,9 @@ def main() -> None:
         objective = OBJECTIVES[settings.objective](teachers, settings)
         found = {**identity(job, objective, geometry, runtime), "batch_size": batch_size}
         found |= {"ipc": starts.ipc, "init": starts.identity()}
+        originals = Originals.of(starts) if objective.needs_originals else None
+        if originals:
+            found["originals"] = originals.identity()
         names = {member: starts.output_name(member, job.image_format) for member in starts.members}
         synthetic_set = SyntheticSet(job.syn_dir, found, units, names)
         synthetic_set.claim(job.overwrite, *([job.init_dir] if job.init_dir else []))
@@ -83,7 +88,7 @@ def main() -> None:
                 first = replace(missing[0], members=missing[0].members[:COMPARED])
                 compare(engine, teachers, untouched, starts.images(first, job.seed))
                 del untouched
-                synthesise(job, engine, starts, synthetic_set, missing)
+                synthesise(job, engine, starts, originals, synthetic_set, missing)
         finish(job, teachers, schedule, starts, synthetic_set, runtime)
 
 
@@ -109,7 +114,14 @@ def compare(engine: Engine, teachers: list[Teacher], untouched: list[torch.nn.Mo
         Untouched.of(before, shown, engine.runtime).compare(prepared, teacher.arch)
 
 
-def synthesise(job: Job, engine: Engine, starts: Starts, synthetic_set: SyntheticSet, missing: list[Unit]) -> None:
+def synthesise(
+    job: Job,
+    engine: Engine,
+    starts: Starts,
+    originals: Originals | None,
+    synthetic_set: SyntheticSet,
+    missing: list[Unit],
+) -> None:
     """Recover and save one unit after the other, as long as there are any left."""
     schedule, geometry = engine.schedule, engine.geometry
     updates = sum(schedule.updates_of[position] for unit in missing for _, position in unit.members)
@@ -127,6 +139,7 @@ def synthesise(job: Job, engine: Engine, starts: Starts, synthetic_set: Syntheti
                 starts.images(unit, job.seed),
                 torch.tensor([label for label, _ in unit.members]),
                 [schedule.start_of[position] for position in positions],
+                originals.images(unit) if originals else None,
             )
             recovery = Recovery(engine, start, job.seed, "recover", unit.number)
             with synthetic_set.state(unit, job.save_every) as state:
@@ -170,10 +183,16 @@ def finish(
     )
 
 
-def unit_size(job: Job, teachers: list[Teacher], schedule: EarlyLate, runtime: Runtime, bounds: tuple[int, int]) -> int:
-    """Images of a unit, the fewest and the most being `bounds`: as asked, or the largest number that fits."""
-    settings, (least, most) = job.settings, bounds
-    default = max(settings.batch_size or most, least)
+def fewest(settings: Settings, starts: Starts) -> int:
+    """Images that a unit has at least."""
+    return starts.ipc if settings.batch_by == "class" else 1
+
+
+def unit_size(job: Job, teachers: list[Teacher], schedule: EarlyLate, runtime: Runtime, starts: Starts) -> int:
+    """Images of a unit: as asked, or the largest number that fits."""
+    settings = job.settings
+    least = fewest(settings, starts)
+    default = max(settings.batch_size or len(starts.members), least)
 
     def trial(images: int) -> None:
         """One step of a unit of so many images, all of them active."""
@@ -183,7 +202,10 @@ def unit_size(job: Job, teachers: list[Teacher], schedule: EarlyLate, runtime: R
         geometry = teachers[0].geometry
         engine = Engine(objective, geometry, short, replace(runtime, compile="off"), one_stage, 1)
         pixels = torch.zeros(images, 3, geometry.input_size, geometry.input_size)
-        Recovery(engine, Start(pixels, torch.zeros(images, dtype=torch.long), [0] * images), "trial").step().item()
+        tiles = Originals.of(starts).count if objective.needs_originals else 0
+        originals = pixels[:, None].expand(-1, tiles, -1, -1, -1) if tiles else None
+        start = Start(pixels, torch.zeros(images, dtype=torch.long), [0] * images, originals)
+        Recovery(engine, start, "trial").step().item()
 
     if job.machine.finds_batch_size:
         return find_batch_size(default, least, job.syn_dir, trial)

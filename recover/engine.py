@@ -25,11 +25,15 @@ LEARN = ("image", "difference")
 
 @dataclass(frozen=True)
 class Start:
-    """Where a unit begins: images (N, 3, S, S) normalised fp32, labels (N,), and each image's first iteration."""
+    """Where a unit begins: images (N, 3, S, S) normalised fp32, labels (N,), and each image's first iteration.
+
+    `originals` (N, tiles, 3, S, S), of collages, for objectives that need them.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     starts: list[int]
+    originals: torch.Tensor | None = None
 
 
 class Engine:
@@ -65,12 +69,12 @@ class Engine:
         return OPTIMIZERS[kind](parameters, rate, betas=(0.5, 0.9), eps=1e-8, weight_decay=decay, fused=True)
 
     def loss(self, iteration: int) -> Callable[..., torch.Tensor]:
-        """(images, labels, members, iteration), tensors on the device -> the scalar loss at this iteration."""
+        """(images, labels, members, iteration, originals or None), on the device -> the scalar loss at this step."""
         objective = self.objective.at(iteration)
         if id(objective) not in self._functions:
 
-            def function(images: torch.Tensor, labels: torch.Tensor, members: torch.Tensor, now: torch.Tensor):
-                return objective(Batch(images, self.geometry, labels, members, now))
+            def function(images: torch.Tensor, labels: torch.Tensor, *more: torch.Tensor | None):
+                return objective(Batch(images, self.geometry, labels, *more))
 
             self._functions[id(objective)] = self.runtime.compiled(function, self.steps)
         return self._functions[id(objective)]
@@ -94,6 +98,7 @@ class Recovery:
         self.originals = [start.images[group].to(device) for group in self.groups]
         self.members = torch.cat(self.groups).to(device)
         self.labels = start.labels.to(device)[self.members]
+        self.real = None if start.originals is None else start.originals.to(device)[self.members]
         self.scaler = self.runtime.grad_scaler()
         self.iteration = self.starts[0]
         self.stages = Stages.of(settings, start.images.shape[-1])
@@ -149,7 +154,11 @@ class Recovery:
         now = torch.full((), self.iteration, device=self.runtime.device)
         with self.runtime.autocast():
             loss = self.engine.loss(self.iteration)(
-                batch.contiguous(memory_format=torch.channels_last), self.labels[:images], self.members[:images], now
+                batch.contiguous(memory_format=torch.channels_last),
+                self.labels[:images],
+                self.members[:images],
+                now,
+                None if self.real is None else self.real[:images],
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()

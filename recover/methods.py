@@ -101,6 +101,21 @@ METHODS = {
     # With one teacher, and as it is called with several in turn: ResNet-18, DenseNet-121, ShuffleNetV2, MobileNetV2.
     "fadrm": _FADRM,
     "fadrm+": _FADRM,
+    # CIM (arXiv 2607.00916): what is added to collages, so that their tiles have the features of their originals.
+    "cim": {
+        **DELT,
+        "objective": "features",
+        "iterations": 200,
+        "round_iterations": 0,
+        "optimizer": "adamw",
+        "lr": 0.01,
+        "weight_decay": 0.01,
+        "learn": "difference",
+        "clamp": False,
+        "crop": "none",
+        "flip": False,
+        "augment": "crop_cutout_flip",  # of utils/data/dsa.py, one a step, of tiles and originals
+    },
 }
 
 # --- what differs by data set ------------------------------------------------------------------------------------
@@ -185,6 +200,8 @@ NEEDS: dict[str, Needs] = {
     "fadrm+": _FADRM_NEEDS,
     # RDED (arXiv 2312.03526): collages of the easiest crops, as they are.
     "rded": Needs("--criterion top --candidates 300 --crops 5 --tiles {tiles}", recovers=False, protocol="rded"),
+    # CIM: whole images at half the size, at every size.
+    "cim": Needs("--criterion top --candidates 300 --tiles 2", protocol="cim"),
 }
 
 # What starts a method above SMALL_SIZE pixels, where that differs.

@@ -82,16 +82,21 @@ class SyntheticSet:
             name = self.names[member]
             save_image(self.folder / name, image)
             images[name] = {**known, "sha256": sha256(self.folder / name)}
-        self.work.save(unit.number, {"images": images, "seconds": seconds})
+        # With those of an earlier time: a finished set may have lost the unit's images.
+        self.work.save(unit.number, {"images": images, "seconds": round(self._seconds_before(unit) + seconds, 2)})
+
+    def _seconds_before(self, unit: Unit) -> float:
+        """That the finished set says the unit took; of a set of an earlier version its share of all."""
+        found = self.manifest.get("unit_seconds") or [(self.manifest.get("seconds") or 0) / len(self.units)]
+        return float(found[unit.number % len(found)])
 
     def complete(self, **facts: object) -> bool:
         """Write the manifest, with `facts`, if every unit is done, by whatever process; say whether it is.
 
-        Seconds are summed over all units, processes and interruptions.
+        Seconds are summed over all units, processes and interruptions. A manifest that says all this already stays.
         """
         images: dict[str, dict] = {}
-        seconds = float(self.manifest.get("seconds") or 0)
-        anew = False
+        seconds: list[float] = []
         for unit in self.units:
             record = self.work.record(unit.number)
             found = self._entries(unit, record)
@@ -99,12 +104,13 @@ class SyntheticSet:
                 found = self._entries(unit, self.manifest)
                 if found is None:  # not done, or another process has put everything together
                     return bool(read_json(self.folder / MANIFEST).get("finished"))
+                seconds.append(self._seconds_before(unit))
             else:
-                anew = True
-                seconds += float(record.get("seconds") or 0)
+                seconds.append(float(record.get("seconds") or 0))
             images |= found
-        if anew:
-            content = {**facts, "seconds": round(seconds, 1), "units": len(self.units)}
+        known = [self._seconds_before(unit) for unit in self.units]
+        if not self.finished or (images, seconds) != (self.manifest.get("images"), known):
+            content = {**facts, "seconds": round(sum(seconds), 1), "units": len(self.units), "unit_seconds": seconds}
             images = dict(sorted(images.items()))
             write_json(
                 self.folder / MANIFEST, {"settings": self.settings, "finished": True, **content, "images": images}

@@ -30,7 +30,7 @@ from utils.run.seeds import seeded
 from validate.augment import Augmentation, Views
 from validate.flags import Job, parse
 from validate.labels import StoredLabels, Writer
-from validate.protocols import Protocol, SetFacts, resolve
+from validate.protocols import Protocol, SetFacts, resolve, said
 from validate.results import Result, Run, file_name, summary
 from validate.stream import Stream
 from validate.targets import Labelled, Teachers, accumulated, hard_labelled, image_weights
@@ -209,7 +209,7 @@ def make_run(
     weights = image_weights(folder) if protocol.image_weights == "on" else None
     geometry = plain(experiment.geometry)
     settings = {
-        **plain(protocol),
+        **said(protocol),
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
         "method": method,
         "student": arch,

@@ -7,7 +7,7 @@ set one of DATASET_SETTINGS. Run as a module, it prints the names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from utils.data.datasets import SMALL_SIZE, own_settings
@@ -51,6 +51,9 @@ class Protocol:
     min_scale: float
     max_scale: float
     flip: float
+    tiles: int  # along a side of a collage
+    tile_share: float  # probability that a view shows one of its tiles, enlarged
+    batch_augment: str  # of normalised batches: none or dsa
     evaluations: int
 
 
@@ -79,6 +82,18 @@ DELT = {
     "min_scale": 0.25,
     "max_scale": 1.0,
     "flip": 0.5,
+    "tiles": 1,
+    "tile_share": 0.75,
+    "batch_augment": "none",
+}
+
+# What came later: at these values results and labels are those of before, and found again.
+LATER = {
+    "accumulate": 1,
+    "teacher_statistics": "running",
+    "tiles": 1,
+    "tile_share": 0.75,
+    "batch_augment": "none",
 }
 
 
@@ -88,6 +103,11 @@ def _fadrm_batch_size(facts: SetFacts) -> int:
 
 def _fadrm_schedule(facts: SetFacts) -> str:
     return "cosine" if facts.ipc >= 30 else "half-cosine"
+
+
+def _cim_batch_size(facts: SetFacts) -> int:
+    """10, 50, 100 and 200; 50 up to 500 images, the other bounds are ours."""
+    return 10 if facts.images <= 10 else 50 if facts.images <= 500 else 100 if facts.images <= 10_000 else 200
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -121,6 +141,24 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     },
     # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0.
     "sre2l": {**DELT, "batch_size": 1024, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
+    # CIM (arXiv 2607.00916): a tile or the whole collage, differentiable augmentation, logits of one teacher.
+    "cim": {
+        **DELT,
+        "epochs": 1000,
+        "batch_size": _cim_batch_size,
+        "weight_decay": 1e-4,
+        "lr": 0.001,
+        "lr_schedule": "steps",
+        "lr_steps": (2 / 3, 5 / 6),
+        "lr_factor": 0.2,
+        "loss": "mse",
+        "mix": "none",
+        "rand_augment": "none",
+        "min_scale": 1.0,
+        "flip": 0.0,
+        "tiles": 2,
+        "batch_augment": "dsa",
+    },
     # No teacher: what the images alone teach.
     "hard": {**DELT, "labels": "hard"},
     # The images as they stand, for DD-Ranking's robustness to augmentation.
@@ -139,6 +177,7 @@ DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "imagenette": _FADRM_TEN,
         "imagewoof": {**_FADRM_TEN, "lr": lambda facts: 0.0005 if facts.ipc < 30 else 0.001},
     },
+    "cim": {"imagenet1k": {"epochs": 300}},
 }
 
 
@@ -181,6 +220,12 @@ def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: i
     if settings["min_scale"] is None:
         settings["min_scale"] = min(1 / settings["shuffle_patches"], settings["max_scale"])
     return Protocol(**settings, evaluations=evaluations)
+
+
+def said(protocol: Protocol) -> dict[str, Any]:
+    """What names a protocol in records, as JSON has it."""
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(protocol).items()}
+    return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
 
 def default_batch_size(num_classes: int, ipc: int) -> int:

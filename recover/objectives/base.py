@@ -24,6 +24,7 @@ class Batch:
     labels: torch.Tensor  # (N,)
     members: torch.Tensor  # (N,), which images of the unit they are
     iteration: torch.Tensor  # (), a tensor so that one compilation serves all
+    originals: torch.Tensor | None = None  # (N, tiles, 3, S, S) as `images` are, of collages; see needs_originals
 
     @property
     def pixels(self) -> torch.Tensor:
@@ -42,11 +43,16 @@ class Objective(nn.Module):
     the engine.
     """
 
+    needs_originals = False  # the real images behind the tiles of collages
+
     def forward(self, batch: Batch) -> torch.Tensor:
         raise NotImplementedError
 
     def at(self, iteration: int) -> Objective:
-        """The objective of this iteration: another one for each teacher where they take turns."""
+        """The objective of this iteration: another one for each teacher where they take turns.
+
+        One and the same object for all iterations that have the same loss, as each object is compiled once.
+        """
         return self
 
     def begin(self, *stream: object) -> None:
@@ -80,6 +86,7 @@ class _Several(Objective):
     def __init__(self, objectives: Sequence[Objective]):
         super().__init__()
         self.objectives = nn.ModuleList(objectives)
+        self.needs_originals = any(objective.needs_originals for objective in objectives)
 
     def begin(self, *stream: object) -> None:
         for number, objective in enumerate(self.objectives):
@@ -102,6 +109,17 @@ class _Several(Objective):
 class Mean(_Several):
     """The mean of several objectives in every step."""
 
+    def __init__(self, objectives: Sequence[Objective]):
+        super().__init__(objectives)
+        self._means = {tuple(map(id, self.objectives)): self}  # of what the terms are in some iteration
+
+    def at(self, iteration: int) -> Objective:
+        terms = [objective.at(iteration) for objective in self.objectives]
+        key = tuple(map(id, terms))
+        if key not in self._means:
+            self._means[key] = Mean(terms)
+        return self._means[key]
+
     def forward(self, batch: Batch) -> torch.Tensor:
         return torch.stack([objective(batch) for objective in self.objectives]).mean()
 
@@ -110,7 +128,7 @@ class InTurn(_Several):
     """One of several objectives a step, in turn by the iteration."""
 
     def at(self, iteration: int) -> Objective:
-        return self.objectives[iteration % len(self.objectives)]
+        return self.objectives[iteration % len(self.objectives)].at(iteration)
 
 
 COMBINATIONS = {"mean": Mean, "turn": InTurn}

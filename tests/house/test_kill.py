@@ -27,7 +27,8 @@ def result(stage, place, name):
     if stage == "squeeze":
         return {key: tensor.tolist() for key, tensor in torch.load(place / name, weights_only=True)["model"].items()}
     if stage == "ranking":
-        return (place / f"{name}.csv").read_bytes(), images(place / name)
+        record = json.loads((place / f"{name}.csv.json").read_text())
+        return (place / f"{name}.csv").read_bytes(), {**record, "seconds": 0}, images(place / name)
     if stage == "recover":
         manifest = json.loads((place / name / "manifest.json").read_text())
         return images(place / name), manifest["images"], manifest["finished"]

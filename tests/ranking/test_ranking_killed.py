@@ -1,15 +1,17 @@
 """ranking killed between any two of its writes, and ranking by several processes of an array job."""
 
+import json
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import CLASSES, images
-from ranking import __main__ as stage
-from ranking import score, selection
+from ranking import record, score, selection
 from utils.run.shared_work import SharedWork
 
 SMALL = dict(ipc=1, batch_size=2)  # 21 images: three pieces of at most 4 batches
@@ -17,9 +19,15 @@ WRITES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.r
 
 
 def outputs(place):
-    ranking = place / "ranking.csv"
     manifest = (place / "selected" / "manifest.json").exists()
-    return ranking.read_bytes() if ranking.exists() else None, images(place / "selected"), manifest
+    return *scores(place / "ranking.csv"), images(place / "selected"), manifest
+
+
+def scores(path):
+    """A ranking file, and its record but for the time that it took."""
+    if not path.exists():
+        return None, None
+    return path.read_bytes(), {**json.loads(Path(f"{path}.json").read_text()), "seconds": 0}
 
 
 def hidden(place):
@@ -72,6 +80,15 @@ def write_number(count):
     sys.addaudithook(hook)
 
 
+def others_scores(place):
+    """A ranking file of another teacher and its record, which are there now: name -> bytes."""
+    content = torch.load(place.teacher, weights_only=True)
+    content["model"]["classifier.bias"][0] += 1
+    torch.save(content, place / "other.pth")
+    place.works("ranking", **SMALL, output_dir=None, teacher_path=place / "other.pth")
+    return {name: (place / name).read_bytes() for name in ("ranking.csv", "ranking.csv.json")}
+
+
 # --- killed ----------------------------------------------------------------------------------------------------------
 
 
@@ -81,9 +98,11 @@ def write_number(count):
         (SharedWork, "save", then_die(SharedWork.save)),
         (score, "write", die),
         (score, "write", then_die(score.write)),
-        (stage, "claim", then_die(stage.claim)),
+        (record, "write", die),
+        (record, "write", then_die(record.write)),
+        (selection, "claim", then_die(selection.claim)),
         (selection, "copy", then_die(selection.copy)),
-        (stage, "write_json", then_die(stage.write_json)),
+        (selection, "write_json", then_die(selection.write_json)),
         (SharedWork, "remove", die),
         (SharedWork, "remove", then_die(SharedWork.remove)),
     ],
@@ -91,6 +110,8 @@ def write_number(count):
         "after a piece",
         "before the ranking file",
         "after the ranking file",
+        "before the record",
+        "between the record and the ranking file",
         "after the first manifest",
         "after the copies",
         "after the manifest",
@@ -104,19 +125,26 @@ def test_killed_between_two_writes_the_same_command_ends_well(place, monkeypatch
     assert ended(child) == -signal.SIGKILL
     assert hidden(place), "it was in the middle of its work"
     place.works("ranking", **SMALL)
-    assert outputs(place) == ((place / "whole.csv").read_bytes(), images(place / "whole"), True)
+    assert outputs(place) == (*scores(place / "whole.csv"), images(place / "whole"), True)
     assert not hidden(place)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
-    [{}, {"ranking_file": None}, {"output_dir": None}, {"ranking_file": None, "criterion": "k-center"}],
-    ids=["both", "selection", "scores", "features"],
+    [
+        {},
+        {"ranking_file": None},
+        {"output_dir": None},
+        {"ranking_file": None, "criterion": "k-center"},
+        {"overwrite": True},
+    ],
+    ids=["both", "selection", "scores", "features", "another's scores"],
 )
 def test_killed_before_any_change_of_the_disk_the_same_command_ends_well(place, line):
     """Before the first, the second, the third, ... until it comes to its end."""
     line = {**SMALL, **line}
+    before = others_scores(place) if "overwrite" in line else {}
     place.works("ranking", **line)
     whole = outputs(place)
     for count in range(1, 1000):
@@ -124,7 +152,10 @@ def test_killed_before_any_change_of_the_disk_the_same_command_ends_well(place, 
             path.unlink()
         for path in (*(place / "selected").glob("*"), place / "selected"):
             path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        (place / "ranking.csv").unlink(missing_ok=True)
+        for name in "ranking.csv", "ranking.csv.json":
+            (place / name).unlink(missing_ok=True)
+            if name in before:
+                (place / name).write_bytes(before[name])
         code = ended(in_child(place, lambda: write_number(count), **line))
         if code != -signal.SIGKILL:
             break
@@ -161,7 +192,7 @@ def slow_to_save(log, ranks):
 def test_two_processes_share_the_pieces_and_give_the_bytes_of_one(place, line, pieces):
     line = {"batch_size": 2, **line}
     place.works("ranking", **line, output_dir=place / "one")
-    one = (place / "ranking.csv").read_bytes() if "ranking_file" not in line else None
+    one = scores(place / "ranking.csv")
     (place / "ranking.csv").unlink(missing_ok=True)
     log = place / "log"
     children = [
@@ -172,7 +203,7 @@ def test_two_processes_share_the_pieces_and_give_the_bytes_of_one(place, line, p
     entries = [entry.split() for entry in log.read_text().splitlines()]
     assert {rank for rank, _ in entries} == {"0", "1"}
     assert sorted(int(number) for _, number in entries) == list(range(pieces)), "each piece is done once"
-    assert outputs(place) == (one, images(place / "one"), True)
+    assert outputs(place) == (*one, images(place / "one"), True)
     assert not hidden(place)
 
 

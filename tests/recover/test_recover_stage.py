@@ -118,6 +118,20 @@ def test_a_lost_contact_sheet_is_drawn_again(made, place):
     place.works("recover")
     assert (place.syn / "contact_sheet.png").read_bytes() == (made.syn / "contact_sheet.png").read_bytes()
     assert images(place.syn) == images(made.syn)
+    assert (place.syn / "manifest.json").read_bytes() == (made.syn / "manifest.json").read_bytes()
+
+
+def test_killed_before_the_records_are_removed_the_times_stay(made, place, monkeypatch):
+    """The sheet is drawn after that, so by the next command, which changes nothing in the manifest."""
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.run.shared_work.SharedWork.remove", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            place.run("recover")
+    before = (place.syn / "manifest.json").read_bytes()
+    assert manifest(place)["seconds"] > 0 and not (place.syn / "contact_sheet.png").exists()
+    place.works("recover", workers=0)
+    assert (place.syn / "manifest.json").read_bytes() == before
+    assert (place.syn / "contact_sheet.png").exists() and not (place.syn / ".units").exists()
 
 
 def test_another_seed_gives_another_result(made, place):

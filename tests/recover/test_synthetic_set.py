@@ -105,6 +105,37 @@ def test_seconds_are_those_of_all_that_was_done(tmp_path):
     assert again.complete() and manifest(tmp_path / "syn")["seconds"] == again.seconds == 6.0
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_seconds_are_not_counted_twice_if_it_was_killed_before_the_records_were_removed(tmp_path, monkeypatch, lost):
+    folder = tmp_path / "syn"
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.run.shared_work.SharedWork.remove", lambda self: None)
+        filled(folder).complete(peak=1)
+    before = (folder / "manifest.json").read_bytes()
+    again = synthetic_set(folder)
+    if lost:
+        (folder / NAMES[1, 0]).unlink()
+        save(again, UNITS[1], seconds=4.0)
+    assert again.complete(peak=2) and tree(folder) == WHOLE
+    if lost:
+        assert manifest(folder)["seconds"] == 6.0 and manifest(folder)["unit_seconds"] == [1.0, 5.0]
+    else:
+        assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_seconds_of_a_set_that_does_not_say_those_of_its_units(tmp_path):
+    folder = tmp_path / "syn"
+    filled(folder).complete()
+    content = manifest(folder)
+    del content["unit_seconds"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert synthetic_set(folder).complete() and manifest(folder) == content
+    (folder / NAMES[0, 0]).unlink()
+    again = synthetic_set(folder)
+    save(again, UNITS[0], seconds=4.0)
+    assert again.complete() and manifest(folder)["seconds"] == 6.0
+
+
 def test_a_finished_set_is_left_as_it_is(tmp_path):
     filled(tmp_path / "syn").complete()
     before = (tmp_path / "syn" / "manifest.json").read_bytes()

@@ -8,6 +8,7 @@ import os
 import re
 from bisect import bisect_left, bisect_right
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
@@ -23,7 +24,7 @@ from utils.run.files import digest, sha256
 from utils.run.progress import progress
 
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
-SLICE = 512  # images that are decoded between two looks at what was found
+SLICE = 512  # images that are read between two looks at what was found
 
 
 class ImageFolder:
@@ -155,10 +156,13 @@ class ImageFolder:
     def first(self, ipc: int, advice: str = "") -> "ImageFolder":
         """The first `ipc` images of each class by name. Raises UserError, with `advice`, where a class has fewer."""
         self.require(ipc, advice)
+        return self.taking([index for label in range(len(self.classes)) for index in self.span(label)[:ipc]])
+
+    def taking(self, indices: Sequence[int]) -> "ImageFolder":
+        """Some of the images, in rising order."""
         chosen = copy.copy(self)
-        labels = range(len(self.classes))
-        chosen.paths = [path for label in labels for path in self.of_class(label)[:ipc]]
-        chosen.labels = [label for label in labels for _ in range(ipc)]
+        chosen.paths = [self.paths[index] for index in indices]
+        chosen.labels = [self.labels[index] for index in indices]
         chosen._kept, chosen._sizes, chosen._fingerprint = [], [], None
         return chosen
 
@@ -169,8 +173,10 @@ class ImageFolder:
         """
         if self._fingerprint is None:
             rank, world_size = distributed.get_rank(), distributed.get_world_size()
-            recorded = recorded or {}
-            own = [recorded.get(path) or sha256(self.root / path) for path in self.paths[rank::world_size]]
+            paths, known = self.paths[rank::world_size], dict(recorded or {})
+            unknown = [path for path in paths if not known.get(path)]
+            known.update(zip(unknown, chain.from_iterable(self._mapped(unknown, None, lambda number: sha256))))
+            own = [known[path] for path in paths]
             digests = [None] * len(self.paths)
             for number, part in enumerate(distributed.all_gather(own)):
                 digests[number::world_size] = part
@@ -193,7 +199,7 @@ class ImageFolder:
         def reader(number: int) -> Callable[[Path], Any]:
             return read_rgb if len(kept) == len(sizes) else probe if number % world_size == rank else size_of
 
-        for found in self._decoded(self.paths, workers, reader):
+        for found in self._mapped(self.paths, workers, reader):
             if isinstance(found[0], Image.Image):
                 kept.extend(found)
                 found = [image.size for image in found]
@@ -210,14 +216,14 @@ class ImageFolder:
         Raises UserError for the first image that is damaged.
         """
         rank, world_size = distributed.rank_from_environment()
-        for _ in self._decoded(self.paths[rank::world_size], workers, lambda number: probe):
+        for _ in self._mapped(self.paths[rank::world_size], workers, lambda number: probe):
             pass
 
-    def _decoded(
+    def _mapped(
         self, paths: list[str], workers: int | None, reader: Callable[[int], Callable[[Path], Any]]
     ) -> Iterator[list]:
         """What `reader(number)` makes of each slice's files. An early error need not wait for all."""
-        # Threads are enough: PIL decodes outside of the interpreter's lock.
+        # Threads are enough: PIL decodes, and hashlib hashes, outside of the interpreter's lock.
         with (
             ThreadPoolExecutor(workers or available_cpus()) as pool,
             progress(total=len(paths), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar,

@@ -28,6 +28,7 @@ MARGIN = 0.2  # an accuracy this far above the limit is told from one below it
 MOST_ERROR = 0.01  # the probability at which an honest teacher of that accuracy would be refused
 FEW = 10  # images: fewer say nothing of one class
 LEAST = 0.2  # share of a class's images that another name has to have
+SAMPLE = 2000  # images by which a teacher is judged where they are not looked at anyway
 
 
 def read_names(path: str) -> tuple[str, ...]:

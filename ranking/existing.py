@@ -1,0 +1,119 @@
+"""A ranking file that is there: whether it serves, and its scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ranking import record, score
+from utils import cli
+from utils.cli import MachineFlags, TeacherFlags
+from utils.data.datasets import known
+from utils.data.geometry import GeometryFlags
+from utils.data.image_folder import ImageFolder
+from utils.data.loader import EvalBatches
+from utils.nets import class_order
+from utils.nets.class_order import Answers
+from utils.nets.frozen import frozen
+from utils.nets.teacher import Teacher
+from utils.run.errors import UserError
+from utils.run.files import differences, sha256
+
+ROLE = "--train-dir"
+DRAWN = ("candidates", "seed", "crops", "tiles")  # of crops: scores of whole images have none of them
+
+
+@dataclass(frozen=True)
+class Existing:
+    """The file at `path`, and what the command line says of images and teacher."""
+
+    path: str
+    train_dir: str
+    teacher: TeacherFlags
+    geometry: GeometryFlags
+    machine: MachineFlags
+    drawn: dict[str, Any]  # candidates and crops, as Job has them
+
+    @property
+    def has_teacher(self) -> bool:
+        dataset = known(self.geometry.dataset)
+        pretrained = self.teacher.teacher_arch and dataset and dataset.pretrained
+        return bool(self.teacher.teacher_path or pretrained)
+
+    def is_others(self, overwrite: bool) -> bool:
+        """Whether its scores are another teacher's, or other images', and are to be replaced.
+
+        A file without a record is never replaced. Raises UserError where they are, without `overwrite`.
+        """
+        about = record.read(self.path)
+        if about is None:
+            return False
+        scored = about["settings"]
+        differing = differences(scored, {**scored, **self._current(scored)})
+        if differing and not overwrite:
+            raise UserError(
+                f"--ranking-file {self.path}: its scores are others ({differing}); give what they were made with, "
+                f"another --ranking-file, or --overwrite to score anew (without {record.path_of(self.path)} they are "
+                "taken as they are)"
+            )
+        return bool(differing)
+
+    def _current(self, scored: dict[str, Any]) -> dict[str, Any]:
+        """What would score what now, as far as it takes to tell a difference from what was `scored`."""
+        drawn = {**dict.fromkeys(DRAWN), **self.drawn}
+        if not self.has_teacher:
+            owner = str(record.path_of(self.path))
+            return drawn | record.images_of(ImageFolder(self.train_dir, ROLE, scored.get("classes"), owner))
+        given = self.geometry
+        for path in self.teacher.teacher_path or ():
+            if Path(path).is_file():  # else loading says what is wrong
+                if (found := sha256(path)) != scored.get("teacher"):
+                    return {**drawn, "teacher": found}
+                # The same file: the images need not be decoded to know their size, as their bytes are compared.
+                given = replace(given, input_size=given.input_size or scored.get("input_size"))
+        teacher = self._load(given)
+        return drawn | record.settings_of(teacher, cli.folder_for(teacher.geometry, self.train_dir, ROLE))
+
+    def table(self, folder: ImageFolder) -> pd.DataFrame:
+        """Its scores of the images in `folder`; `attrs["seconds"]` if it is known how long they took.
+
+        Nobody vouches for a file without a record: one line says so, and where a teacher is given that does not say
+        the order of its classes, this is judged. Raises UserError where it cannot be the folders'.
+        """
+        table = score.read(self.path, folder, of_crops="crops" in self.drawn)
+        source = f"ranking: {len(table):,} scores from {self.path}"
+        if about := record.read(self.path):
+            table.attrs["seconds"] = about.get("seconds", 0.0)
+            print(source)
+            return table
+        changed = record.path_of(self.path).exists()
+        print(
+            f"{source}: {'they have changed' if changed else 'nothing says what made them'}, and are taken as they are"
+        )
+        self._say_chance(table, len(folder.classes))
+        if self.has_teacher and (teacher := self._load(self.geometry)).order is not None:
+            self._judge(teacher)
+        return table
+
+    def _say_chance(self, table: pd.DataFrame, classes: int) -> None:
+        mean, chance = table["score"].mean(), 1 / classes
+        if table["score"].between(0, 1).all() and mean < chance + min(chance, 0.1) / 2:
+            print(
+                f"ranking: the mean score is {mean:.3f}, near chance ({chance:.3f}) or below: a teacher whose labels "
+                "have another order gives such scores"
+            )
+
+    def _judge(self, teacher: Teacher) -> None:
+        runtime = self.machine.runtime()
+        folder = cli.folder_for(teacher.geometry, self.train_dir, ROLE)
+        sample = folder.first(max(1, min(folder.fewest(), class_order.SAMPLE // len(folder.classes))))
+        images = EvalBatches(sample, teacher.geometry.input_size, workers=self.machine.workers)
+        answers = Answers.to(images, frozen(teacher.network, runtime, teacher), teacher.geometry, runtime)
+        class_order.check(answers, folder.classes, f"ranking: {teacher.arch}", teacher.order)
+
+    def _load(self, given: GeometryFlags) -> Teacher:
+        [teacher] = self.teacher.load(given, self.train_dir, ROLE, self.machine.workers)
+        return teacher
