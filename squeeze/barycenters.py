@@ -18,12 +18,12 @@ from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
 from utils.fit.batch_size import find_batch_size, try_evaluation
-from utils.nets import class_order
+from utils.nets import class_order, statistics
 from utils.nets.class_order import Answers
 from utils.nets.features import FeatureReader, extractor
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
-from utils.run import entry, tensors
+from utils.run import entry
 from utils.run.device import Runtime
 from utils.run.errors import UserError
 from utils.run.files import differences
@@ -115,7 +115,7 @@ def main() -> None:
         if records is None:
             print("barycenters: this process has done its classes; the file follows when all are done")
             return
-        write(job, records, settings, teacher, folder)
+        write(job, records, settings)
 
 
 def batch_size_of(job: Job, teacher: Teacher, runtime: Runtime) -> int:
@@ -134,8 +134,11 @@ def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, 
     """Everything that decides the points: a file of other settings is another run's."""
     geometry = teacher.geometry
     return {
-        "images": folder.fingerprint(),
+        "kind": KIND,
         "teacher": teacher.sha256,
+        "arch": teacher.arch,
+        "classes": list(folder.classes),
+        "images": folder.fingerprint(),
         "input_size": geometry.input_size,
         "mean": list(geometry.mean),
         "std": list(geometry.std),
@@ -152,11 +155,12 @@ def finished(job: Job, settings: dict[str, Any]) -> bool:
     """Whether the output holds what this command makes. Raises UserError if it is another's."""
     if not job.output.exists() or job.overwrite:
         return False
-    _, facts = tensors.read(job.output)
-    if facts.get("kind") != KIND or facts.get("settings") != settings:
-        found = facts.get("settings")
-        what = f"another run ({differences(found, settings)})" if isinstance(found, dict) else "something else"
-        raise UserError(f"--output {job.output}: holds {what}; choose another file, or give --overwrite")
+    found = statistics.read_settings(job.output)
+    if found != settings:
+        raise UserError(
+            f"--output {job.output}: holds another run ({differences(found, settings)}); choose another file, or give "
+            "--overwrite"
+        )
     return True
 
 
@@ -195,12 +199,11 @@ def find(job: Job, reader: FeatureReader, folder: ImageFolder, settings: dict[st
         return work.records()
 
 
-def write(job: Job, records: list[dict], settings: dict[str, Any], teacher: Teacher, folder: ImageFolder) -> None:
+def write(job: Job, records: list[dict], settings: dict[str, Any]) -> None:
     """Put the classes together."""
     classes = [unpacked(record["tensors"]) for record in records]
     found = {name: torch.stack([entry[name] for entry in classes]) for name in ("points", "weights")}
-    facts = {"kind": KIND, "settings": settings, "arch": teacher.arch, "classes": folder.classes}
-    tensors.write(job.output, found, facts)
+    statistics.write(job.output, found, settings, [])
     SharedWork(job.parts, {}, 0).remove()
     spread = f", weights from {found['weights'].min():.2g} to {found['weights'].max():.2g}" if job.learn_weights else ""
     print(f"barycenters: {job.ipc} points of each of {len(classes)} classes in {job.output}{spread}")
