@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from launching import ENV, LAUNCH
+from PIL import Image
 from torch.nn.functional import conv2d
 
 from conftest import CLASSES, INPUT, MEAN, PIXELS, ROOT, STD, snapshot
-from launching import ENV, LAUNCH
-from PIL import Image
 from squeeze import barycenters, transport
 from utils.nets import statistics
 from utils.run.seeds import stream_seed
