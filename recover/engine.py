@@ -39,9 +39,10 @@ class Engine:
         self._initial = {name: tensor.clone() for name, tensor in objective.state().items()}
         self._functions: dict[int, Callable] = {}
 
-    def reset(self) -> None:
-        """Give the objective's state the values that each unit begins with."""
+    def reset(self, *stream: object) -> None:
+        """Give the objective what each unit begins with: its state, and what it draws from the unit's stream."""
         self.load_state(self._initial)
+        self.objective.begin(*stream)
 
     def load_state(self, saved: dict[str, torch.Tensor]) -> None:
         for name, tensor in self.objective.state().items():
@@ -65,7 +66,7 @@ class Recovery:
     def __init__(self, engine: Engine, start: Start, *stream: object):
         """`stream` names the unit's random stream; its last word names the unit."""
         self.engine, self.schedule, self.runtime = engine, engine.schedule, engine.runtime
-        engine.reset()
+        engine.reset(*stream)
         device = self.runtime.device
         self.name = stream[-1]
         self.size = start.images.shape[-1]

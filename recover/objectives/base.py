@@ -49,6 +49,12 @@ class Objective(nn.Module):
         """The objective of this iteration: another one for each teacher where they take turns."""
         return self
 
+    def begin(self, *stream: object) -> None:
+        """Called when a unit begins, with the name of its random stream: for what is drawn for all of its steps.
+
+        When a unit is resumed too, so that nothing of it need be saved.
+        """
+
     def networks(self) -> list[nn.Module]:
         """The teachers' networks in their order, if it holds them as such: they must give the teachers' logits.
 
@@ -74,6 +80,10 @@ class _Several(Objective):
     def __init__(self, objectives: Sequence[Objective]):
         super().__init__()
         self.objectives = nn.ModuleList(objectives)
+
+    def begin(self, *stream: object) -> None:
+        for number, objective in enumerate(self.objectives):
+            objective.begin(*stream, number)
 
     def networks(self) -> list[nn.Module]:
         return [network for objective in self.objectives for network in objective.networks()]

@@ -60,6 +60,9 @@ class _Moments(torch.autograd.Function):
         return torch.addcmul(offset.view(-1, 1, 1), x.to(dtype), slope.view(-1, 1, 1)).to(x.dtype)
 
 
+matched_norm, moments_alone = _MatchedNorm.apply, _Moments.apply
+
+
 class MatchedBatchNorm(nn.Module):
     """A frozen BatchNorm that also measures how far its input's statistics are from its running ones.
 

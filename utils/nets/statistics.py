@@ -69,6 +69,14 @@ class Statistics:
                 f"{str(self.settings.get('teacher'))[:12]}...) than this {teacher.arch} ({teacher.sha256[:12]}...); "
                 f"give one file for each teacher, in their order, or collect them anew: {COMMAND}"
             )
+        for name in ("input_size", "mean", "std"):
+            own = getattr(teacher.geometry, name)
+            own = list(own) if isinstance(own, tuple) else own
+            if self.settings.get(name) != own:
+                raise UserError(
+                    f"--statistics {self.path}: was collected with {name} {self.settings.get(name)}, and the teacher's "
+                    f"is {own} here; collect them anew: {COMMAND}"
+                )
         classes, known = self.settings.get("classes"), teacher.geometry.classes
         if known is not None and list(known) != classes:
             raise UserError(f"--statistics {self.path}: has the classes in another order than the teacher; {COMMAND}")
