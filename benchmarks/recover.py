@@ -68,7 +68,7 @@ def our_recovery(
     geometry = material.geometry(classes, size, stem)
     teacher = Teacher(material.network(arch, classes, size, stem), arch, geometry, sha256="")
     objective = OBJECTIVES[settings.objective]([teacher], settings)
-    engine = Engine(objective, geometry, EarlyLate(1, **settings.schedule), runtime, settings.jitter, LONG)
+    engine = Engine(objective, geometry, EarlyLate(1, **settings.schedule), runtime, settings, LONG)
     return lambda: Recovery(engine, Start(images, labels, starts), 0)
 
 

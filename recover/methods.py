@@ -1,11 +1,18 @@
 """Methods: recipes as named sets of recover's flags. Given flags win, and show in the name.
 
-A new method is an entry of METHODS, and an objective of its own (recover/objectives) where it needs one. Run as a
-module, it prints the names.
+A new method is an entry of METHODS, an objective of its own (recover/objectives) where it needs one, what differs
+by data set in DATASET_SETTINGS, and what it needs besides recover in NEEDS. Run as a module, it prints the names; with
+`--needs NAME` what that method needs, as lines that bash can read.
 """
 
 from __future__ import annotations
 
+import shlex
+import sys
+from dataclasses import dataclass, fields, replace
+from typing import Any, Mapping
+
+from utils.data.datasets import DATASETS, SMALL, SMALL_SIZE, own_settings
 from utils.run import registry
 
 # DELT, section 4.1 and its released code: EarlyLate from real images.
@@ -13,16 +20,28 @@ DELT = {
     "objective": "batchnorm",
     "iterations": 4000,
     "round_iterations": 500,
+    "optimizer": "adam",
     "lr": 0.25,
+    "weight_decay": 0.0,
+    "lr_schedule": "cosine",
+    "learn": "image",
+    "clamp": True,
     "r_bn": 0.01,
     "first_bn_multiplier": 10.0,
     "combine": "mean",
-    "jitter": 0,
+    "crop": "resized",
     "curriculum": "cosine",
     "milestone": 1.0,
     "min_crop": 0.08,
+    "flip": True,
+    "jitter": 0,
+    "jitter_low": None,  # -jitter
+    "stages": 1,
+    "stage_sizes": (1.0,),
+    "blend": 0.5,
     "init": "images",
     "batch_by": "class",
+    "batch_size": 100,
 }
 
 METHODS = {
@@ -33,6 +52,97 @@ METHODS = {
     "sre2l": {**DELT, "round_iterations": 0, "batch_by": "index", "init": "noise", "milestone": 0.0},
 }
 
+# --- what differs by data set ------------------------------------------------------------------------------------
+
+# SRe2L's code for ImageNet-1K rolls by 0 to 32 pixels; its authors have no recipe for these parts of ImageNet.
+_IMAGENET_ROLL = {"jitter": 32, "jitter_low": 0}
+_IMAGENETS = ("imagenet1k", "imagenet100", "imagenette", "imagewoof")
+
+# SRe2L's code for CIFAR-100: neither crop nor flip. Its authors have no recipe for CIFAR-10 and the like.
+_SRE2L_CIFAR = {"iterations": 1000, "crop": "none", "flip": False, "jitter": 4, "jitter_low": 0}
+
+# By method, then by data set; `small`: those that are not named here, of SMALL_SIZE pixels and less.
+DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "cda": {
+        # CDA's code: SRe2L's views and noise, with the curriculum.
+        **{name: {"init": "noise", **_IMAGENET_ROLL} for name in _IMAGENETS},
+        "tinyimagenet": {"init": "noise", "lr": 0.4, "r_bn": 0.05, "jitter": 4},
+    },
+    "sre2l": {
+        **{name: _IMAGENET_ROLL for name in _IMAGENETS},
+        "tinyimagenet": {"lr": 0.1, "r_bn": 1.0, "jitter": 4},
+        "cifar100": _SRE2L_CIFAR,
+        SMALL: _SRE2L_CIFAR,
+    },
+}
+
+
+def recipes(dataset: str | None = None, input_size: int | None = None) -> dict[str, dict[str, Any]]:
+    """METHODS as they are for a data set, or for images of `input_size` pixels where nobody names one.
+
+    Raises UserError for an unknown data set.
+    """
+    own = {name: own_settings(DATASET_SETTINGS.get(name, {}), dataset, input_size) for name in METHODS}
+    return {name: {**recipe, **own[name]} for name, recipe in METHODS.items()}
+
+
+# --- what a method needs besides recover -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Command lines of other stages, as flags."""
+
+    ranking: str = "--criterion medium"  # of `python -m ranking`, for the images that it starts from
+    statistics: str = ""  # of `python -m squeeze.statistics`, for the files that it reads; empty: none
+    recovers: bool = True  # False: what ranking makes is the set
+    protocol: str = "delt"  # of its own students
+
+
+# Of those that need something else than DELT.
+NEEDS: dict[str, Needs] = {
+    "cda": Needs(protocol="sre2l"),
+    "sre2l": Needs(protocol="sre2l"),
+    # RDED (arXiv 2312.03526): collages of the easiest crops, as they are.
+    "rded": Needs("--criterion top --candidates 300 --crops 5 --tiles {tiles}", recovers=False, protocol="rded"),
+}
+
+# In the flags of ranking: tiles along a side of a collage, for images of SMALL_SIZE pixels and less, and above.
+TILES, FEW_TILES, MANY_TILES = "{tiles}", 1, 2
+
+
+def needs(name: str, where: str = "") -> Needs:
+    """What a method needs. `where`: a known data set, or the pixels of the input; small images if neither."""
+    found, size = NEEDS.get(name, Needs()), int(where) if where.isdigit() else 0
+    if where in DATASETS:
+        size = DATASETS[where].input_size
+    return replace(found, ranking=found.ranking.replace(TILES, str(FEW_TILES if size <= SMALL_SIZE else MANY_TILES)))
+
+
+def main() -> None:
+    """[NAME...], or --needs NAME [DATASET|PIXELS]."""
+    words = sys.argv[1:]
+    if words[:1] != ["--needs"] or len(words) not in (2, 3):
+        return registry.main("method", names())
+    sys.argv[1:] = words[1:2]
+    registry.main("method", names())
+    for line in shell_lines(needs(*words[1:])):
+        print(line)
+
+
+def names() -> list[str]:
+    """Of all methods, those without a recipe too."""
+    return list({**METHODS, **NEEDS})
+
+
+def shell_lines(found: Needs) -> list[str]:
+    """NEEDS_RANKING='...' and so on; true and false as bash has them."""
+    values: Mapping[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)}
+    return [
+        f"NEEDS_{name.upper()}={str(value).lower() if type(value) is bool else shlex.quote(value)}"
+        for name, value in values.items()
+    ]
+
 
 if __name__ == "__main__":
-    registry.main("method", METHODS)
+    main()

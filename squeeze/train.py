@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
 from torchvision.transforms import v2
 
-from utils.data.images import SMALL_SIZE, middle
+from utils.data.datasets import SMALL_SIZE
+from utils.data.images import middle
 from utils.data.loader import AugmentedBatches
 from utils.fit.loop import History, Learner, Training
 from utils.run.resume import State

@@ -11,10 +11,17 @@ from hypothesis import settings
 from PIL import Image
 from torch import nn
 
+from recover.methods import DELT
+from recover.settings import Settings
 from utils.run.device import Runtime
 
 CPU = Runtime(torch.device("cpu"), "fp32", "off")
 few = settings(deadline=None, max_examples=40)
+
+
+def recipe(**changed):
+    """DELT's settings with some changed."""
+    return Settings.of({**DELT, **changed})
 
 
 def tree(folder):

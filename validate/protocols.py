@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from utils.data.datasets import SMALL_SIZE
 from utils.run import registry
-
-SMALL_SIZE = 64  # pixels; above, RDED tiles its images
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,9 @@ def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: i
     if settings["temperature"] is None:
         settings["temperature"] = 1.0 if settings["loss"] == "ce" else 4.0 if settings["mix"] == "mixup" else 20.0
     if settings["shuffle_patches"] is None:
-        settings["shuffle_patches"] = 1 if facts.input_size <= SMALL_SIZE else 2  # RDED's factor
+        settings["shuffle_patches"] = (
+            1 if facts.input_size <= SMALL_SIZE else 2
+        )  # RDED's factor: above, it tiles its images
     if settings["min_scale"] is None:
         settings["min_scale"] = min(1 / settings["shuffle_patches"], settings["max_scale"])
     return Protocol(**settings, evaluations=evaluations)

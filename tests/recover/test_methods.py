@@ -31,7 +31,19 @@ def test_the_name_says_what_was_changed(place, given, name):
     "name, flags",
     [
         ("cda", dict(round_iterations=0, batch_by="index")),
-        ("sre2l", dict(round_iterations=0, batch_by="index", init="noise", milestone=0)),
+        (
+            "sre2l",
+            dict(
+                round_iterations=0,
+                batch_by="index",
+                init="noise",
+                milestone=0,
+                crop="none",
+                flip="off",
+                jitter=4,
+                jitter_low=0,
+            ),
+        ),
     ],
 )
 def test_a_method_is_a_set_of_flags(place, name, flags):

@@ -5,6 +5,7 @@ Run as a module, it ends with exit code 2 and one line if one of its arguments i
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 import sys
@@ -14,7 +15,7 @@ import torch
 import torchvision
 from torch import nn
 
-from utils.data.images import SMALL_SIZE
+from utils.data.datasets import SMALL_SIZE
 from utils.nets.wide_resnet import WideResNet
 from utils.run import entry
 from utils.run.errors import UserError
@@ -87,6 +88,18 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
                 f"({str(error).splitlines()[0]}); give another --input-size or another architecture"
             ) from None
     return _make(arch, num_classes, input_size, stem, weights)
+
+
+def takes_size(network: nn.Module, size: int) -> bool:
+    """Whether a network takes images (N, 3, size, size) too. It is tried without memory, on a copy."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            copy.deepcopy(network).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
+    except NotImplementedError:
+        pass  # as in `build`
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    return True
 
 
 def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None) -> nn.Module:
