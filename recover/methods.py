@@ -46,6 +46,20 @@ DELT = {
 
 METHODS = {
     "delt": DELT,
+    # WMDD (arXiv 2311.18531) and its code: features at the points of their class's barycenter; whole classes, from
+    # noise. Its code rolls by 0 to 32 of 224 pixels.
+    "wmdd": {
+        **DELT,
+        "objective": "wasserstein",
+        "iterations": 2000,
+        "round_iterations": 0,
+        "first_bn_multiplier": 1.0,
+        "init": "noise",
+        "milestone": 0.0,
+        "jitter": 32,
+        "jitter_low": 0,
+        "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
+    },
     # CDA (arXiv 2311.18838): the curriculum without rounds; a batch holds one image of each class.
     "cda": {**DELT, "round_iterations": 0, "batch_by": "index"},
     # SRe2L (arXiv 2306.13092): from noise, with the smallest crop from the start.
@@ -74,6 +88,12 @@ DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "cifar100": _SRE2L_CIFAR,
         SMALL: _SRE2L_CIFAR,
     },
+    "wmdd": {
+        "imagenette": {"r_bn": 10.0},
+        # At 224 pixels there; a roll by the same share of 64 and of 32.
+        "tinyimagenet": {"lr": 0.1, "r_bn": 1.0, "jitter": 9},
+        SMALL: {"jitter": 4},
+    },
 }
 
 
@@ -95,6 +115,7 @@ class Needs:
 
     ranking: str = "--criterion medium"  # of `python -m ranking`, for the images that it starts from
     statistics: str = ""  # of `python -m squeeze.statistics`, for the files that it reads; empty: none
+    barycenters: bool = False  # whether it reads those of `python -m squeeze.barycenters`
     recovers: bool = True  # False: what ranking makes is the set
     protocol: str = "delt"  # of its own students
 
@@ -103,6 +124,7 @@ class Needs:
 NEEDS: dict[str, Needs] = {
     "cda": Needs(protocol="sre2l"),
     "sre2l": Needs(protocol="sre2l"),
+    "wmdd": Needs(barycenters=True, protocol="wmdd"),
     # RDED (arXiv 2312.03526): collages of the easiest crops, as they are.
     "rded": Needs("--criterion top --candidates 300 --crops 5 --tiles {tiles}", recovers=False, protocol="rded"),
 }

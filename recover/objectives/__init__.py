@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Callable, Sequence
 
-from recover.objectives import batchnorm, statistics
+from recover.objectives import batchnorm, statistics, wasserstein
 from recover.objectives.base import Objective
 from recover.settings import Settings
 from utils.nets.teacher import Teacher
@@ -15,4 +15,5 @@ from utils.nets.teacher import Teacher
 OBJECTIVES: dict[str, Callable[[Sequence[Teacher], Settings], Objective]] = {
     "batchnorm": batchnorm.build,
     "statistics": statistics.build,
+    "wasserstein": wasserstein.build,
 }

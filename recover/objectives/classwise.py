@@ -27,25 +27,23 @@ def class_distance(
 
 
 class ClassMatchedBatchNorm(MatchedBatchNorm):
-    """A frozen BatchNorm that measures how far each class's statistics are from its own. `labels` (N,) is to be set."""
+    """A frozen BatchNorm that measures how far each class's statistics are from its own.
+
+    `labels` (N,) are to be set before a forward pass; with None it measures nothing.
+    """
 
     def __init__(self, norm: nn.BatchNorm2d, class_mean: torch.Tensor, class_var: torch.Tensor):
         super().__init__(norm)
         self.register_buffer("class_mean", class_mean)
         self.register_buffer("class_var", class_var)
-        self.labels = torch.zeros((), dtype=torch.long)
+        self.labels: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Of each image on its own: its channels are channels of one image.
-        rows, (images, channels) = x.reshape(1, -1, *x.shape[2:]), x.shape[:2]
+        rows, images = x.reshape(1, -1, *x.shape[2:]), len(x)
         y, mean, var = matched_norm(rows, self.scale.repeat(images), self.shift.repeat(images))
-        with torch.autocast(x.device.type, enabled=False):
-            self.distance = class_distance(
-                mean.view(images, channels),
-                var.view(images, channels),
-                self.labels,
-                (self.class_mean, self.class_var),
-            )
+        if self.labels is not None:
+            self.distance = _distance(x, mean, var, self.labels, (self.class_mean, self.class_var))
         return y.view(x.shape)
 
 
@@ -55,13 +53,22 @@ class ClassMeasuredBatchNorm:
     def __init__(self, norm: nn.BatchNorm2d, class_mean: torch.Tensor, class_var: torch.Tensor):
         norm.register_buffer("class_mean", class_mean, persistent=False)
         norm.register_buffer("class_var", class_var, persistent=False)
-        self.labels, self.distance = torch.zeros((), dtype=torch.long), torch.zeros(())
+        self.labels, self.distance = None, torch.zeros(())
         norm.register_forward_pre_hook(self._measure)
 
     def _measure(self, norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
-        x = inputs[0]
-        mean, var = moments_alone(x.reshape(1, -1, *x.shape[2:]))
-        with torch.autocast(x.device.type, enabled=False):
-            self.distance = class_distance(
-                mean.view(x.shape[:2]), var.view(x.shape[:2]), self.labels, (norm.class_mean, norm.class_var)
-            )
+        if self.labels is not None:
+            moments = moments_alone(inputs[0].reshape(1, -1, *inputs[0].shape[2:]))
+            self.distance = _distance(inputs[0], *moments, self.labels, (norm.class_mean, norm.class_var))
+
+
+def _distance(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    labels: torch.Tensor,
+    targets: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """`class_distance` of the moments (N * C,) of x (N, C, H, W), in their own precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return class_distance(mean.view(x.shape[:2]), var.view(x.shape[:2]), labels, targets)
