@@ -83,6 +83,8 @@ MAX_RESTARTS=${MAX_RESTARTS:-0}            # how often processes that died are r
 # further arguments of a stage, as they stand
 SQUEEZE_ARGS=${SQUEEZE_ARGS:-}
 RANKING_ARGS=${RANKING_ARGS:-}
+STATISTICS_ARGS=${STATISTICS_ARGS:-}       # of squeeze.statistics and squeeze.barycenters, for methods that read them
+BARYCENTERS_ARGS=${BARYCENTERS_ARGS:-}
 RECOVER_ARGS=${RECOVER_ARGS:-}
 VALIDATE_ARGS=${VALIDATE_ARGS:-}
 
@@ -124,12 +126,12 @@ of_epoch() {    # EPOCH CHECKPOINT
     if [ -n "$1" ]; then echo "${2%.*}.epoch$1.${2##*.}"; else echo "$2"; fi
 }
 
-teacher_flags() {    # EPOCH COUNT: the networks of an epoch of the first COUNT teachers
-    local number
-    line+=(--teacher-arch "${archs[@]:0:$2}")
+teacher_flags() {    # EPOCH COUNT [FIRST]: the networks of an epoch of COUNT teachers, from the FIRST (0) on
+    local number first=${3:-0}
+    line+=(--teacher-arch "${archs[@]:$first:$2}")
     [ "$RANKER_PATH" != torchvision ] || return 0
     line+=(--teacher-path)
-    for ((number = 0; number < $2; number++)); do
+    for ((number = first; number < first + $2; number++)); do
         line+=("$(of_epoch "$1" "${teachers[$number]}")")
     done
 }
@@ -166,7 +168,25 @@ stage_ranking() {
     select_images "$CRITERION" "$OUTPUT_DIR"
 }
 
+# What METHOD reads of the real images: a file of each teacher, or two.
+collect() {    # MODULE FOLDER FLAG...
+    local number module=$1 folder=$2
+    shift 2
+    for number in "${!archs[@]}"; do
+        statistics+=("$RUN_DIR/$folder/$number-${archs[$number]//\//_}.safetensors")
+        begin "$module"
+        option --train-dir "$TRAIN_DIR"
+        teacher_flags "$TEACHER_EPOCH" 1 "$number"
+        option --output "${statistics[${#statistics[@]} - 1]}"
+        line+=("$@")
+        run
+    done
+}
+
 stage_recover() {
+    statistics=()
+    [ -z "$NEEDS_STATISTICS" ] || collect squeeze.statistics statistics $NEEDS_STATISTICS $STATISTICS_ARGS
+    [ "$NEEDS_BARYCENTERS" = false ] || collect squeeze.barycenters barycenters --ipc "$IPC" $BARYCENTERS_ARGS
     begin recover
     option --method "$METHOD"
     option --init-dir "$INIT_PATH"
@@ -187,6 +207,7 @@ stage_recover() {
     option --image-format "$IMAGE_FORMAT"
     option --batch-size "$RECOVER_BATCH"
     option --contact-sheet "$RUN_DIR/contact_sheet.png"
+    [ ${#statistics[@]} -eq 0 ] || line+=(--statistics "${statistics[@]}")
     line+=($RECOVER_ARGS)
     run
 }
@@ -259,8 +280,10 @@ for word in $BASELINES; do
     [ "$word" = selection ] || criteria+=" $word"
 done
 if wants ranking; then known CRITERION ranking.criteria $CRITERION; fi
+NEEDS_STATISTICS= NEEDS_BARYCENTERS=false
 if wants recover; then
     known METHOD recover.methods "$METHOD"
+    eval "$("$PYTHON_BIN" -m recover.methods --needs "$METHOD" $DATASET)"
     case $METHOD/$ROUND_ITR in
         delt/*|*/|*/0|*/"$ITR") ;;
         *) echo "METHOD=$METHOD with rounds of ROUND_ITR=$ROUND_ITR iterations; ROUND_ITR= leaves this to the recipe" ;;
@@ -319,6 +342,9 @@ fi
 
 if wants squeeze || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
 if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi
+if wants recover && [ "$NEEDS_STATISTICS$NEEDS_BARYCENTERS" != false ]; then
+    folder TRAIN_DIR "the folder of real training images, of which METHOD=$METHOD reads statistics"
+fi
 if wants validate && [ -n "$criteria" ]; then
     folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing"
 fi
