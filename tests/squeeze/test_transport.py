@@ -4,13 +4,13 @@ import sys
 
 import numpy as np
 import pytest
-from scipy.optimize import linprog
 
 from squeeze import transport
 from squeeze.transport import barycenter
 from utils.run.errors import UserError
 
 ot = pytest.importorskip("ot")
+linprog = pytest.importorskip("scipy.optimize").linprog  # which comes with POT
 
 
 def transport_cost(points, weights, features):
