@@ -33,7 +33,7 @@ from validate.labels import StoredLabels, Writer
 from validate.protocols import Protocol, SetFacts, resolve
 from validate.results import Result, Run, file_name, summary
 from validate.stream import Stream
-from validate.targets import Labelled, Teachers, hard_labelled, image_weights
+from validate.targets import Labelled, Teachers, accumulated, hard_labelled, image_weights
 from validate.train import train
 
 
@@ -88,10 +88,12 @@ def main() -> None:
 
 def validate(job: Job, runtime: Runtime) -> None:
     """Measure each student on each set under each protocol; all ranks together."""
+    require_one_process(job)
     load_labels, workers = job.labels.load_labels, job.machine.workers
     stored = {seed: StoredLabels(load_labels, seed) for seed in job.seeds} if load_labels else {}
     teachers = teachers_of(job, runtime, stored)
     geometry = teachers.geometry
+    job = job.at_size(geometry.input_size)
     test_folder = cli.folder_for(geometry, job.val_dir, "--val-dir")
     sets = [set_of(path, test_folder, job.classes_by) for path in job.sets]
     check_output(job.output_dir / "results.csv")
@@ -119,6 +121,17 @@ def validate(job: Job, runtime: Runtime) -> None:
                 run = make_run(experiment, name, protocol, arch, method, folder)
                 with explain_out_of_memory(protocol.batch_size, 2):
                     measure(experiment, run, protocol, folder)
+
+
+def require_one_process(job: Job) -> None:
+    """Raises UserError where several processes would divide the batches whose statistics the labels depend on."""
+    for title, settings in job.protocols.items():
+        by_batch = settings["labels"] == "soft" and settings["teacher_statistics"] == "batch"
+        if by_batch and distributed.get_world_size() > 1:
+            raise UserError(
+                f"--protocol {title}: its labels depend on the images of a batch, which several processes "
+                "would divide; give it one process, and other seeds another one"
+            )
 
 
 def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> Teachers:
@@ -280,6 +293,7 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> Result:
             experiment.test,
             stream.protocol.evaluations,
             log,
+            parts=accumulated(stream.protocol),
             stream=(stream.seed, "student"),
         )
         tensor = torch.tensor(weights, device=runtime.device) if weights else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from utils.run import registry
 from utils.run.memory import AUTO
 from validate.augment import ALPHA
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
-from validate.protocols import DELT, PROTOCOLS
+from validate.protocols import DELT, PROTOCOLS, recipes
 from validate.targets import LOSSES
 
 CLASSES_BY = ("name", "position")
+STATISTICS = ("running", "batch")
 
 # Flags that only one value of another setting reads.
 NEEDS = {
     "class_weight": ("loss", "mse"),
+    "teacher_statistics": ("labels", "soft"),
     "momentum": ("optimizer", "sgd"),
     "lr_steps": ("lr_schedule", "steps"),
     "lr_factor": ("lr_schedule", "steps"),
@@ -64,6 +66,10 @@ class Job:
     @property
     def has_soft_labels(self) -> bool:
         return any(settings["labels"] == "soft" for settings in self.protocols.values())
+
+    def at_size(self, input_size: int) -> Job:
+        """With the protocols for images of so many pixels, on which those of unnamed data sets depend."""
+        return replace(self, protocols=chosen_protocols(self.arguments, input_size))
 
 
 def parse() -> Job:
@@ -129,12 +135,20 @@ def add_protocol(parser: cli.Parser) -> None:
         "--protocol", choices=tuple(PROTOCOLS), nargs="+", default=["delt"], help="one or several in turn"
     )
     group.add_argument("--labels", choices=("soft", "hard"), help="soft: the teacher labels each batch")
+    group.add_argument(
+        "--teacher-statistics",
+        choices=STATISTICS,
+        help="by which the teachers' BatchNorms normalise; batch: of each batch, or of each of its parts",
+    )
     group.add_argument("--loss", choices=tuple(LOSSES), help="kl for soft labels, ce for hard ones, if left out")
     group.add_argument(
         "--class-weight", type=cli.non_negative_float, help="with mse: of the cross-entropy to the image's class"
     )
     group.add_argument("--image-weights", choices=("on", "off"), help="those of the set's manifest, where it has any")
     group.add_argument("--epochs", type=cli.positive)
+    group.add_argument(
+        "--accumulate", type=cli.positive, metavar="N", help="parts of a batch, whose gradients a step adds up"
+    )
     group.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
     group.add_argument("--lr", type=cli.non_negative_float, help="the published one for the student if left out")
     group.add_argument("--momentum", type=cli.fraction, help="of sgd")
@@ -173,12 +187,18 @@ def decay(text: str) -> float:
     return value
 
 
-def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
-    given = {name: getattr(args, name) for name in DELT}
-    given["lr_steps"] = tuple(args.lr_steps) if args.lr_steps else None
+def chosen_protocols(flags: dict[str, Any], input_size: int | None) -> dict[str, dict[str, Any]]:
+    """What to call each protocol, and its settings for images of `input_size` pixels, where that is known."""
+    given = {name: flags[name] for name in DELT}
+    given["lr_steps"] = tuple(flags["lr_steps"]) if flags["lr_steps"] else None
     # The published size of each protocol and set is where the search for one that fits begins.
-    given["batch_size"] = None if args.batch_size == AUTO else args.batch_size
-    protocols = dict(registry.with_changes(PROTOCOLS, name, given) for name in args.protocol)
+    given["batch_size"] = None if flags["batch_size"] == AUTO else flags["batch_size"]
+    known = recipes(flags["dataset"], input_size)
+    return dict(registry.with_changes(known, name, given) for name in flags["protocol"])
+
+
+def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
+    protocols = chosen_protocols(vars(args), args.input_size)
     methods = args.method or [manifest.read(path).get("method") or Path(path).resolve().name for path in args.syn_dir]
     _check(parser, args, protocols)
     return Job(

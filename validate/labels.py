@@ -52,6 +52,8 @@ VIEW_SETTINGS = (
     "max_scale",
     "flip",
 )
+# Which images were labelled together; only where that decides the labels.
+BATCH_SETTINGS = ("teacher_statistics", "accumulate")
 
 
 def folder_of(root: str | Path, seed: int) -> Path:
@@ -61,8 +63,10 @@ def folder_of(root: str | Path, seed: int) -> Path:
 def identity(stream: Stream, **more: object) -> dict[str, Any]:
     """Everything that decides what is shown to the teacher, and `more`."""
     geometry = plain(stream.geometry)
+    by_batch = stream.protocol.teacher_statistics == "batch"
     return {
         **{setting: getattr(stream.protocol, setting) for setting in VIEW_SETTINGS},
+        **{setting: getattr(stream.protocol, setting) for setting in BATCH_SETTINGS if by_batch},
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
         "seed": stream.seed,
         "images": stream.views.folder.fingerprint(),
@@ -239,6 +243,7 @@ class StoredLabels:
         """Raises UserError if the labels are not of this stream's images and views, or a shard is damaged."""
         wanted = identity(stream)
         found = {name: self.index["settings"].get(name) for name in wanted}
+        found |= {name: self.index["settings"][name] for name in BATCH_SETTINGS if name in self.index["settings"]}
         if found != wanted:
             raise UserError(
                 f"{self.folder}: its labels are for another run ({differences(found, wanted)}); give the images and "

@@ -1,8 +1,8 @@
 """Evaluation protocols: named sets of the settings that decide a student's accuracy, apart from images and teacher.
 
 Most published differences between methods come from these and not from the images (DD-Ranking, arXiv 2505.13300), so a
-result always says by which protocol it was measured. A new protocol is an entry of PROTOCOLS. Run as a module, it
-prints the names.
+result always says by which protocol it was measured. A new protocol is an entry of PROTOCOLS, and what differs by data
+set one of DATASET_SETTINGS. Run as a module, it prints the names.
 """
 
 from __future__ import annotations
@@ -10,8 +10,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from utils.data.datasets import SMALL_SIZE
+from utils.data.datasets import SMALL_SIZE, own_settings
 from utils.run import registry
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """What a protocol depends on of a set of images."""
+
+    num_classes: int
+    ipc: int
+    images: int
+    input_size: int  # pixels
 
 
 @dataclass(frozen=True)
@@ -24,11 +34,13 @@ class Protocol:
     lr: float
     momentum: float  # of sgd
     weight_decay: float
+    accumulate: int  # parts of a batch, each a forward and backward pass of its own
     lr_schedule: str  # of validate/optim.py
     lr_steps: tuple[float, ...]  # for the schedule steps: shares of the epochs
     lr_factor: float  # at each of them
     weight_average: float  # decay of the average that is tested in the student's place; 0: none
     labels: str  # soft or hard
+    teacher_statistics: str  # by which the teachers' BatchNorms normalise: running or batch
     loss: str  # of validate/targets.py
     class_weight: float  # of the cross-entropy to the image's class, added to the loss mse
     image_weights: str  # on or off: of the set's manifest, where it has them
@@ -42,10 +54,11 @@ class Protocol:
     evaluations: int
 
 
-# None: decided by the student, the set or the input size, see `resolve`.
+# None: decided by the student, the set or the input size, see `resolve`. A setting may be a function of SetFacts, too.
 DELT = {
     "epochs": 300,
     "batch_size": None,
+    "accumulate": 1,
     "optimizer": "adamw",
     "lr": None,
     "momentum": 0.9,
@@ -55,6 +68,7 @@ DELT = {
     "lr_factor": 0.5,
     "weight_average": 0.0,
     "labels": "soft",
+    "teacher_statistics": "running",
     "loss": None,
     "class_weight": 0.0,
     "image_weights": "on",
@@ -67,6 +81,15 @@ DELT = {
     "flip": 0.5,
 }
 
+
+def _fadrm_batch_size(facts: SetFacts) -> int:
+    return 10 if facts.num_classes <= 10 else 16
+
+
+def _fadrm_schedule(facts: SetFacts) -> str:
+    return "cosine" if facts.ipc >= 30 else "half-cosine"
+
+
 PROTOCOLS: dict[str, dict[str, Any]] = {
     # DELT, section 4.1 and its evaluation code.
     "delt": DELT,
@@ -74,6 +97,30 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "rded": {**DELT, "rand_augment": "none", "shuffle_patches": None, "min_scale": None},
     # WMDD's code (its FKD): weights of images, where a set has them, divided by the batch's mean.
     "wmdd": {**DELT, "batch_size": 100, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
+    # RD3 (arXiv 2509.19743), the common protocol of its comparison: RDED's augmentation, one teacher.
+    "rd3": {
+        **DELT,
+        "epochs": 400,
+        "batch_size": 50,
+        "optimizer": "adam",
+        "lr": 0.001,
+        "weight_decay": 0.0,
+        "lr_schedule": "cosine",
+        "rand_augment": "none",
+        "shuffle_patches": None,
+        "min_scale": None,
+    },
+    # FADRM (arXiv 2506.24125) and its code: the teachers normalise by each half of a batch, and a step adds up the
+    # gradients of the same halves. Its settings for ResNet-18.
+    "fadrm": {
+        **DELT,
+        "batch_size": _fadrm_batch_size,
+        "accumulate": 2,
+        "teacher_statistics": "batch",
+        "lr_schedule": _fadrm_schedule,
+        "rand_augment": "none",
+        "min_scale": 0.08,
+    },
     # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0.
     "sre2l": {**DELT, "batch_size": 1024, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
     # No teacher: what the images alone teach.
@@ -81,6 +128,30 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     # The images as they stand, for DD-Ranking's robustness to augmentation.
     "noaug": {**DELT, "mix": "none", "temperature": 20.0, "rand_augment": "none", "min_scale": 1.0, "flip": 0.0},
 }
+
+# Of ten classes of ImageNet, by FADRM's code for ResNet-18.
+_FADRM_TEN = {"lr": 0.0005, "lr_schedule": lambda facts: "cosine" if 10 <= facts.ipc < 30 else "half-cosine"}
+
+# By protocol, then by data set; `small`: those that are not named there, of 64 pixels and less.
+DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "fadrm": {
+        # By its code, which has more epochs for one image a class of Tiny-ImageNet, and half the rate for CIFAR-100's.
+        "cifar100": {"epochs": 1000, "lr": lambda facts: 0.0005 if facts.ipc < 10 else 0.001},
+        "tinyimagenet": {"epochs": lambda facts: 1000 if facts.ipc < 10 else 300},
+        "imagenette": _FADRM_TEN,
+        "imagewoof": {**_FADRM_TEN, "lr": lambda facts: 0.0005 if facts.ipc < 30 else 0.001},
+    },
+}
+
+
+def recipes(dataset: str | None = None, input_size: int | None = None) -> dict[str, dict[str, Any]]:
+    """PROTOCOLS as they are for a data set, or for images of `input_size` pixels where nobody names one.
+
+    Raises UserError for an unknown data set.
+    """
+    own = {name: own_settings(DATASET_SETTINGS.get(name, {}), dataset, input_size) for name in PROTOCOLS}
+    return {name: {**settings, **own[name]} for name, settings in PROTOCOLS.items()}
+
 
 # Of AdamW, as published.
 LEARNING_RATES = {
@@ -93,19 +164,9 @@ LEARNING_RATES = {
 }
 
 
-@dataclass(frozen=True)
-class SetFacts:
-    """What a protocol depends on of a set of images."""
-
-    num_classes: int
-    ipc: int
-    images: int
-    input_size: int  # pixels
-
-
 def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: int) -> Protocol:
     """The protocol of `settings` for a student `arch` on a set."""
-    settings = dict(settings)
+    settings = {name: value(facts) if callable(value) else value for name, value in settings.items()}
     if settings["batch_size"] is None:
         settings["batch_size"] = default_batch_size(facts.num_classes, facts.ipc)
     settings["batch_size"] = min(settings["batch_size"], facts.images)

@@ -28,11 +28,27 @@ class Step:
     views: torch.Tensor  # (B, 5) as Augmentation.draw has them
     mix: torch.Tensor  # (5,) as draw_mix has it
     batch_size: int  # of all ranks together
+    batch_order: torch.Tensor | None = None  # of a part: `order` of the whole
 
-    def subset(self, own: list[int]) -> Step:
+    def subset(self, own: list[int] | slice) -> Step:
         """Some of its images."""
         parts = ("images", "labels", "shares", "order", "views")
         return replace(self, **{name: getattr(self, name)[own] for name in parts})
+
+    def part(self, span: slice) -> Step:
+        """What one forward pass of a step takes of it."""
+        return replace(self.subset(span), batch_order=self.order)
+
+
+def spans(images: int, count: int) -> list[slice]:
+    """A batch in `count` parts in their order, as even as can be: the first ones take the remainder.
+
+    In fewer parts where one would have a single image, of which BatchNorm has no variance.
+    """
+    count = max(1, min(count, images // distributed.MIN_LOCAL_BATCH))
+    size, rest = divmod(images, count)
+    starts = [part * size + min(part, rest) for part in range(count + 1)]
+    return [slice(*span) for span in zip(starts, starts[1:])]
 
 
 @dataclass(frozen=True)
