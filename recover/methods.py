@@ -60,6 +60,20 @@ _FADRM = {
 
 METHODS = {
     "delt": DELT,
+    # WMDD (arXiv 2311.18531) and its code: features at the points of their class's barycenter; whole classes, from
+    # noise. Its code rolls by 0 to 32 of 224 pixels.
+    "wmdd": {
+        **DELT,
+        "objective": "wasserstein",
+        "iterations": 2000,
+        "round_iterations": 0,
+        "first_bn_multiplier": 1.0,
+        "init": "noise",
+        "milestone": 0.0,
+        "jitter": 32,
+        "jitter_low": 0,
+        "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
+    },
     # CDA (arXiv 2311.18838): the curriculum without rounds; a batch holds one image of each class.
     "cda": {**DELT, "round_iterations": 0, "batch_by": "index"},
     # SRe2L (arXiv 2306.13092): from noise, with the smallest crop from the start.
@@ -147,6 +161,12 @@ DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "cifar100": _SRE2L_CIFAR,
         SMALL: _SRE2L_CIFAR,
     },
+    "wmdd": {
+        "imagenette": {"r_bn": 10.0},
+        # At 224 pixels there; a roll by the same share of 64 and of 32.
+        "tinyimagenet": {"lr": 0.1, "r_bn": 1.0, "jitter": 9},
+        SMALL: {"jitter": 4},
+    },
     # G-VBSM's code for CIFAR-10, CIFAR-100 and Tiny-ImageNet (which pads the last one's crops by 8 pixels).
     "gvbsm": {SMALL: {"lr": 0.05, "batch_size": 100, "crop": "padded", "momentum": 0.8, "drop": 0.4}},
     "edc": {
@@ -185,8 +205,10 @@ class Needs:
 
     ranking: str = "--criterion medium"  # of `python -m ranking`, for the images that it starts from
     statistics: str = ""  # of `python -m squeeze.statistics`, for the files that it reads; empty: none
+    barycenters: bool = False  # whether it reads those of `python -m squeeze.barycenters`
     recovers: bool = True  # False: what ranking makes is the set
     protocol: str = "delt"  # of its own students
+    teachers: str = "one"  # one or several: how many recover by, where there are several
 
 
 # Of those that need something else than DELT.
@@ -194,10 +216,11 @@ _FADRM_NEEDS = Needs("--criterion medium --candidates 300 --crops 5 --tiles {til
 NEEDS: dict[str, Needs] = {
     "cda": Needs(protocol="sre2l"),
     "sre2l": Needs(protocol="sre2l"),
-    "gvbsm": Needs(statistics="--batch-size 64", protocol="gvbsm"),
-    "edc": Needs("--criterion random", "--batch-size 64 --per-class", protocol="edc"),
+    "wmdd": Needs(barycenters=True, protocol="wmdd"),
+    "gvbsm": Needs(statistics="--batch-size 64", protocol="gvbsm", teachers="several"),
+    "edc": Needs("--criterion random", "--batch-size 64 --per-class", protocol="edc", teachers="several"),
     "fadrm": _FADRM_NEEDS,
-    "fadrm+": _FADRM_NEEDS,
+    "fadrm+": replace(_FADRM_NEEDS, teachers="several"),
     # RDED (arXiv 2312.03526): collages of the easiest crops, as they are.
     "rded": Needs("--criterion top --candidates 300 --crops 5 --tiles {tiles}", recovers=False, protocol="rded"),
     # CIM: whole images at half the size, at every size.
@@ -228,8 +251,7 @@ def main() -> None:
         return registry.main("method", names())
     sys.argv[1:] = words[1:2]
     registry.main("method", names())
-    several = METHODS.get(words[1], DELT)["combine"] == "turn"
-    for line in shell_lines(needs(*words[1:]), teachers="several" if several else "one"):
+    for line in shell_lines(needs(*words[1:])):
         print(line)
 
 
@@ -238,9 +260,9 @@ def names() -> list[str]:
     return list({**METHODS, **NEEDS})
 
 
-def shell_lines(found: Needs, **more: str) -> list[str]:
-    """NEEDS_RANKING='...' and so on, and of `more`; true and false as bash has them."""
-    values: Mapping[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)} | more
+def shell_lines(found: Needs) -> list[str]:
+    """NEEDS_RANKING='...' and so on; true and false as bash has them."""
+    values: Mapping[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)}
     return [
         f"NEEDS_{name.upper()}={str(value).lower() if type(value) is bool else shlex.quote(value)}"
         for name, value in values.items()

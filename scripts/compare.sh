@@ -85,17 +85,21 @@ select_start() {    # FLAG...
     select_images "$start_dir" "" "$@"    # each scores for itself, so that its seconds are what it takes
 }
 
-# Sets statistics_dir to the files that these flags of squeeze.statistics make, one for each of COUNT teachers, and adds
-# their cells to before.
-collect_all() {    # COUNT FLAG...
-    local number key="${*:2}"
-    key=statistics/$(echo "${key//--/}" | tr -s ' ' _)
-    statistics_dir=$RUN_DIR/$key
-    for ((number = 0; number < $1; number++)); do
-        before+=" $key/$number"
-        is_cell "$key/$number" && continue
-        cell "$key/$number" "$(statistics_file "$number" "$statistics_dir")" $real ${trained[$number]-}
-        collect_statistics "$number" "$statistics_dir" "${@:2}"
+# Adds the files that a method reads of the real images to files, those of the first COUNT teachers, and what makes them
+# to before. Methods that ask for the same ones share them.
+collect_all() {    # COUNT
+    local kind number key
+    find_kinds
+    for kind in ${kinds[@]+"${kinds[@]}"}; do
+        key=$kind
+        [ "$kind" != statistics ] || key=$(echo "$kind $NEEDS_STATISTICS" | tr -s ' -' _)
+        for ((number = 0; number < $1; number++)); do
+            files+=("$(collected_file "$RUN_DIR/$key" "$kind" "$number")")
+            before+=" $key/$number"
+            is_cell "$key/$number" && continue
+            cell "$key/$number" "${files[${#files[@]} - 1]}" $real ${trained[$number]-}
+            collect "$RUN_DIR/$key" "$kind" "$number"
+        done
     done
 }
 
@@ -110,7 +114,7 @@ add_set() {    # NAME DIR CELL PROTOCOL...
 set_names=() set_dirs=() set_cells=() set_protocols=()
 
 make_set() {    # METHOD
-    local init=$TRAIN_DIR before= count=1 number    # for a start from noise the folder names the classes
+    local init=$TRAIN_DIR before= count=1 number files=()    # for a start from noise the folder names the classes
     needs_of "$1"
     own=$NEEDS_PROTOCOL own_protocols+=" $own"
     if [ -n "$NEEDS_RANKING" ]; then
@@ -125,10 +129,10 @@ make_set() {    # METHOD
     for ((number = 0; number < count; number++)); do
         before+=" ${trained[$number]-}"
     done
-    [ -z "$NEEDS_STATISTICS" ] || collect_all "$count" $NEEDS_STATISTICS
+    collect_all "$count"
     cell "sets/$1" "$RUN_DIR/sets/$1/manifest.json" $real $before
     begin_recover "$1" "$init" "$RUN_DIR/sets/$1" "$count"
-    [ -z "$NEEDS_STATISTICS" ] || with_statistics "$statistics_dir" "$count"
+    [ ${#files[@]} -eq 0 ] || line+=(--statistics "${files[@]}")
     [ "$ITR_SHARE" = 1 ] || option --iterations-share "$ITR_SHARE"
     line+=($RECOVER_ARGS)
     run

@@ -18,7 +18,7 @@ cd "$ROOT"
 NAME=${NAME:-$(basename "$0" .sh)}         # of the run: runs/NAME
 
 # What is distilled, and where the run's files go
-STAGES=${STAGES:-squeeze statistics ranking recover validate}    # any of them, in this order
+STAGES=${STAGES:-squeeze ranking statistics recover validate}    # any of them, in this order
 RUN_DIR=${RUN_DIR:-runs/$NAME}             # everything that the run writes, unless a path below says otherwise
 DATASET=${DATASET:-}                       # a known data set's name for its defaults; empty: read from the folder
 TRAIN_DIR=${TRAIN_DIR:-}                   # real training images, one folder per class
@@ -32,9 +32,6 @@ SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-}
 KEEP_EPOCHS=${KEEP_EPOCHS:-}               # the networks of these epochs are kept, too
 TEACHER_EPOCH=${TEACHER_EPOCH:-}           # a kept epoch, whose networks rank and recover; empty: the last one
 LABEL_EPOCH=${LABEL_EPOCH-$TEACHER_EPOCH}  # a kept epoch, whose networks label
-
-# statistics: what each teacher sees of the real images, for a METHOD that compares with it
-STATISTICS_DIR=${STATISTICS_DIR:-$RUN_DIR/statistics}
 
 # ranking: which real images start the synthesis
 IPC=${IPC:-10}                             # images per class
@@ -96,20 +93,23 @@ stage_squeeze() {
     done
 }
 
-stage_statistics() {
-    local number
-    for number in "${!archs[@]}"; do
-        collect_statistics "$number" "$STATISTICS_DIR" $NEEDS_STATISTICS
-    done
-}
-
 stage_ranking() {
     select_images "$OUTPUT_DIR" "$RANKING_FILE" $start
 }
 
+# What METHOD reads of the real images: a file of each teacher, or two.
+stage_statistics() {
+    local kind number
+    for kind in "${kinds[@]}"; do
+        for number in "${!archs[@]}"; do
+            collect "$RUN_DIR" "$kind" "$number"
+        done
+    done
+}
+
 stage_recover() {
     begin_recover "$METHOD" "$INIT_PATH" "$SYN_PATH" ${#archs[@]}
-    [ -z "$NEEDS_STATISTICS" ] || with_statistics "$STATISTICS_DIR" ${#archs[@]}
+    [ ${#files[@]} -eq 0 ] || line+=(--statistics "${files[@]}")
     option --iterations "$ITR"
     option --round-iterations "$ROUND_ITR"
     option --lr "$LR"
@@ -124,6 +124,7 @@ stage_recover() {
     option --image-format "$IMAGE_FORMAT"
     option --batch-size "$RECOVER_BATCH"
     option --contact-sheet "$RUN_DIR/contact_sheet.png"
+    [ ${#statistics[@]} -eq 0 ] || line+=(--statistics "${statistics[@]}")
     line+=($RECOVER_ARGS)
     run
 }
@@ -166,8 +167,8 @@ skip() {    # STAGE WHY
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
 for word in $STAGES; do
     case $word in
-        squeeze|statistics|ranking|recover|validate) ;;
-        *) fail "STAGES: '$word' is none of: squeeze statistics ranking recover validate" ;;
+        squeeze|ranking|statistics|recover|validate) ;;
+        *) fail "STAGES: '$word' is none of: squeeze ranking statistics recover validate" ;;
     esac
 done
 need_packages
@@ -195,7 +196,8 @@ if [ -z "$start" ]; then
     INIT_PATH=${INIT_PATH:-$TRAIN_DIR}    # which names the classes
 fi
 INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}
-[ -n "$NEEDS_STATISTICS" ] || drop statistics
+find_kinds
+[ ${#kinds[@]} -gt 0 ] || drop statistics
 PROTOCOL=" $PROTOCOL "
 PROTOCOL=${PROTOCOL// own / $NEEDS_PROTOCOL }
 if wants validate; then
@@ -212,12 +214,14 @@ elif wants squeeze; then
 else
     require_teachers "no teacher at" "set RANKER_PATH to a checkpoint, or put squeeze into DELT_STAGES"
 fi
-if [ -n "$NEEDS_STATISTICS" ] && wants recover && ! wants statistics; then
+files=()    # of statistics
+for kind in ${kinds[@]+"${kinds[@]}"}; do
     for number in "${!archs[@]}"; do
-        path=$(statistics_file "$number" "$STATISTICS_DIR")
-        [ -f "$path" ] || fail "no statistics at $path, which $METHOD needs: put statistics into DELT_STAGES"
+        files+=("$(collected_file "$RUN_DIR" "$kind" "$number")")
+        wants statistics || ! wants recover || [ -f "${files[${#files[@]} - 1]}" ] ||
+            fail "no file ${files[${#files[@]} - 1]}, which $METHOD reads: put statistics into DELT_STAGES"
     done
-fi
+done
 
 if wants squeeze || wants statistics || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
 if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi

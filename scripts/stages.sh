@@ -10,7 +10,8 @@ WORKERS=${WORKERS:-}                       # processes that load images
 
 # further arguments of a stage, as they stand
 SQUEEZE_ARGS=${SQUEEZE_ARGS:-}
-STATISTICS_ARGS=${STATISTICS_ARGS:-}
+STATISTICS_ARGS=${STATISTICS_ARGS:-}       # of squeeze.statistics and squeeze.barycenters, for methods that read them
+BARYCENTERS_ARGS=${BARYCENTERS_ARGS:-}
 RANKING_ARGS=${RANKING_ARGS:-}
 RECOVER_ARGS=${RECOVER_ARGS:-}
 VALIDATE_ARGS=${VALIDATE_ARGS:-}
@@ -69,25 +70,27 @@ train_teacher() {    # NUMBER
     run
 }
 
-statistics_file() {    # NUMBER DIR
-    echo "$2/$1_${archs[$1]//\//_}.safetensors"
+# What METHOD reads of the real images, by needs_of: sets kinds to the modules of squeeze that make the files.
+find_kinds() {
+    kinds=()
+    [ -z "$NEEDS_STATISTICS" ] || kinds+=(statistics)
+    [ "$NEEDS_BARYCENTERS" = false ] || kinds+=(barycenters)
 }
 
-collect_statistics() {    # NUMBER DIR FLAG...: what one teacher sees of the real images
-    begin squeeze.statistics
+collected_file() {    # DIR KIND NUMBER: of a teacher
+    echo "$1/$2/$3-${archs[$3]//\//_}.safetensors"
+}
+
+collect() {    # DIR KIND NUMBER
+    begin "squeeze.$2"
     option --train-dir "$TRAIN_DIR"
-    teacher_flags "$TEACHER_EPOCH" "$1" 1
-    option --output "$(statistics_file "$1" "$2")"
-    line+=("${@:3}" $STATISTICS_ARGS)
+    teacher_flags "$TEACHER_EPOCH" "$3" 1
+    option --output "$(collected_file "$1" "$2" "$3")"
+    case $2 in
+        statistics) line+=($NEEDS_STATISTICS $STATISTICS_ARGS) ;;
+        barycenters) line+=(--ipc "$IPC" $BARYCENTERS_ARGS) ;;
+    esac
     run
-}
-
-with_statistics() {    # DIR COUNT: those of the first COUNT teachers
-    local number
-    line+=(--statistics)
-    for ((number = 0; number < $2; number++)); do
-        line+=("$(statistics_file "$number" "$1")")
-    done
 }
 
 select_images() {    # OUTPUT_DIR RANKING_FILE FLAG...
@@ -149,12 +152,13 @@ folder() {    # VARIABLE WHAT
     [ -d "${!1}" ] || fail "$1: no folder ${!1} (relative paths count from the repository's root): $hint"
 }
 
-# What METHOD needs besides recover: NEEDS_RANKING and NEEDS_STATISTICS are flags of these stages, NEEDS_RECOVERS is true
-# or false, NEEDS_PROTOCOL that of its own students, NEEDS_TEACHERS one or several. Of images that are no method's of this
-# project it is delt's.
+# What METHOD needs besides recover: NEEDS_RANKING and NEEDS_STATISTICS are flags of these stages; NEEDS_BARYCENTERS and
+# NEEDS_RECOVERS are true or false; NEEDS_PROTOCOL is that of its own students, NEEDS_TEACHERS one or several. Of images
+# that are no method's of this project it is delt's.
 needs_of() {    # METHOD
     local found
-    NEEDS_RANKING="--criterion medium" NEEDS_STATISTICS= NEEDS_RECOVERS=true NEEDS_PROTOCOL=delt NEEDS_TEACHERS=one
+    NEEDS_RANKING="--criterion medium" NEEDS_STATISTICS= NEEDS_BARYCENTERS=false NEEDS_RECOVERS=true
+    NEEDS_PROTOCOL=delt NEEDS_TEACHERS=one
     if found=$("$PYTHON_BIN" -m recover.methods --needs "$1" ${DATASET:+"$DATASET"} 2> /dev/null); then eval "$found"; fi
 }
 

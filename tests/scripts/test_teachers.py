@@ -95,3 +95,46 @@ def test_what_is_wrong_is_said_before_anything_runs(distill, variables, told):
     calls, process = distill("distill", **variables)
     assert process.returncode == 2 and not calls and told in process.stderr
     assert len(process.stderr.splitlines()) == 1
+
+
+# --- what a method reads of the real images -----------------------------------------------------------------------
+
+
+def test_files_of_each_teacher_are_made_for_a_method_that_reads_them(distill, tmp_path):
+    needs = "NEEDS_STATISTICS='--per-class --patch 4'\nNEEDS_BARYCENTERS=true"
+    given = dict(TEACHERS="resnet18 timm/resnet18", IPC=3, KEEP_EPOCHS=1, TEACHER_EPOCH=1, NEEDS=needs)
+    calls, process = distill("distill", BARYCENTERS_ARGS="--learn-weights", DELT_METHOD="wmdd", **given)
+    assert process.returncode == 0, process.stderr
+    run, names = tmp_path / "run", ("0-resnet18", "1-timm_resnet18")
+    paths = [f"{run}/teachers/{name}.epoch1.pth" for name in ("resnet18", "timm_resnet18")]
+    for stage, folder in ("squeeze.statistics", "statistics"), ("squeeze.barycenters", "barycenters"):
+        found = of(calls, stage)
+        assert [flags["output"] for flags in found] == [f"{run}/{folder}/{name}.safetensors" for name in names]
+        assert [flags["teacher-path"] for flags in found] == paths
+        assert [flags["teacher-arch"] for flags in found] == given["TEACHERS"].split()
+        assert {flags["train-dir"] for flags in found} == {f"{tmp_path}/train"}
+    assert all(flags["patch"] == "4" and "per-class" in flags for flags in of(calls, "squeeze.statistics"))
+    assert all(flags["ipc"] == "3" and "learn-weights" in flags for flags in of(calls, "squeeze.barycenters"))
+    files = [f"{run}/{folder}/{name}.safetensors" for folder in ("statistics", "barycenters") for name in names]
+    assert of(calls, "recover")[0]["statistics"] == " ".join(files)
+    order = [stage for stage, _ in calls]
+    assert order.index("squeeze.statistics") > order.index("ranking") < order.index("recover")
+
+
+def test_a_method_that_reads_none_makes_none(distill):
+    calls, _ = distill("distill")
+    assert not {"squeeze.statistics", "squeeze.barycenters"} & set(dict(calls))
+    assert "statistics" not in of(calls, "recover")[0]
+
+
+def test_what_a_method_reads_has_to_be_there(distill, tmp_path):
+    given = dict(NEEDS="NEEDS_BARYCENTERS=true", DELT_METHOD="wmdd", RANKER_PATH=tmp_path / "teacher.pth")
+    calls, process = distill("distill", DELT_STAGES="statistics recover", TRAIN_DIR=None, **given)
+    assert process.returncode == 2 and not calls and "TRAIN_DIR is empty" in process.stderr
+    calls, process = distill("distill", DELT_STAGES="recover", TRAIN_DIR=None, **given)
+    assert process.returncode == 2 and not calls and "put statistics into DELT_STAGES" in process.stderr
+    path = tmp_path / "run" / "barycenters" / "0-resnet18.safetensors"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    calls, process = distill("distill", DELT_STAGES="recover", TRAIN_DIR=None, **given)
+    assert process.returncode == 0 and of(calls, "recover")[0]["statistics"] == str(path)

@@ -13,6 +13,10 @@ statistics of the classes, in label order, also
     NAME.class_total_var                     (K, C)  of BatchNorms: over all of a class's images and pixels (WMDD); the
                                                      mean over them is class_mean
 
+A file of `python -m squeeze.barycenters` is of the same kind, without layers: for each class in label order the points
+that stand for its images' penultimate features, `points` (K, N, D), and their weights, `weights` (K, N), whose sum in a
+class is 1 (WMDD).
+
 Its metadata are one JSON object: `settings`, all that decides the values, and `layers`.
 """
 
