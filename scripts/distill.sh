@@ -124,17 +124,17 @@ stage_recover() {
     option --image-format "$IMAGE_FORMAT"
     option --batch-size "$RECOVER_BATCH"
     option --contact-sheet "$RUN_DIR/contact_sheet.png"
-    [ ${#statistics[@]} -eq 0 ] || line+=(--statistics "${statistics[@]}")
     line+=($RECOVER_ARGS)
     run
 }
 
 stage_validate() {
-    local baseline
+    local baseline scores=$RANKING_FILE
     names=("$METHOD") sets=("$SYN_PATH")
+    case $start in *" "*" "*) scores= ;; esac    # RANKING_FILE is of crops, or of some images alone
     for baseline in $BASELINES; do
         if [ "$baseline" != selection ]; then
-            select_images "$RUN_DIR/$baseline" "$RANKING_FILE" --criterion "$baseline"
+            select_images "$RUN_DIR/$baseline" "$scores" --criterion "$baseline"
             names+=("$baseline") sets+=("$RUN_DIR/$baseline")
         elif [ "$SYN_PATH" != "$OUTPUT_DIR" ]; then
             names+=("$(start_name $start)") sets+=("$OUTPUT_DIR")

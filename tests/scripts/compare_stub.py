@@ -16,6 +16,7 @@ OWN = ("utils.run.cells", "recover.methods", "validate.protocols", "ranking.crit
 FILES = {
     "squeeze": ("--output", ""),
     "squeeze.statistics": ("--output", ""),
+    "squeeze.barycenters": ("--output", ""),
     "ranking": ("--output-dir", "manifest.json"),
     "recover": ("--syn-dir", "manifest.json"),
     "validate": ("--output-dir", "results.csv"),
