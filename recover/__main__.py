@@ -62,6 +62,7 @@ def main() -> None:
         # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
         steps = settings.iterations * len(units)
         objective = OBJECTIVES[settings.objective](teachers, settings)
+        objective.check(starts.ipc, settings.batch_by)
         found = {**identity(job, objective, geometry, runtime), "batch_size": batch_size}
         found |= {"ipc": starts.ipc, "init": starts.identity()}
         originals = Originals.of(starts) if objective.needs_originals else None
@@ -146,7 +147,10 @@ def synthesise(
             recovery = Recovery(engine, start, job.seed, "recover", unit.number)
             with synthetic_set.state(unit, job.save_every) as state:
                 pixels = (geometry.denormalise(recovery.run(report, state)) * 255).round().clamp(0, 255).byte()
-                facts = [{"round": schedule.round_of[position]} for position in positions]
+                facts = [
+                    {"round": schedule.round_of[position], **engine.objective.facts(label, position)}
+                    for label, position in unit.members
+                ]
                 synthetic_set.save(unit, pixels, facts, seconds=round(state.seconds, 2))
 
 

@@ -11,7 +11,7 @@
 #
 #   DELT_METHOD=cda RUN_DIR=runs/cda bash scripts/cifar10_resnet18_ipc10.sh
 set -euo pipefail
-set -f    # STAGES, STUDENT, PROTOCOL, BASELINES and the *_ARGS are split into words, and nothing more
+set -f    # STAGES, TEACHERS, STUDENT, PROTOCOL, BASELINES and the *_ARGS are split into words, and nothing more
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 
@@ -24,10 +24,14 @@ DATASET=${DATASET:-}                       # a known data set's name for its def
 TRAIN_DIR=${TRAIN_DIR:-}                   # real training images, one folder per class
 VAL_DIR=${VAL_DIR:-}                       # real test images, one folder per class
 
-# squeeze: the teacher
+# squeeze: the teacher, or several
 ARCH=${ARCH:-resnet18}                     # the teacher's architecture
-RANKER_PATH=${RANKER_PATH:-}               # a teacher's checkpoint; torchvision: its ImageNet weights; empty: train one
+TEACHERS=${TEACHERS:-$ARCH}                # several architectures: the first one ranks, all recover and label
+RANKER_PATH=${RANKER_PATH:-}               # a checkpoint for each; torchvision: its ImageNet weights; empty: train them
 SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-}
+KEEP_EPOCHS=${KEEP_EPOCHS:-}               # the networks of these epochs are kept, too
+TEACHER_EPOCH=${TEACHER_EPOCH:-}           # a kept epoch, whose networks rank and recover; empty: the last one
+LABEL_EPOCH=${LABEL_EPOCH-$TEACHER_EPOCH}  # a kept epoch, whose networks label
 
 # ranking: which real images start the synthesis
 IPC=${IPC:-10}                             # images per class
@@ -55,7 +59,7 @@ IMAGE_FORMAT=${IMAGE_FORMAT:-}
 RECOVER_BATCH=${RECOVER_BATCH:-}           # images of a batch
 
 # validate: students trained on the synthetic images
-STUDENT=${STUDENT:-$ARCH}                  # one architecture or several
+STUDENT=${STUDENT:-${TEACHERS%% *}}        # one architecture or several
 PROTOCOL=${PROTOCOL:-delt}                 # how students are trained: one or several (python -m validate.protocols)
 VAL_EPOCHS=${VAL_EPOCHS:-}
 SEEDS=${SEEDS:-3}                          # students of each kind, from SEED on
@@ -79,6 +83,8 @@ MAX_RESTARTS=${MAX_RESTARTS:-0}            # how often processes that died are r
 # further arguments of a stage, as they stand
 SQUEEZE_ARGS=${SQUEEZE_ARGS:-}
 RANKING_ARGS=${RANKING_ARGS:-}
+STATISTICS_ARGS=${STATISTICS_ARGS:-}       # of squeeze.statistics and squeeze.barycenters, for methods that read them
+BARYCENTERS_ARGS=${BARYCENTERS_ARGS:-}
 RECOVER_ARGS=${RECOVER_ARGS:-}
 VALIDATE_ARGS=${VALIDATE_ARGS:-}
 
@@ -115,22 +121,40 @@ run() {
     "${line[@]}"
 }
 
+# The checkpoint of an epoch beside that of the last one, as squeeze names it.
+of_epoch() {    # EPOCH CHECKPOINT
+    if [ -n "$1" ]; then echo "${2%.*}.epoch$1.${2##*.}"; else echo "$2"; fi
+}
+
+teacher_flags() {    # EPOCH COUNT [FIRST]: the networks of an epoch of COUNT teachers, from the FIRST (0) on
+    local number first=${3:-0}
+    line+=(--teacher-arch "${archs[@]:$first:$2}")
+    [ "$RANKER_PATH" != torchvision ] || return 0
+    line+=(--teacher-path)
+    for ((number = first; number < first + $2; number++)); do
+        line+=("$(of_epoch "$1" "${teachers[$number]}")")
+    done
+}
+
 stage_squeeze() {
-    begin squeeze
-    option --train-dir "$TRAIN_DIR"
-    option --val-dir "$VAL_DIR"
-    option --arch "$ARCH"
-    option --output "$teacher"
-    option --epochs "$SQUEEZE_EPOCHS"
-    line+=($SQUEEZE_ARGS)
-    run
+    local number
+    for number in "${!archs[@]}"; do
+        begin squeeze
+        option --train-dir "$TRAIN_DIR"
+        option --val-dir "$VAL_DIR"
+        option --arch "${archs[$number]}"
+        option --output "${teachers[$number]}"
+        option --epochs "$SQUEEZE_EPOCHS"
+        [ -z "$KEEP_EPOCHS" ] || line+=(--keep-epochs $KEEP_EPOCHS)
+        line+=($SQUEEZE_ARGS)
+        run
+    done
 }
 
 select_images() {    # CRITERION OUTPUT_DIR
     begin ranking
     option --train-dir "$TRAIN_DIR"
-    option --teacher-arch "$ARCH"
-    option --teacher-path "$teacher"
+    teacher_flags "$TEACHER_EPOCH" 1
     option --ranking-file "$RANKING_FILE"
     option --criterion "$1"
     option --output-dir "$2"
@@ -144,13 +168,30 @@ stage_ranking() {
     select_images "$CRITERION" "$OUTPUT_DIR"
 }
 
+# What METHOD reads of the real images: a file of each teacher, or two.
+collect() {    # MODULE FOLDER FLAG...
+    local number module=$1 folder=$2
+    shift 2
+    for number in "${!archs[@]}"; do
+        statistics+=("$RUN_DIR/$folder/$number-${archs[$number]//\//_}.safetensors")
+        begin "$module"
+        option --train-dir "$TRAIN_DIR"
+        teacher_flags "$TEACHER_EPOCH" 1 "$number"
+        option --output "${statistics[${#statistics[@]} - 1]}"
+        line+=("$@")
+        run
+    done
+}
+
 stage_recover() {
+    statistics=()
+    [ -z "$NEEDS_STATISTICS" ] || collect squeeze.statistics statistics $NEEDS_STATISTICS $STATISTICS_ARGS
+    [ "$NEEDS_BARYCENTERS" = false ] || collect squeeze.barycenters barycenters --ipc "$IPC" $BARYCENTERS_ARGS
     begin recover
     option --method "$METHOD"
     option --init-dir "$INIT_PATH"
     option --syn-dir "$SYN_PATH"
-    option --teacher-arch "$ARCH"
-    option --teacher-path "$teacher"
+    teacher_flags "$TEACHER_EPOCH" ${#archs[@]}
     option --ipc "$IPC"
     option --iterations "$ITR"
     option --round-iterations "$ROUND_ITR"
@@ -166,6 +207,7 @@ stage_recover() {
     option --image-format "$IMAGE_FORMAT"
     option --batch-size "$RECOVER_BATCH"
     option --contact-sheet "$RUN_DIR/contact_sheet.png"
+    [ ${#statistics[@]} -eq 0 ] || line+=(--statistics "${statistics[@]}")
     line+=($RECOVER_ARGS)
     run
 }
@@ -183,8 +225,7 @@ stage_validate() {
     begin validate
     line+=(--syn-dir "${sets[@]}" --method "${methods[@]}")
     option --val-dir "$VAL_DIR"
-    option --teacher-arch "$ARCH"
-    option --teacher-path "$teacher"
+    teacher_flags "$LABEL_EPOCH" ${#archs[@]}
     line+=(--student-arch $STUDENT --protocol $PROTOCOL)
     option --output-dir "$RUN_DIR"
     option --epochs "$VAL_EPOCHS"
@@ -196,8 +237,7 @@ stage_validate() {
         line=("$PYTHON_BIN" -m validate.report.diversity "${sets[@]}" --method "${methods[@]}")
         option --dataset "$DATASET"
         option --device "$DEVICE"
-        option --teacher-arch "$ARCH"
-        option --teacher-path "$teacher"
+        teacher_flags "$TEACHER_EPOCH" 1
         option --output-dir "$RUN_DIR"
         run
     fi
@@ -240,8 +280,10 @@ for word in $BASELINES; do
     [ "$word" = selection ] || criteria+=" $word"
 done
 if wants ranking; then known CRITERION ranking.criteria $CRITERION; fi
+NEEDS_STATISTICS= NEEDS_BARYCENTERS=false
 if wants recover; then
     known METHOD recover.methods "$METHOD"
+    eval "$("$PYTHON_BIN" -m recover.methods --needs "$METHOD" $DATASET)"
     case $METHOD/$ROUND_ITR in
         delt/*|*/|*/0|*/"$ITR") ;;
         *) echo "METHOD=$METHOD with rounds of ROUND_ITR=$ROUND_ITR iterations; ROUND_ITR= leaves this to the recipe" ;;
@@ -253,20 +295,45 @@ if wants validate; then
 fi
 [ "$NNODES" = 1 ] || [ -n "$MASTER_ADDR" ] ||
     fail "NNODES=$NNODES: set MASTER_ADDR to the machine where all of them meet (scripts/slurm does)"
+archs=($TEACHERS)
+teachers=()    # a checkpoint of the last epoch for each; none of torchvision's weights
+ready=
 if [ "$RANKER_PATH" = torchvision ]; then
-    teacher=
-    ready="torchvision's weights of $ARCH are the teacher"
+    ready="torchvision's weights of ${archs[*]} are the teacher"
+    [ -z "$TEACHER_EPOCH$LABEL_EPOCH" ] || fail "TEACHER_EPOCH, LABEL_EPOCH: torchvision has no weights of single epochs"
 elif [ -n "$RANKER_PATH" ]; then
-    [ -f "$RANKER_PATH" ] ||
-        fail "RANKER_PATH: no file $RANKER_PATH: set it to a teacher's checkpoint (the stage squeeze trains one)"
-    teacher=$RANKER_PATH
+    teachers=("$RANKER_PATH")
+    [ ${#archs[@]} -eq 1 ] || teachers=($RANKER_PATH)
+    [ ${#archs[@]} -eq ${#teachers[@]} ] ||
+        fail "RANKER_PATH: names ${#teachers[@]} checkpoints for the ${#archs[@]} TEACHERS: set it to one for each"
     ready="RANKER_PATH gives the teacher"
+elif [ ${#archs[@]} -eq 1 ]; then
+    teachers=("$RUN_DIR/teacher.pth")
 else
-    teacher=$RUN_DIR/teacher.pth
-    ready=
-    wants squeeze || [ -f "$teacher" ] ||
-        fail "no teacher at $teacher: set RANKER_PATH to a checkpoint, or put squeeze into DELT_STAGES"
+    for arch in "${archs[@]}"; do
+        path=$RUN_DIR/teachers/${arch//\//_}.pth
+        case " ${teachers[*]-} " in *" $path "*) fail "TEACHERS: names $arch twice" ;; esac
+        teachers+=("$path")
+    done
+    if wants squeeze; then known TEACHERS utils.nets.models "${archs[@]}"; fi
 fi
+for epoch in $TEACHER_EPOCH $LABEL_EPOCH; do
+    if wants squeeze && [ -z "$ready" ]; then
+        case " $KEEP_EPOCHS " in *" $epoch "*) ;; *) fail "TEACHER_EPOCH, LABEL_EPOCH: KEEP_EPOCHS has no $epoch" ;; esac
+    fi
+done
+for path in ${teachers[@]+"${teachers[@]}"}; do
+    for epoch in "$TEACHER_EPOCH" "$LABEL_EPOCH"; do
+        found=$(of_epoch "$epoch" "$path")
+        if [ -n "$ready" ]; then
+            [ -f "$found" ] ||
+                fail "RANKER_PATH: no file $found: set it to a teacher's checkpoint (the stage squeeze trains one)"
+        else
+            wants squeeze || [ -f "$found" ] ||
+                fail "no teacher at $found: set RANKER_PATH to a checkpoint, or put squeeze into DELT_STAGES"
+        fi
+    done
+done
 if [ -n "$ready" ] && wants squeeze; then
     echo "squeeze is skipped: $ready"
     STAGES=" $STAGES "
@@ -275,6 +342,9 @@ fi
 
 if wants squeeze || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
 if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi
+if wants recover && [ "$NEEDS_STATISTICS$NEEDS_BARYCENTERS" != false ]; then
+    folder TRAIN_DIR "the folder of real training images, of which METHOD=$METHOD reads statistics"
+fi
 if wants validate && [ -n "$criteria" ]; then
     folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing"
 fi

@@ -115,6 +115,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "delt": DELT,
     # RDED's evaluation code: a crop of at least one tile of the collage, whose tiles are shuffled; no RandAugment.
     "rded": {**DELT, "rand_augment": "none", "shuffle_patches": None, "min_scale": None},
+    # WMDD's code (its FKD): weights of images, where a set has them, divided by the batch's mean.
+    "wmdd": {**DELT, "batch_size": 100, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
     # RD3 (arXiv 2509.19743), the common protocol of its comparison: RDED's augmentation, one teacher.
     "rd3": {
         **DELT,

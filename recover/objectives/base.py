@@ -72,6 +72,13 @@ class Objective(nn.Module):
         """What decides its value beside the images, as JSON has it: teachers' digests, settings, statistics' files."""
         return {}
 
+    def check(self, ipc: int, batch_by: str) -> None:
+        """Raises UserError where it cannot serve a set of `ipc` images a class, or its units."""
+
+    def facts(self, label: int, position: int) -> dict[str, Any]:
+        """What the manifest says of a class's image at this position: `weight`, where the method learns one."""
+        return {}
+
     def state(self) -> dict[str, torch.Tensor]:
         """The tensors that steps change in place, such as running averages.
 
@@ -97,6 +104,14 @@ class _Several(Objective):
 
     def identity(self) -> dict[str, Any]:
         return {type(self).__name__: [objective.identity() for objective in self.objectives]}
+
+    def check(self, ipc: int, batch_by: str) -> None:
+        for objective in self.objectives:
+            objective.check(ipc, batch_by)
+
+    def facts(self, label: int, position: int) -> dict[str, Any]:
+        """The first teacher's."""
+        return self.objectives[0].facts(label, position)
 
     def state(self) -> dict[str, torch.Tensor]:
         return {

@@ -110,18 +110,16 @@ class BatchNormMatching(Objective):
 
     def __init__(self, teacher: Teacher, r_bn: float, first_bn: float):
         super().__init__()
-        self.norms: list[MatchedBatchNorm | MeasuredBatchNorm] = []
+        self.norms: list[nn.Module | MeasuredBatchNorm] = []  # each with its `distance` after a forward pass
         network = teacher.network
         for name, module in list(network.named_modules()):
             if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
                 continue  # one without running statistics has nothing to match
-            if not is_plain(module, nn.BatchNorm2d):
-                self.norms.append(MeasuredBatchNorm(module))
-            else:
+            matched = self.matched(name, module)
+            self.norms.append(matched)
+            if isinstance(matched, nn.Module):
                 parent, _, attribute = name.rpartition(".")
-                matched = MatchedBatchNorm(module)
                 setattr(network.get_submodule(parent), attribute, matched)
-                self.norms.append(matched)
         if r_bn and not self.norms:
             raise UserError(
                 f"--r-bn {r_bn:g}: the teacher {teacher.arch} has no BatchNorm whose statistics could be matched; give "
@@ -129,6 +127,10 @@ class BatchNormMatching(Objective):
             )
         self.network = network.eval().requires_grad_(False)
         self.geometry, self.sha256, self.r_bn, self.first_bn = teacher.geometry, teacher.sha256, r_bn, first_bn
+
+    def matched(self, name: str, norm: nn.BatchNorm2d) -> nn.Module | MeasuredBatchNorm:
+        """What measures the BatchNorm `name`: a module that takes its place, or what looks at its input."""
+        return MatchedBatchNorm(norm) if is_plain(norm, nn.BatchNorm2d) else MeasuredBatchNorm(norm)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         logits = self.network(batch.normalised(self.geometry))

@@ -28,6 +28,9 @@ from utils.run.seeds import generator
 
 PARTS = {CONVOLUTION: ("mean", "var", "patch_mean", "patch_var"), BATCHNORM: ("mean", "var")}
 
+# Of a recipe, with the largest value of each.
+OPTIONS = {"momentum": 1.0, "drop": 1.0, "class_share": 1.0, "densification": float("inf")}
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -36,14 +39,19 @@ class Weights:
     iterations: int
     statistics: float  # of all statistics
     first: float  # more for the first layer's
-    momentum: float  # of the running averages
-    drop: float  # probability that a convolution's terms are left out at a step
-    class_share: float  # of the distances to the classes' own targets; the rest is of those to all images'
-    densification: float
+    momentum: float = 0.8  # of the running averages
+    drop: float = 0.0  # probability that a convolution's terms are left out at a step
+    class_share: float = 0.0  # of the distances to the classes' own targets; the rest is of those to all images'
+    densification: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings) -> Weights:
-        return cls(settings.iterations, settings.r_bn, settings.first_bn_multiplier, **settings.options)
+        """Raises UserError for an option that is out of its range."""
+        own = {name: settings.options[name] for name in OPTIONS if name in settings.options}
+        for name, value in own.items():
+            if not 0 <= value <= OPTIONS[name]:
+                raise UserError(f"--option {name}={value:g}: is not between 0 and {OPTIONS[name]:g}")
+        return cls(settings.iterations, settings.r_bn, settings.first_bn_multiplier, **own)
 
 
 class _Norm(MatchedBatchNorm):

@@ -6,12 +6,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-REGISTRIES = "validate.protocols ranking.criteria recover.methods utils.data.datasets"
+REGISTRIES = "validate.protocols ranking.criteria recover.methods utils.data.datasets utils.nets.models"
 
-# Ends well for -c, and for a registry unless it is asked for the word 'unknown'. Everything else is noted.
+# Ends well for -c, and for a registry unless it is asked for the word 'unknown'; a method needs what $NEEDS says.
+# Everything else is noted.
 PYTHON = f"""#!/bin/sh
 [ "$1" = -c ] && exit 0
 case " {REGISTRIES} " in *" $2 "*)
+    case " $* " in *" --needs "*) echo "$NEEDS"; exit 0;; esac
     case " $* " in *" unknown "*) echo "error: '$2' knows no 'unknown'; known: this, that" >&2; exit 2;; esac
     exit 0;;
 esac

@@ -68,6 +68,8 @@ class Training:
     evaluations: int = 0  # on the test images, evenly over the epochs
     curves: Curves = Curves()
     on_best: Callable[[History], None] = lambda history: None  # called when the top-1 is the best so far
+    kept: tuple[int, ...] = ()  # epochs, counted from 1, that are measured in any case
+    on_kept: Callable[[int, History], None] = lambda epoch, history: None  # called after each of them
     parts: Callable[[Any], Sequence[Any]] = lambda batch: [batch]  # of a step's batch: one forward and backward each
     stream: tuple = ()  # names the random streams of the networks' dropout: one for each step and rank
 
@@ -91,7 +93,7 @@ class Training:
         start, total = saved["number"], torch.tensor(saved["total"], device=runtime.device)  # of this epoch's losses
         model, optimizer = learner.model, learner.optimizer
         forward = runtime.compiled(distributed.data_parallel(model, runtime.device), schedule.steps)
-        measured = evaluated_epochs(schedule.epochs, self.evaluations)
+        measured = evaluated_epochs(schedule.epochs, self.evaluations) | set(self.kept)
         model.train()
 
         with progress(
@@ -135,6 +137,8 @@ class Training:
                         self._measure(learner.tested, history)
                         entry["top1"] = history.top1
                         model.train()
+                    if epoch in self.kept:
+                        self.on_kept(epoch, history)
                     self.curves.add(epoch, **entry, lr=rate)
                     history.epochs.append(entry)
                 state.save_if_due(

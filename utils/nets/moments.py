@@ -71,20 +71,21 @@ def moments(x: torch.Tensor, patch: int) -> Moments:
 
 def image_moments(x: torch.Tensor, patch: int | None = None) -> tuple[torch.Tensor, ...]:
     """Mean and biased variance of each image's channels, each (N, C), and with `patch` of its patches, each (N, P)."""
-    dtype = at_least_fp32(x)
-    mean = x.mean((2, 3), dtype=dtype)
-    var = (x - mean[:, :, None, None]).square().mean((2, 3))
+    x = x.to(at_least_fp32(x))
+    square = x.square()
+    mean = x.mean((2, 3))
+    var = (square.mean((2, 3)).double() - mean.double().square()).clamp_min(0)
     if patch is None:
-        return mean, var
+        return mean, var.to(mean.dtype)
     cut = resized(x, patch)
-    return mean, var, *(part.to(dtype) for part in _of_sums(*_pixel_sums(cut), cut.shape[1], patch))
+    sums = (x.sum(1).double(), square.sum(1).double()) if cut is x else _pixel_sums(cut)
+    return mean, *(part.to(mean.dtype) for part in (var, *_of_sums(*sums, x.shape[1], patch)))
 
 
 def _pixel_sums(cut: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The sums over the channels of x and of its square, each (N, H, W) in float64; each reads x once."""
-    dtype = at_least_fp32(cut)
-    squares = torch.linalg.vector_norm(cut, dim=1, dtype=dtype)
-    return cut.sum(1, dtype=dtype).double(), squares.double().square()
+    cut = cut.to(at_least_fp32(cut))  # once for both, where it is in low precision
+    return cut.sum(1).double(), torch.linalg.vector_norm(cut, dim=1).double().square()
 
 
 def _of_sums(total: torch.Tensor, squares: torch.Tensor, values: int, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
