@@ -11,6 +11,7 @@ import pandas as pd
 from ranking import record, score
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
+from utils.data import manifest
 from utils.data.datasets import known
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
@@ -86,7 +87,7 @@ class Existing:
         table = score.read(self.path, folder, of_crops="crops" in self.drawn)
         source = f"ranking: {len(table):,} scores from {self.path}"
         if about := record.read(self.path):
-            table.attrs["seconds"] = about.get("seconds", 0.0)
+            table.attrs["seconds"] = manifest.seconds(about) or 0.0
             print(source)
             return table
         changed = record.path_of(self.path).exists()

@@ -51,7 +51,8 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
     if job.patches.crops:
         settings["boxes"] = {name: [list(tile.box) for tile in tiles] for name, tiles in chosen.tiles.items()}
     found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
-    path, before = Path(job.output_dir) / MANIFEST, found.get("seconds", chosen.seconds)
+    path, before = Path(job.output_dir) / MANIFEST, manifest.seconds(found)
+    before = chosen.seconds if before is None else before  # of an earlier process, which had them from the scores
     try:
         written, facts = _write_images(job, chosen, settings, found)
     except BaseException:

@@ -61,7 +61,6 @@ def main() -> None:
         units = split(len(starts.classes), starts.ipc, batch_size, settings.batch_by)
         # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
         steps = settings.iterations * len(units)
-        untouched = copy.deepcopy([teacher.network for teacher in teachers])
         objective = OBJECTIVES[settings.objective](teachers, settings)
         objective.check(starts.ipc, settings.batch_by)
         found = {**identity(job, objective, geometry, runtime), "batch_size": batch_size}
@@ -86,9 +85,6 @@ def main() -> None:
             )
             engine = Engine(objective, geometry, schedule, runtime, settings, steps)
             with explain_out_of_memory(batch_size, least):
-                first = replace(missing[0], members=missing[0].members[:COMPARED])
-                compare(engine, teachers, untouched, starts.images(first, job.seed))
-                del untouched
                 synthesise(job, engine, starts, originals, synthetic_set, missing)
         finish(job, teachers, schedule, starts, synthetic_set, runtime)
 
@@ -108,11 +104,15 @@ def check_class_order(job: Job, teachers: list[Teacher], starts: Starts, runtime
         class_order.check(answers, starts.classes, f"recover: {teacher.arch}", teacher.order)
 
 
-def compare(engine: Engine, teachers: list[Teacher], untouched: list[torch.nn.Module], images: torch.Tensor) -> None:
-    """Raises UserError if the objective's networks say something else of the first images than the teachers do."""
-    for teacher, before, prepared in zip(teachers, untouched, engine.objective.networks()):
+def compare(job: Job, engine: Engine, images: torch.Tensor) -> None:
+    """Raises UserError if the objective's networks say something else of the `images` than the teachers do.
+
+    By then the objective has changed the teachers' networks, so they are read once more.
+    """
+    networks = engine.objective.networks()
+    for teacher, prepared in zip(job.teacher.again(job.geometry, engine.geometry) if networks else [], networks):
         shown = teacher.geometry.renormalise(images, engine.geometry)
-        Untouched.of(before, shown, engine.runtime).compare(prepared, teacher.arch)
+        Untouched.of(teacher.network, shown, engine.runtime).compare(prepared, teacher.arch)
 
 
 def synthesise(
@@ -142,6 +142,8 @@ def synthesise(
                 [schedule.start_of[position] for position in positions],
                 originals.images(unit) if originals else None,
             )
+            if done == 1:
+                compare(job, engine, start.images[:COMPARED])
             recovery = Recovery(engine, start, job.seed, "recover", unit.number)
             with synthetic_set.state(unit, job.save_every) as state:
                 pixels = (geometry.denormalise(recovery.run(report, state)) * 255).round().clamp(0, 255).byte()

@@ -78,6 +78,21 @@ METHODS = {
     "cda": {**DELT, "round_iterations": 0, "batch_by": "index"},
     # SRe2L (arXiv 2306.13092): from noise, with the smallest crop from the start.
     "sre2l": {**DELT, "round_iterations": 0, "batch_by": "index", "init": "noise", "milestone": 0.0},
+    # CIM (arXiv 2607.00916): what is added to collages, so that their tiles have the features of their originals.
+    "cim": {
+        **DELT,
+        "objective": "features",
+        "iterations": 200,
+        "round_iterations": 0,
+        "optimizer": "adamw",
+        "lr": 0.01,
+        "weight_decay": 0.01,
+        "learn": "difference",
+        "clamp": False,
+        "crop": "none",
+        "flip": False,
+        "augment": "crop_cutout_flip",  # of utils/data/dsa.py, one a step, of tiles and originals
+    },
     # G-VBSM (arXiv 2311.17950) and its code, for ImageNet-1K: what convolutions get as well, several teachers in turn.
     "gvbsm": {
         **DELT,
@@ -115,21 +130,6 @@ METHODS = {
     # With one teacher, and as it is called with several in turn: ResNet-18, DenseNet-121, ShuffleNetV2, MobileNetV2.
     "fadrm": _FADRM,
     "fadrm+": _FADRM,
-    # CIM (arXiv 2607.00916): what is added to collages, so that their tiles have the features of their originals.
-    "cim": {
-        **DELT,
-        "objective": "features",
-        "iterations": 200,
-        "round_iterations": 0,
-        "optimizer": "adamw",
-        "lr": 0.01,
-        "weight_decay": 0.01,
-        "learn": "difference",
-        "clamp": False,
-        "crop": "none",
-        "flip": False,
-        "augment": "crop_cutout_flip",  # of utils/data/dsa.py, one a step, of tiles and originals
-    },
 }
 
 # --- what differs by data set ------------------------------------------------------------------------------------

@@ -57,8 +57,8 @@ class Stages:
         """Raises UserError for a teacher that cannot take images of all sizes."""
         for size in sorted({self.size(stage) for stage in range(self.count)}):
             for teacher in teachers:
-                if not takes_size(teacher.network, size):
-                    own = teacher.geometry.input_size
+                own = teacher.geometry.input_size
+                if size != own and not takes_size(teacher.network, size):
                     raise UserError(
                         f"--stage-sizes: {teacher.arch} was made for {own} pixels and cannot take {size}; give "
                         "--stage-sizes 1, or a teacher whose last pool is adaptive, such as resnet18"

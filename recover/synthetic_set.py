@@ -87,8 +87,10 @@ class SyntheticSet:
 
     def _seconds_before(self, unit: Unit) -> float:
         """That the finished set says the unit took; of a set of an earlier version its share of all."""
-        found = self.manifest.get("unit_seconds") or [(self.manifest.get("seconds") or 0) / len(self.units)]
-        return float(found[unit.number % len(found)])
+        found = self.manifest.get("unit_seconds")
+        if isinstance(found, list) and len(found) == len(self.units):
+            return manifest.seconds({"seconds": found[unit.number]}) or 0.0
+        return (manifest.seconds(self.manifest) or 0.0) / len(self.units)
 
     def complete(self, **facts: object) -> bool:
         """Write the manifest, with `facts`, if every unit is done, by whatever process; say whether it is.

@@ -20,7 +20,7 @@ from utils.nets import checkpoints, models
 from utils.run import distributed, entry
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
-from utils.run.files import differences, digest
+from utils.run.files import differences
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output, locked
 from utils.run.resume import JointState
@@ -123,7 +123,7 @@ def squeeze(job: Job, runtime: Runtime) -> None:
     folder = ImageFolder(job.train_dir, "--train-dir")
     test_folder = ImageFolder(job.val_dir, "--val-dir", folder.classes, "--train-dir")
     recipe = replace(job.recipe, batch_size=batch_size(job, folder, test_folder, runtime))
-    settings = settings_of(job, recipe, folder, runtime)
+    settings = settings_of(job, recipe, (folder, test_folder), runtime)
     with locked(job.output):
         kept = [finished(job, job.kept(epoch), settings) for epoch in job.keep_epochs]
         if finished(job, job.output, settings) and all(kept):
@@ -218,13 +218,18 @@ def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime:
     return job.machine.batch_size or BATCH_SIZE
 
 
-def settings_of(job: Job, recipe: Recipe, folder: ImageFolder, runtime: Runtime) -> dict:
-    """What identifies the run: a checkpoint of other settings is another run's."""
+def settings_of(job: Job, recipe: Recipe, folders: tuple[ImageFolder, ImageFolder], runtime: Runtime) -> dict:
+    """What identifies the run: a checkpoint of other settings is another run's.
+
+    The bytes of all images are read for it, far fewer times than the training reads them.
+    """
+    folder, test_folder = folders
     settings = {
         **asdict(recipe),
         **plain(job.geometry),
         "arch": job.arch,
-        "images": digest(folder.paths),
+        "images": folder.fingerprint(),
+        "test_images": test_folder.fingerprint(),
         "precision": runtime.precision,
         "compile": job.machine.compile,
     }

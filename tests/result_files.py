@@ -9,6 +9,12 @@ DIGEST = hashlib.sha256(b"").hexdigest()
 COLUMNS = "dataset,method,ipc,teacher,student,protocol,seed,top1,best_top1,top5,epochs,seconds,syn_dir,settings"
 
 
+def result(place, folder="measured"):
+    """The JSON of the one result in an output folder of validate."""
+    [path] = (place / folder / "results").glob("*.json")
+    return json.loads(path.read_text())
+
+
 def write_result(run, method="delt", protocol="delt", seeds=((0, 40.0), (1, 44.0)), name=None, **changes):
     """A result of validate. `changes` of the facts and, as `settings` and `arguments`, of these."""
     settings, arguments = changes.pop("settings", {}), changes.pop("arguments", {})

@@ -99,20 +99,32 @@ class TeacherFlags:
         def size_of_images() -> int:
             return common_size(ImageFolder(images_dir, role).load(workers))
 
+        teachers = []
+        for path, arch in self._files():
+            teachers.append(load_teacher(arch, path, given, size_of_images if images_dir else None, self.classes))
+            if teachers[-1].assumed:
+                name = path or f"torchvision's {arch}"
+                print(f"{name}: does not say everything; assumed {', '.join(teachers[-1].assumed)}")
+        _require_same(teachers, [path for path, _ in self._files()])
+        return teachers
+
+    def again(self, given: GeometryFlags, geometry: Geometry) -> list[Teacher]:
+        """The teachers that `load` gave, with their input size in `geometry`, as the files have them: unchanged."""
+
+        def size_of_images() -> int:
+            return geometry.input_size
+
+        return [load_teacher(arch, path, given, size_of_images, self.classes) for path, arch in self._files()]
+
+    def _files(self) -> list[tuple[str | None, str | None]]:
+        """The path and the architecture of each teacher. Raises UserError where their numbers differ."""
         paths = self.teacher_path or (None,) * len(self.teacher_arch or (None,))
         archs = self.teacher_arch or (None,) * len(paths)
         if len(archs) == 1:
             archs *= len(paths)
         if len(archs) != len(paths):
             raise UserError(f"{len(paths)} --teacher-path need one --teacher-arch or {len(paths)}, not {len(archs)}")
-        teachers = []
-        for arch, path in zip(archs, paths):
-            teachers.append(load_teacher(arch, path, given, size_of_images if images_dir else None, self.classes))
-            if teachers[-1].assumed:
-                name = path or f"torchvision's {arch}"
-                print(f"{name}: does not say everything; assumed {', '.join(teachers[-1].assumed)}")
-        _require_same(teachers, paths)
-        return teachers
+        return list(zip(paths, archs))
 
 
 def _require_same(teachers: Sequence[Teacher], paths: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from conftest import PIXELS, ROOT, Place, images, snapshot
 from plain_teacher import logits
+from result_files import COLUMNS
 
 TRAINING = dict(seeds=2, seed=5, epochs=4, lr=0.01)
 STAGES = ("squeeze", "ranking", "recover", "validate")
@@ -157,9 +158,8 @@ def test_images_of_every_mode_and_shape_are_read_as_rgb(place):
 
 @pytest.mark.slow
 def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
-    columns = "dataset,method,ipc,teacher,student,protocol,seed,top1,best_top1,top5,epochs,seconds,syn_dir,settings"
     row = f"a,delt,1,conv3,conv3,delt,0,50.0,50.0,90.0,1,1.0,syn,{'0' * 16}"
-    (tmp_path / "results.csv").write_text(f"{columns}\n{row}\n")
+    (tmp_path / "results.csv").write_text(f"{COLUMNS}\n{row}\n")
     line = [sys.executable, "-m", "validate.report.summary", str(tmp_path)]
     whole = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert whole.returncode == 0 and "50.00" in whole.stdout, whole.stderr

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, Place, draw, images, snapshot
+from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, draw, images, snapshot
 from helpers import CPU
 from plain_teacher import logits
 from ranking.coreset import herding, k_center
@@ -45,8 +45,7 @@ def write_ranking(place, rows):
 @pytest.fixture(scope="module")
 def done(stock, tmp_path_factory):
     """A place where ranking has run."""
-    place = Place(tmp_path_factory.mktemp("ranked") / "bugs")
-    shutil.copytree(stock.root, place.root)
+    place = stock.copied(tmp_path_factory.mktemp("ranked") / "bugs")
     place.works("ranking")
     return place
 
@@ -96,17 +95,11 @@ def test_nothing_hidden_is_left(done):
 
 
 def test_ranking_looks_at_the_class_that_the_teacher_calls_so(place):
-    """A teacher that was trained on the classes in another order, none in its alphabetical place."""
-    content = torch.load(place.teacher, weights_only=True)
-    order = [2, 0, 1]
-    for name in ("classifier.weight", "classifier.bias"):
-        content["model"][name] = content["model"][name][order]
-    content["classes"] = [CLASSES[k] for k in order]
-    torch.save(content, place.teacher)
+    classes = place.reorder_teacher()
     place.works("ranking")
     rows = table(place / "ranking.csv")
     probabilities = logits(place.teacher, [place.train / row["img_path"] for row in rows]).softmax(1)
-    expected = [probabilities[k, content["classes"].index(row["class"])].item() for k, row in enumerate(rows)]
+    expected = [probabilities[k, classes.index(row["class"])].item() for k, row in enumerate(rows)]
     assert [float(row["score"]) for row in rows] == pytest.approx(expected, abs=1e-5)
     assert statistics.mean(expected) > 0.4  # as it could not be of another class
 

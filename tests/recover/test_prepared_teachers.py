@@ -1,5 +1,6 @@
 """recover with teachers of other kinds: their logits are those of the checkpoint, or nothing is written."""
 
+import copy
 import json
 import re
 
@@ -12,6 +13,8 @@ from conftest import CLASSES, INPUT, MEAN, STD
 from helpers import scrambled
 from recover.objectives import OBJECTIVES, batchnorm
 from utils.nets import checkpoints, models
+from utils.nets.frozen import Untouched
+from utils.run.shared_work import SharedWork
 
 LINE = dict(lr=0, iterations=1, round_iterations=0, batch_size=12, jitter=0, min_crop=1.0)
 
@@ -74,6 +77,59 @@ def test_each_of_several_teachers_is_compared(place, monkeypatch):
     monkeypatch.setattr(batchnorm, "is_plain", isinstance)
     outcome = place.run("recover", **both, **LINE)
     assert outcome.code == 2 and "timm/mobilenetv3_small_050: as prepared" in outcome.err
+
+
+@pytest.fixture
+def compared(monkeypatch):
+    """The images that networks are compared on: (N, 3, S, S) of each comparison."""
+    found, of = [], Untouched.of
+    monkeypatch.setattr(
+        Untouched, "of", lambda network, images, runtime: found.append(images) or of(network, images, runtime)
+    )
+    return found
+
+
+def test_it_is_compared_on_images_of_a_unit_that_was_taken(place, compared):
+    """Another process is at work on the first unit, so on images of the second one."""
+    line = {**LINE, "batch_size": 4}
+    place.works("recover", syn_dir=place / "whole", **line)
+    [first] = compared
+    compared.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        lock = SharedWork._lock
+        patch.setattr(SharedWork, "_lock", lambda self, number: number > 0 and lock(self, number))
+        place.works("recover", **line)
+    [second] = compared
+    assert {path.parent.name for path in place.syn.glob("*/*.png")} == {"moth", "zebra"}
+    paths = sorted((place.init / "moth").iterdir())
+    for image, path in zip(second, paths, strict=True):
+        pixels = np.asarray(Image.open(path).resize((INPUT, INPUT), Image.Resampling.BILINEAR)) / 255
+        expected = torch.tensor((pixels - MEAN) / STD, dtype=torch.float32).permute(2, 0, 1)
+        assert (image - expected).abs().max() < 0.02
+    assert not torch.equal(first, second)
+
+
+def test_where_nothing_is_left_no_network_is_copied_or_compared(place, compared, monkeypatch):
+    place.works("recover", **LINE)
+    (place.syn / "contact_sheet.png").unlink()
+    compared.clear()
+
+    def no_network(value, *more, deepcopy=copy.deepcopy):
+        assert not any(isinstance(part, torch.nn.Module) for part in (value if isinstance(value, list) else [value]))
+        return deepcopy(value, *more)
+
+    monkeypatch.setattr(copy, "deepcopy", no_network)
+    for _ in range(2):  # to draw the sheet again, and to do nothing
+        place.works("recover", **LINE)
+    assert not compared
+
+
+def test_nameless_weights_are_compared_and_what_was_assumed_is_said_once(place, compared):
+    weights = torch.load(place.teacher, weights_only=True)["model"]
+    torch.save(weights, place / "bare.pth")
+    line = dict(teacher_arch="conv3", input_size=INPUT, mean=MEAN, std=STD)
+    said = place.works("recover", teacher_path=place / "bare.pth", **line, **LINE)
+    assert said.count("assumed") == 1 and compared
 
 
 def test_an_objective_that_holds_no_network_is_not_compared(place, monkeypatch):

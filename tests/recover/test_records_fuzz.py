@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import Place, images, snapshot
+from conftest import images, snapshot
 from fuzzing import altered, damaged, fuzzed, refused_or
 from recover.synthetic_set import SyntheticSet
 from recover.units import Unit
@@ -18,8 +18,7 @@ LINE = {"batch_size": 4, "iterations": 2, "round_iterations": 1}  # three units
 @pytest.fixture(scope="module")
 def finished(stock, tmp_path_factory):
     """A place with a finished synthesis."""
-    place = Place(tmp_path_factory.mktemp("finished"))
-    shutil.copytree(stock.root, place.root, dirs_exist_ok=True)
+    place = stock.copied(tmp_path_factory.mktemp("finished"))
     place.works("recover", **LINE)
     return place
 

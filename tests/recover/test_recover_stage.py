@@ -12,22 +12,16 @@ import torchvision
 from PIL import Image
 from torch.nn import functional as F
 
-from conftest import CLASSES, COLOURS, INPUT, Place, draw, images, snapshot
+from conftest import CLASSES, COLOURS, INPUT, draw, images, snapshot
 
 IPC = 4
 SRE2L = dict(init_dir=None, init="noise", batch_by="index", milestone=0, round_iterations=0)
 
 
-def copy_of(stock, tmp_path_factory, name):
-    place = Place(tmp_path_factory.mktemp(name) / "place")
-    shutil.copytree(stock.root, place.root)
-    return place
-
-
 @pytest.fixture(scope="module")
 def made(stock, tmp_path_factory):
     """A whole run, which nothing changes."""
-    place = copy_of(stock, tmp_path_factory, "made")
+    place = stock.copied(tmp_path_factory.mktemp("made"))
     place.works("recover")
     return place
 
@@ -156,13 +150,7 @@ def test_help_names_every_flag_of_the_design(stock):
 
 @pytest.fixture
 def reordered(place):
-    """The teacher as if trained on the classes in another order, none in its alphabetical place."""
-    content = torch.load(place.teacher, weights_only=True)
-    order = [2, 0, 1]
-    for name in ("classifier.weight", "classifier.bias"):
-        content["model"][name] = content["model"][name][order]
-    content["classes"] = [CLASSES[k] for k in order]
-    torch.save(content, place.teacher)
+    place.reorder_teacher()
     return place
 
 
@@ -196,7 +184,7 @@ SMALL_UNITS = dict(iterations=4, round_iterations=2, ipc=2, batch_size=2)  # one
 
 @pytest.fixture(scope="module")
 def unbroken(stock, tmp_path_factory):
-    place = copy_of(stock, tmp_path_factory, "unbroken")
+    place = stock.copied(tmp_path_factory.mktemp("unbroken"))
     place.works("recover", **SMALL_UNITS)
     return place
 

@@ -123,11 +123,14 @@ def test_seconds_are_not_counted_twice_if_it_was_killed_before_the_records_were_
         assert (folder / "manifest.json").read_bytes() == before
 
 
-def test_seconds_of_a_set_that_does_not_say_those_of_its_units(tmp_path):
+@pytest.mark.parametrize("units", [None, [1.0], "ab", {"0": 1.0}])
+def test_seconds_of_a_set_that_does_not_say_those_of_its_units(tmp_path, units):
     folder = tmp_path / "syn"
     filled(folder).complete()
     content = manifest(folder)
     del content["unit_seconds"]
+    if units is not None:
+        content["unit_seconds"] = units
     (folder / "manifest.json").write_text(json.dumps(content))
     assert synthetic_set(folder).complete() and manifest(folder) == content
     (folder / NAMES[0, 0]).unlink()

@@ -150,6 +150,7 @@ def test_several_teachers_have_files_of_their_own(place):
         ("points", dict(option="per_class=true"), "python -m squeeze.statistics --per-class"),
         ("both", dict(option="per_class=true"), "--per-class"),
         ("other", {}, "with another teacher"),
+        ("other", {}, "collect them anew: python -m squeeze.barycenters"),
         ("damaged", {}, "damaged"),
     ],
 )

@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from conftest import CLASSES, INPUT, MEAN, PIXELS, STD, Place, snapshot
 from helpers import CPU
 from plain_teacher import logits
+from refusals import refused
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
 from utils.fit.evaluate import accuracy
@@ -113,6 +115,29 @@ def test_a_teacher_of_other_settings_is_not_passed_off_as_the_one_asked_for(plac
     assert outcome.code == 2 and str(place / "squeezed.pth") in outcome.err and next(iter(changed)) in outcome.err
     assert snapshot(place.root) == before
     place.works("squeeze", epochs=1, **changed, overwrite=True)
+
+
+@pytest.mark.parametrize("folder, named", [("train", " images: "), ("val", "test_images: ")])
+def test_images_that_were_replaced_in_place_are_other_images(place, folder, named):
+    """Of the same names and the same number of bytes."""
+    for path in sorted((place / folder).glob("*/*.png")):
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    place.works("squeeze", epochs=1)
+    path = sorted((place / folder).glob("*/*.bmp"))[0]
+    size = path.stat().st_size
+    Image.new("RGB", (PIXELS, PIXELS), (1, 2, 3)).save(path)
+    assert path.stat().st_size == size
+    assert named in refused(place, "squeeze", place / "squeezed.pth", "--overwrite", epochs=1).replace("(", " ")
+    place.works("squeeze", epochs=1, overwrite=True)
+    assert "complete" in place.works("squeeze", epochs=1)
+
+
+def test_another_test_folder_is_another_run_and_a_copy_of_it_is_not(place):
+    place.works("squeeze", epochs=1)
+    shutil.copytree(place.val, place / "copy")
+    assert "complete" in place.works("squeeze", epochs=1, val_dir=place / "copy")
+    refused(place, "squeeze", "test_images: ", epochs=1, val_dir=place.train)
 
 
 def test_help_names_every_flag_of_the_design(stock):

@@ -1,7 +1,6 @@
 """Soft labels on disk: the teacher is asked once, and never again."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -9,20 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from conftest import COLOURS, INPUT, Place, draw, snapshot
+from conftest import COLOURS, INPUT, draw, snapshot
 from helpers import few
 from plain_teacher import logits
+from refusals import refused
+from result_files import result
 from students import noise_folder, small_student, stream
 from validate.labels import StoredLabels, Writer, _narrow, complete_probabilities
 from validate.targets import Teachers
 
 LINE = dict(epochs=3, student_arch="conv3", seeds=2)
 BARE = dict(rand_augment="none", min_scale=1, flip=0, mix="none")  # the images as they stand
-
-
-def result(place, name):
-    [path] = (place / name / "results").glob("*.json")
-    return json.loads(path.read_text())
 
 
 def curves(place, name):
@@ -39,20 +35,10 @@ def shard_of(place, seed=0):
     return load_file(place / "labels" / f"seed{seed}" / shard["file"])
 
 
-def refused(place, words, **line):
-    """One line with all of the `words`, and nothing written."""
-    before = snapshot(place.root)
-    outcome = place.run("validate", **line)
-    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1, outcome.err
-    assert all(word in outcome.err for word in words), outcome.err
-    assert snapshot(place.root) == before
-
-
 @pytest.fixture(scope="module")
 def made(stock, tmp_path_factory):
     """The data set with labels of it, and students that learned from them."""
-    place = Place(tmp_path_factory.mktemp("made") / "place")
-    shutil.copytree(stock.root, place.root)
+    place = stock.copied(tmp_path_factory.mktemp("made"))
     place.said = place.works("validate", save_labels=place / "labels", output_dir=place / "saved", **LINE)
     return place
 
@@ -60,8 +46,7 @@ def made(stock, tmp_path_factory):
 @pytest.fixture
 def saved(made, tmp_path):
     """A copy of it to spoil."""
-    shutil.copytree(made.root, tmp_path, dirs_exist_ok=True)
-    place = Place(tmp_path)
+    place = made.copied(tmp_path)
     place.said = made.said
     place.loading = dict(load_labels=place / "labels", teacher_path=None, output_dir=place / "loaded", **LINE)
     return place
@@ -206,7 +191,7 @@ def test_a_student_of_stored_logits_is_that_of_the_live_teacher(place):
 
 
 def test_stored_logits_keep_all_classes(place):
-    refused(place, ["--top-k", "logits"], save_labels=place / "labels", loss="mse", top_k=2, **LINE)
+    refused(place, "validate", "--top-k", "logits", save_labels=place / "labels", loss="mse", top_k=2, **LINE)
 
 
 # --- labels that do not serve ------------------------------------------------------------------------------------
@@ -232,11 +217,11 @@ def test_stored_logits_keep_all_classes(place):
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
 )
 def test_labels_of_another_run_are_refused(saved, changes, words):
-    refused(saved, words, **{**saved.loading, **changes})
+    refused(saved, "validate", *words, **{**saved.loading, **changes})
 
 
 def test_labels_of_other_images_are_refused(saved):
-    refused(saved, ["images"], **{**saved.loading, "syn_dir": saved.train, "ipc": 4})
+    refused(saved, "validate", "images", **{**saved.loading, "syn_dir": saved.train, "ipc": 4})
 
 
 def of_other_versions(place, **versions):
@@ -248,7 +233,7 @@ def of_other_versions(place, **versions):
 def test_views_that_other_library_versions_drew_are_refused(saved):
     own = index_of(saved)["versions"]["timm"]
     of_other_versions(saved, timm="0.1.2")
-    refused(saved, ["timm", "0.1.2", own, "--save-labels"], **saved.loading)
+    refused(saved, "validate", "timm", "0.1.2", own, "--save-labels", **saved.loading)
     # The command that made them would train on other views than those that were labelled, too.
     outcome = saved.run("validate", save_labels=saved / "labels", output_dir=saved / "again", **LINE)
     assert outcome.code == 2 and len(outcome.err.splitlines()) == 1 and "0.1.2" in outcome.err
@@ -268,7 +253,7 @@ def test_where_all_that_was_drawn_is_stored_the_versions_do_not_matter(place, vi
         place.works("validate", **loading)
         assert curves(place, "loaded") == curves(place, "saved")
     else:
-        refused(place, ["timm", "torch", "1.0.0"], **loading)
+        refused(place, "validate", "timm", "torch", "1.0.0", **loading)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +270,7 @@ def test_damaged_labels_are_named(saved, damage):
     """Before the first student, not after it."""
     whole = snapshot(saved / "labels")
     damage(saved / "labels" / "seed1")
-    refused(saved, ["seed1"], **saved.loading)
+    refused(saved, "validate", "seed1", **saved.loading)
     for name, entry in whole.items():
         if len(entry) == 2:
             (saved / "labels" / name).write_bytes(entry[0])
@@ -297,4 +282,4 @@ def test_an_index_that_lacks_an_entry_is_named(saved, entry):
     index = index_of(saved, 1)
     del index[entry]
     (saved / "labels" / "seed1" / "index.json").write_text(json.dumps(index))
-    refused(saved, ["seed1", "index.json", "--save-labels"], **saved.loading)
+    refused(saved, "validate", "seed1", "index.json", "--save-labels", **saved.loading)

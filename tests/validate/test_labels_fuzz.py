@@ -6,7 +6,6 @@ import shutil
 import pytest
 from hypothesis import given, settings
 
-from conftest import Place
 from fuzzing import altered, damaged, fuzzed
 
 pytestmark = pytest.mark.slow
@@ -14,8 +13,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def labelled(stock, tmp_path_factory):
-    place = Place(tmp_path_factory.mktemp("labelled"))
-    shutil.copytree(stock.root, place.root, dirs_exist_ok=True)
+    place = stock.copied(tmp_path_factory.mktemp("labelled"))
     place.works("validate", save_labels=place / "labels", epochs=2)
     return place
 

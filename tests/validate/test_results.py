@@ -8,11 +8,11 @@ import os
 import pytest
 
 from helpers import tree
+from result_files import COLUMNS
 from utils.run.errors import UserError
 from validate import results
 from validate.results import Result, Run
 
-COLUMNS = "dataset,method,ipc,teacher,student,protocol,seed,top1,best_top1,top5,epochs,seconds,syn_dir,settings"
 FACTS = {
     "dataset": "cifar10",
     "method": 'mine, "new"',

@@ -9,9 +9,10 @@ import statistics
 import pytest
 import torch
 
-from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, Place, draw, snapshot
+from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, draw, snapshot
+from refusals import refused
+from result_files import COLUMNS, result
 
-COLUMNS = "dataset,method,ipc,teacher,student,protocol,seed,top1,best_top1,top5,epochs,seconds,syn_dir,settings"
 QUICK = dict(epochs=1, labels="hard", student_arch="conv3")
 
 
@@ -20,29 +21,13 @@ def table(place, folder="measured"):
         return list(csv.DictReader(file))
 
 
-def result(place, folder="measured"):
-    """The one JSON of a validation."""
-    [path] = (place / folder / "results").glob("*.json")
-    return json.loads(path.read_text())
-
-
-def refused(place, *words, **line):
-    """One line with all of the `words`, and nothing written."""
-    before = snapshot(place.root)
-    outcome = place.run("validate", **line)
-    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1, outcome.err
-    assert all(word in outcome.err for word in words), outcome.err
-    assert snapshot(place.root) == before
-
-
 # --- what one run leaves -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def bugs(stock, tmp_path_factory):
     """Two seeds, trained so fast that the best epoch is not the last."""
-    place = Place(tmp_path_factory.mktemp("chain") / "bugs")
-    shutil.copytree(stock.root, place.root)
+    place = stock.copied(tmp_path_factory.mktemp("chain") / "bugs")
     place.lines["validate"].update(seeds=2, seed=5, epochs=4, lr=0.01, method="mine")
     place.said = place.works("validate")
     return place
@@ -107,12 +92,7 @@ def test_help_names_every_flag_of_the_design(stock):
 
 @pytest.mark.parametrize("labels", ["soft", "hard"])
 def test_validate_counts_the_class_that_the_teacher_calls_so(place, labels):
-    """The teacher as it would be, trained on the classes in another order, none in its alphabetical place."""
-    content, order = torch.load(place.teacher, weights_only=True), [2, 0, 1]
-    for name in ("classifier.weight", "classifier.bias"):
-        content["model"][name] = content["model"][name][order]
-    content["classes"] = [CLASSES[k] for k in order]
-    torch.save(content, place.teacher)
+    place.reorder_teacher()
     plain = dict(rand_augment="none", mix="none", min_scale=0.8)
     place.works("validate", syn_dir=place.train, epochs=10, batch_size=7, labels=labels, **plain)
     # Mistaken for its neighbour, each class would be right in the few test images alone that mislead.
@@ -235,16 +215,22 @@ def other_pixels(place):
     return {}
 
 
+def other_test_pixels(place):
+    draw(place.val / "ant", (128, 128, 128), 1, "grey")
+    return {}
+
+
 @pytest.mark.parametrize(
     "change",
     [
         other_pixels,
+        other_test_pixels,
         lambda place: {"val_dir": place.train},
         lambda place: {"weight_average": 0.9},
         lambda place: {"optimizer": "sgd"},
         lambda place: {"lr_schedule": "cosine"},
     ],
-    ids=["images", "test images", "weight_average", "optimizer", "lr_schedule"],
+    ids=["images", "test images", "test folder", "weight_average", "optimizer", "lr_schedule"],
 )
 def test_what_has_changed_is_measured_anew(place, change):
     """The same command on other pixels under the same names is another measurement."""
@@ -258,18 +244,18 @@ def test_what_has_changed_is_measured_anew(place, change):
 
 
 def test_sets_of_different_size_are_not_compared(place):
-    refused(place, "--ipc 4", "12", "21", syn_dir=[place.init, place.train], method=["a", "b"], epochs=1)
+    refused(place, "validate", "--ipc 4", "12", "21", syn_dir=[place.init, place.train], method=["a", "b"], epochs=1)
 
 
 @pytest.mark.parametrize("line", [dict(protocol="hard"), dict(labels="hard"), dict(protocol=["delt", "hard"])])
 @pytest.mark.parametrize("loss", ["mse", "kl"])
 def test_hard_labels_are_not_compared_with_a_teacher(place, line, loss):
-    refused(place, "--loss", loss, "ce", **line, loss=loss)
+    refused(place, "validate", "--loss", loss, "ce", **line, loss=loss)
 
 
 def test_a_folder_is_not_compared_with_itself(place):
     for again in (place.init, f"{place.init}/", place.train / ".." / "init"):
-        refused(place, "--syn-dir", "twice", syn_dir=[place.init, again], method=["a", "b"])
+        refused(place, "validate", "--syn-dir", "twice", syn_dir=[place.init, again], method=["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -286,4 +272,4 @@ def test_a_folder_is_not_compared_with_itself(place):
     ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
 )
 def test_values_that_cannot_be(place, line, words):
-    refused(place, *words, **line)
+    refused(place, "validate", *words, **line)

@@ -8,7 +8,6 @@ import os
 import re
 from bisect import bisect_left, bisect_right
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
@@ -24,7 +23,8 @@ from utils.run.files import digest, sha256
 from utils.run.progress import progress
 
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
-SLICE = 512  # images that are read between two looks at what was found
+SLICE = 512  # images that are decoded between two looks at what was found
+HASHED = 256  # files that a thread hashes at a time
 
 
 class ImageFolder:
@@ -175,13 +175,27 @@ class ImageFolder:
             rank, world_size = distributed.get_rank(), distributed.get_world_size()
             paths, known = self.paths[rank::world_size], dict(recorded or {})
             unknown = [path for path in paths if not known.get(path)]
-            known.update(zip(unknown, chain.from_iterable(self._mapped(unknown, None, lambda number: sha256))))
+            known.update(zip(unknown, self._hashed(unknown)))
             own = [known[path] for path in paths]
             digests = [None] * len(self.paths)
             for number, part in enumerate(distributed.all_gather(own)):
                 digests[number::world_size] = part
             self._fingerprint = digest([list(entry) for entry in zip(self.paths, self.labels, digests)])
         return self._fingerprint
+
+    def _hashed(self, paths: list[str]) -> Iterator[str]:
+        """The SHA-256 of each file."""
+
+        def digests(start: int) -> list[str]:
+            return [sha256(self.root / path) for path in paths[start : start + HASHED]]
+
+        with (
+            ThreadPoolExecutor(available_cpus()) as pool,  # hashlib works outside of the interpreter's lock
+            progress(total=len(paths), desc=f"hashing {self.role}", unit="img", leave=False, delay=2) as bar,
+        ):
+            for found in pool.map(digests, range(0, len(paths), HASHED)):
+                yield from found
+                bar.update(len(found))
 
     def load(self, workers: int | None = None) -> list[tuple[int, int]]:
         """Decode every image once, before any long work; return the (width, height) of each.
@@ -199,7 +213,7 @@ class ImageFolder:
         def reader(number: int) -> Callable[[Path], Any]:
             return read_rgb if len(kept) == len(sizes) else probe if number % world_size == rank else size_of
 
-        for found in self._mapped(self.paths, workers, reader):
+        for found in self._decoded(self.paths, workers, reader):
             if isinstance(found[0], Image.Image):
                 kept.extend(found)
                 found = [image.size for image in found]
@@ -216,14 +230,14 @@ class ImageFolder:
         Raises UserError for the first image that is damaged.
         """
         rank, world_size = distributed.rank_from_environment()
-        for _ in self._mapped(self.paths[rank::world_size], workers, lambda number: probe):
+        for _ in self._decoded(self.paths[rank::world_size], workers, lambda number: probe):
             pass
 
-    def _mapped(
+    def _decoded(
         self, paths: list[str], workers: int | None, reader: Callable[[int], Callable[[Path], Any]]
     ) -> Iterator[list]:
         """What `reader(number)` makes of each slice's files. An early error need not wait for all."""
-        # Threads are enough: PIL decodes, and hashlib hashes, outside of the interpreter's lock.
+        # Threads are enough: PIL decodes outside of the interpreter's lock.
         with (
             ThreadPoolExecutor(workers or available_cpus()) as pool,
             progress(total=len(paths), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar,

@@ -48,6 +48,12 @@ def kept_ipc(folder: str | Path) -> int | None:
     return ipc if isinstance(ipc, int) and ipc > 0 else None
 
 
+def seconds(content: dict[str, Any]) -> float | None:
+    """The seconds that a record gives; None where it gives no number of them."""
+    value = content.get("seconds")
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e12 else None
+
+
 def _entries(content: dict[str, Any], name: str) -> dict[str, Any]:
     value = content.get(name)
     return value if isinstance(value, dict) else {}

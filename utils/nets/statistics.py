@@ -61,13 +61,18 @@ class Statistics:
     layers: tuple[Layer, ...]
     tensors: Mapping[str, torch.Tensor]
 
+    @property
+    def command(self) -> str:
+        """What makes a file of this kind."""
+        return "python -m squeeze.barycenters" if "points" in self.tensors else COMMAND
+
     def require(self, teacher: Teacher, per_class: bool = False, norms: bool = False) -> None:
         """Raises UserError where they are another network's, or do not hold what is asked for."""
         if self.settings.get("teacher") != teacher.sha256:
             raise UserError(
                 f"--statistics {self.path}: was collected with another teacher ({self.settings.get('arch')}, SHA-256 "
                 f"{str(self.settings.get('teacher'))[:12]}...) than this {teacher.arch} ({teacher.sha256[:12]}...); "
-                f"give one file for each teacher, in their order, or collect them anew: {COMMAND}"
+                f"give one file for each teacher, in their order, or collect them anew: {self.command}"
             )
         for name in ("input_size", "mean", "std"):
             own = getattr(teacher.geometry, name)
@@ -75,15 +80,17 @@ class Statistics:
             if self.settings.get(name) != own:
                 raise UserError(
                     f"--statistics {self.path}: was collected with {name} {self.settings.get(name)}, and the teacher's "
-                    f"is {own} here; collect them anew: {COMMAND}"
+                    f"is {own} here; collect them anew: {self.command}"
                 )
         classes, known = self.settings.get("classes"), teacher.geometry.classes
         if known is not None and list(known) != classes:
-            raise UserError(f"--statistics {self.path}: has the classes in another order than the teacher; {COMMAND}")
+            raise UserError(
+                f"--statistics {self.path}: has the classes in another order than the teacher; {self.command}"
+            )
         for flag, needed in (("per_class", per_class), ("norms", norms)):
             if needed and not self.settings.get(flag):
                 name = flag.replace("_", "-")
-                raise UserError(f"--statistics {self.path}: was collected without --{name}; {COMMAND} --{name}")
+                raise UserError(f"--statistics {self.path}: was collected without --{name}; {self.command} --{name}")
 
 
 def measurable(network: nn.Module) -> dict[str, str]:

@@ -91,6 +91,11 @@ class State:
 class JointState(State):
     """The state of work that all ranks do together: they save and stop after the same step, and rank 0 writes."""
 
+    @property
+    def seconds(self) -> float:
+        """That the work took so far, the seconds of all ranks together."""
+        return self.seconds_before + (time.monotonic() - self.started) * distributed.get_world_size()
+
     def save(self, content: dict[str, Any]) -> None:
         if distributed.get_rank() == 0:
             super().save(content)

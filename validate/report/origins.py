@@ -116,8 +116,7 @@ def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
 
 def seconds(record: dict[str, Any]) -> float:
     """What a manifest or a checkpoint says that its stage took; 0 if it does not say."""
-    value = record.get("seconds")
-    return value if isinstance(value, (int, float)) and 0 <= value < 1e12 else 0
+    return manifest.seconds(record) or 0
 
 
 def _teachers(entry: Measured) -> list[dict[str, Any]]:

@@ -64,6 +64,16 @@ def test_what_is_no_digest_is_left_out(tmp_path):
     assert found == {"a": DIGESTS[0], "a2": DIGESTS[0]}
 
 
+@pytest.mark.parametrize("value, expected", [(3, 3.0), (2.5, 2.5), (0, 0.0)])
+def test_seconds_are_read(value, expected):
+    assert manifest.seconds({"seconds": value}) == expected
+
+
+@pytest.mark.parametrize("value", [None, -1, True, "3", [3], {}, float("nan"), float("inf"), 10**400])
+def test_what_is_no_number_of_seconds_is_none(value):
+    assert manifest.seconds({"seconds": value}) is None and manifest.seconds({}) is None
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(DIGESTS) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["sha256", "round", "a/b.png"]), inner),

@@ -6,21 +6,11 @@ import pickle
 import pytest
 import torch
 
-from helpers import tree
+from helpers import CONV3_FACTS, tree
 from utils.nets import checkpoints, models
 from utils.run.errors import UserError
 
-FACTS = {
-    "arch": "conv3",
-    "stem": "cifar",
-    "num_classes": 3,
-    "classes": ["b", "a", "ü"],
-    "input_size": 16,
-    "mean": [0.1, 0.2, 0.3],
-    "std": [0.4, 0.5, 0.6],
-    "top1": 61.25,
-    "epochs": 7,
-}
+FACTS = {**CONV3_FACTS, "epochs": 7}
 
 
 @pytest.fixture(scope="module")

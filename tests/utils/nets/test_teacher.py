@@ -6,23 +6,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import gray
+from helpers import CONV3_FACTS, gray
 from utils import cli
 from utils.data.geometry import GeometryFlags
 from utils.nets import checkpoints, models
 from utils.nets.teacher import load_teacher
 from utils.run.errors import UserError
 
-FACTS = {
-    "arch": "conv3",
-    "stem": "cifar",
-    "num_classes": 3,
-    "classes": ["b", "a", "ü"],
-    "input_size": 16,
-    "mean": [0.1, 0.2, 0.3],
-    "std": [0.4, 0.5, 0.6],
-    "top1": 61.25,
-}
 IN_GEOMETRY = ("stem", "num_classes", "classes", "input_size", "mean", "std")
 
 
@@ -49,12 +39,12 @@ def load(arch, path, size_of_images=None, **given):
 
 def test_a_checkpoint_of_squeeze_says_everything(tmp_path, conv):
     path = tmp_path / "teacher.pth"
-    checkpoints.save(path, conv, **FACTS)
+    checkpoints.save(path, conv, **CONV3_FACTS)
     teacher = load(None, path)
     assert teacher.arch == "conv3" and teacher.top1 == 61.25 and teacher.assumed == ()
     for name in IN_GEOMETRY:
         found = getattr(teacher.geometry, name)
-        assert (list(found) if isinstance(FACTS[name], list) else found) == FACTS[name], name
+        assert (list(found) if isinstance(CONV3_FACTS[name], list) else found) == CONV3_FACTS[name], name
     assert not teacher.network.training and not any(p.requires_grad for p in teacher.network.parameters())
     assert torch.equal(answers(teacher.network), answers(conv))
 
@@ -90,14 +80,14 @@ def test_a_data_set_completes_the_checkpoint(tmp_path):
 
 
 def test_no_flag_overrides_what_the_checkpoint_says(tmp_path, conv):
-    checkpoints.save(tmp_path / "t.pth", conv, **FACTS)
+    checkpoints.save(tmp_path / "t.pth", conv, **CONV3_FACTS)
     for name, wrong in {"arch": "resnet18", "input_size": 32, "mean": (0.5,) * 3, "stem": "imagenet"}.items():
         with pytest.raises(UserError) as error:
             if name == "arch":
                 load(wrong, tmp_path / "t.pth")
             else:
                 load(None, tmp_path / "t.pth", **{name: wrong})
-        assert name in str(error.value) and str(FACTS[name] if name != "mean" else 0.1) in str(error.value)
+        assert name in str(error.value) and str(CONV3_FACTS[name] if name != "mean" else 0.1) in str(error.value)
     same = {"input_size": 16, "mean": (0.1, 0.2, 0.3), "stem": "cifar"}
     assert torch.equal(answers(load("conv3", tmp_path / "t.pth", **same).network), answers(conv))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from conftest import images
 from helpers import few
 from utils.data.loader import EvalBatches
-from utils.run.resume import NoState, State
+from utils.run.resume import JointState, NoState, State
 from utils.run.shared_work import SharedWork
 
 
@@ -195,6 +195,22 @@ def test_seconds_add_up(tmp_path, monkeypatch):
     second.load()
     clock[0] += 5
     assert second.seconds == 12
+
+
+def test_seconds_of_ranks_that_work_together_are_summed(tmp_path, monkeypatch):
+    """Seven seconds of three ranks, and after an interruption five of two."""
+    clock, ranks = [100.0], [3]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("utils.run.distributed.get_world_size", lambda: ranks[0])
+    first = JointState(tmp_path / "x.state", {})
+    clock[0] += 7
+    first.save({})
+    clock[0] += 1000
+    ranks[0] = 2
+    second = JointState(tmp_path / "x.state", {})
+    second.load()
+    clock[0] += 5
+    assert second.seconds == 7 * 3 + 5 * 2
 
 
 def test_states_are_written_when_they_are_due(tmp_path, monkeypatch):
