@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,13 +190,15 @@ def find(job: Job, reader: FeatureReader, folder: ImageFolder, settings: dict[st
         return work.record(label) is not None or (not job.overwrite and job.output.exists())
 
     with SharedWork(job.parts, settings, len(folder.classes), is_done) as work:
+        started = time.monotonic()
         for label, features in reader.by_class(folder, "barycenters", work.take()):
             name = folder.classes[label]
             stream = generator(job.seed, "barycenter", name)
             start = torch.randn(job.ipc, features.shape[1], generator=stream, dtype=torch.float64)
             points, weights = barycenter(features.double().numpy(), start.numpy(), job.learn_weights)
             found = {"points": torch.from_numpy(points).float(), "weights": torch.from_numpy(weights).float()}
-            work.save(label, {"tensors": packed(found)})
+            seconds, started = time.monotonic() - started, time.monotonic()
+            work.save(label, {"tensors": packed(found), "seconds": seconds})
         return work.records()
 
 
@@ -203,7 +206,7 @@ def write(job: Job, records: list[dict], settings: dict[str, Any]) -> None:
     """Put the classes together."""
     classes = [unpacked(record["tensors"]) for record in records]
     found = {name: torch.stack([entry[name] for entry in classes]) for name in ("points", "weights")}
-    statistics.write(job.output, found, settings, [])
+    statistics.write(job.output, found, settings, [], sum(record["seconds"] for record in records))
     SharedWork(job.parts, {}, 0).remove()
     spread = f", weights from {found['weights'].min():.2g} to {found['weights'].max():.2g}" if job.learn_weights else ""
     print(f"barycenters: {job.ipc} points of each of {len(classes)} classes in {job.output}{spread}")

@@ -226,7 +226,7 @@ def judge(totals: Totals, folder: ImageFolder, teacher: Teacher, runtime: Runtim
 
 
 def save(job: Job, totals: Totals, settings: dict[str, Any], layers: list[Layer], seconds: float) -> None:
-    statistics.write(job.output, totals.tensors(), settings, layers)
+    statistics.write(job.output, totals.tensors(), settings, layers, seconds)
     kinds = [layer.kind for layer in layers]
     print(
         f"statistics: {kinds.count(statistics.CONVOLUTION)} convolutions"

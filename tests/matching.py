@@ -108,7 +108,7 @@ def write_targets(path, model, side, sha256="0" * 64, seed=0, per_class=True):
 
 def _written(path, tensors, settings, geometry, layers):
     facts = dict(input_size=geometry.input_size, mean=list(geometry.mean), std=list(geometry.std))
-    statistics.write(path, tensors, {**settings, **facts}, layers)
+    statistics.write(path, tensors, {**settings, **facts}, layers, 0)
     return statistics.read(path)
 
 

@@ -10,10 +10,11 @@ from collections import Counter
 
 import pytest
 
-from recover.methods import NEEDS, names
+from recover.methods import NEEDS, Needs, names
 from script_stubs import ROOT, SCRIPTS, command, parse
 
 STUB = ROOT / "tests" / "scripts" / "compare_stub.py"
+COLLECTED = ("squeeze.statistics", "squeeze.barycenters")
 FEW = dict(METHODS="delt cda", BASELINES="random")
 
 
@@ -122,16 +123,13 @@ def test_without_a_list_all_methods_are_compared(compare):
         assert name in measured
         assert (name in made) == (name not in NEEDS or NEEDS[name].recovers)
     for name, flags in made.items():
-        needs = subprocess.run([sys.executable, "-m", "recover.methods", "--needs", name], cwd=ROOT, **TEXT).stdout
-        several, count = "NEEDS_TEACHERS=several" in needs, len(flags["teacher-path"].split())
-        assert count == (2 if several else 1) and flags["teacher-arch"].split()[0] == "resnet18"
-        assert len(flags.get("statistics", "").split()) == (0 if "NEEDS_STATISTICS=''" in needs else count)
-    collected = [path for flags in made.values() for path in flags.get("statistics", "").split()]
-    assert sorted({flags["output"] for flags in of(calls, "squeeze.statistics")}) == sorted(set(collected))
-    assert len(of(calls, "squeeze.statistics")) == len(set(collected)), "each file is collected once"
-
-
-TEXT = dict(capture_output=True, text=True, check=True)
+        needs = NEEDS.get(name, Needs())
+        count = len(flags["teacher-path"].split())
+        assert count == (2 if needs.teachers == "several" else 1) and flags["teacher-arch"].split()[0] == "resnet18"
+        assert len(flags.get("statistics", "").split()) == count * (bool(needs.statistics) + needs.barycenters)
+    read = {path for flags in made.values() for path in flags.get("statistics", "").split()}
+    collected = [flags["output"] for stage in COLLECTED for flags in of(calls, stage)]
+    assert sorted(collected) == sorted(read), "each file is collected once"
 
 
 @pytest.mark.parametrize("method", names())
@@ -156,15 +154,14 @@ def test_one_script_and_a_variable_are_a_row_s_command(compare, method, tmp_path
         },
     )
     assert process.returncode == 0, process.stderr
-    calls, needs = compare.calls, NEEDS.get(method)
-    recovers = needs is None or needs.recovers
-    assert [flags["method"] for flags in of(calls, "recover")] == [method] * recovers
-    made = f"{compare.run}/syn" if recovers else f"{compare.run}/init"
+    calls, needs = compare.calls, NEEDS.get(method, Needs())
+    assert [flags["method"] for flags in of(calls, "recover")] == [method] * needs.recovers
+    made = f"{compare.run}/syn" if needs.recovers else f"{compare.run}/init"
     validate = of(calls, "validate")[0]
     assert validate["syn-dir"].split()[0] == made and validate["method"].split()[0] == method
-    assert validate["protocol"] == (needs.protocol if needs else "delt")
-    collected = [flags["output"] for flags in of(calls, "squeeze.statistics")]
-    assert len(collected) == bool(needs and needs.statistics)
+    assert validate["protocol"] == needs.protocol
+    collected = [flags["output"] for stage in COLLECTED for flags in of(calls, stage)]
+    assert len(collected) == bool(needs.statistics) + needs.barycenters
     if collected:
         assert of(calls, "recover")[0]["statistics"].split() == collected
 

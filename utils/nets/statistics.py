@@ -34,7 +34,7 @@ from torch import nn
 
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
-from utils.run.files import replacing, sha256
+from utils.run.files import replacing, sha256, write_json
 
 COMMAND = "python -m squeeze.statistics"
 ENTRY = "statistics"  # of the metadata: safetensors keeps no order of several
@@ -108,14 +108,27 @@ def measurable(network: nn.Module) -> dict[str, str]:
 
 
 def write(
-    path: str | Path, tensors: Mapping[str, torch.Tensor], settings: Mapping[str, Any], layers: list[Layer]
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    settings: Mapping[str, Any],
+    layers: list[Layer],
+    seconds: float,
 ) -> None:
-    """Write a file that `read` reads, whole or not at all."""
+    """Write a file that `read` reads, whole or not at all.
+
+    The `seconds` that it took stand in a file beside it: the same command gives the same bytes.
+    """
+    write_json(seconds_path(path), {"seconds": round(seconds, 1)})
     facts = {"settings": dict(settings), "layers": [asdict(layer) for layer in layers]}
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = safetensors.torch.save(held, {ENTRY: json.dumps(facts, sort_keys=True)})
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def seconds_path(path: str | Path) -> Path:
+    """Of the JSON file that says how many seconds the file of statistics took."""
+    return Path(path).with_suffix(".json")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Sequence
 from utils.data import manifest
 from utils.data.gallery import ImageSet
 from utils.data.image_folder import ImageFolder
-from utils.nets import checkpoints
+from utils.nets import checkpoints, statistics
 from utils.run.errors import UserError
 from utils.run.files import read_json
 from validate.report.collect import Measured
@@ -81,8 +81,8 @@ def making(folder: Path) -> dict[str, float]:
         if recovered:
             records += [("statistics", _beside(path)) for path in _statistics(record)]
         for stage, content in records:
-            if "seconds" in content:
-                found[stage] = found.get(stage, 0.0) + seconds(content)
+            if (value := manifest.seconds(content)) is not None:
+                found[stage] = found.get(stage, 0.0) + value
         folder = start_of(folder) if recovered else None
     return found
 
@@ -94,9 +94,9 @@ def _statistics(record: dict[str, Any]) -> list[str]:
 
 
 def _beside(path: str) -> dict[str, Any]:
-    """What squeeze.statistics says of a file, in another one beside it; nothing where that is gone."""
+    """What is said of a file of statistics in the one beside it; nothing where that is gone."""
     with contextlib.suppress(UserError):
-        content = read_json(Path(path).with_suffix(".json"))
+        content = read_json(statistics.seconds_path(path))
         return content if isinstance(content, dict) else {}
     return {}
 
