@@ -21,7 +21,6 @@ from utils.fit.batch_size import find_batch_size, try_evaluation
 from utils.nets import class_order, statistics
 from utils.nets.class_order import Answers
 from utils.nets.frozen import frozen
-from utils.nets.statistics import Layer
 from utils.nets.teacher import Teacher
 from utils.run import entry
 from utils.run.device import Runtime
@@ -162,15 +161,10 @@ def collect(
     job: Job, teacher: Teacher, folder: ImageFolder, what: What, settings: dict[str, Any], runtime: Runtime
 ) -> None:
     """The pass, from where the state of an interrupted one has it, and the file."""
-    geometry, batch_size = teacher.geometry, settings["batch_size"]
-    measured = prepared(teacher, what, runtime)
-    with torch.no_grad(), runtime.autocast():
-        blank = torch.zeros(2, 3, geometry.input_size, geometry.input_size, dtype=torch.uint8)
-        layers = measured.layers(geometry.normalise(blank, runtime.device))
-    totals = Totals(layers, what, len(folder), geometry.num_classes, runtime.device)
-    view = augmentation(geometry.input_size, CROP_PADDING)
+    batch_size = settings["batch_size"]
+    step, totals = collector(teacher, what, (len(folder), batch_size), runtime)
+    view = augmentation(teacher.geometry.input_size, CROP_PADDING)
     batches = AugmentedBatches(folder, view, job.machine.workers)
-    step = stepper(measured, totals, teacher, runtime, steps=-(-len(folder) // batch_size))
     with State(job.output.with_name(f".{job.output.name}.state"), settings, job.save_every) as state:
         saved = state.restore({"totals": totals})
         start = saved["batch"] if saved else 0
@@ -183,28 +177,33 @@ def collect(
                 bar.update(len(labels))
                 state.save_if_due(lambda: {"totals": totals.state_dict(), "batch": number + 1})
         judge(totals, folder, teacher, runtime)
-        save(job, totals, settings, layers, state.seconds)
+        save(job, totals, settings, state.seconds)
 
 
-def prepared(teacher: Teacher, what: What, runtime: Runtime) -> Measured:
-    """The network on the device with what measures its layers; as fast as without, but for the measuring."""
+def collector(
+    teacher: Teacher, what: What, images: tuple[int, int], runtime: Runtime
+) -> tuple[Callable[[torch.Tensor, torch.Tensor], None], Totals]:
+    """What adds a batch, uint8 (b, 3, S, S) and labels (b,), to the totals, and those. It does not wait for the device.
+
+    `images`: of all batches, and of one. The teacher's network is taken over: it is as fast as without, but for the
+    measuring.
+    """
+    geometry, device = teacher.geometry, runtime.device
     kinds = statistics.measurable(teacher.network)  # before some are replaced by faster ones
-    return Measured(frozen(teacher.network, runtime, teacher), kinds, what).eval()
-
-
-def stepper(
-    measured: Measured, totals: Totals, teacher: Teacher, runtime: Runtime, steps: int
-) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """What adds a batch, uint8 (b, 3, S, S) and labels (b,), to the totals. It does not wait for the device."""
-    forward = runtime.compiled(measured, steps)
+    measured = Measured(frozen(teacher.network, runtime, teacher), kinds, what).eval()
+    with torch.no_grad(), runtime.autocast():
+        blank = torch.zeros(2, 3, geometry.input_size, geometry.input_size, dtype=torch.uint8)
+        layers = measured.layers(geometry.normalise(blank, device))
+    totals = Totals(layers, what, images[0], geometry.num_classes, device)
+    forward = runtime.compiled(measured, -(-images[0] // images[1]))
 
     @torch.no_grad()
-    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+    def step(batch: torch.Tensor, labels: torch.Tensor) -> None:
         with runtime.autocast():
-            logits, row = forward(teacher.geometry.normalise(images, runtime.device))
-        totals.add(row, labels.to(runtime.device, non_blocking=True), logits.argmax(1))
+            logits, row = forward(geometry.normalise(batch, device))
+        totals.add(row, labels.to(device, non_blocking=True), logits.argmax(1))
 
-    return step
+    return step, totals
 
 
 def batch_keys(images: int, batch_size: int, stream: tuple[object, ...]) -> Iterator[tuple[tuple, list[int]]]:
@@ -225,9 +224,9 @@ def judge(totals: Totals, folder: ImageFolder, teacher: Teacher, runtime: Runtim
     class_order.check(answers, folder.classes, f"statistics: {teacher.arch}", teacher.order)
 
 
-def save(job: Job, totals: Totals, settings: dict[str, Any], layers: list[Layer], seconds: float) -> None:
-    statistics.write(job.output, totals.tensors(), settings, layers)
-    kinds = [layer.kind for layer in layers]
+def save(job: Job, totals: Totals, settings: dict[str, Any], seconds: float) -> None:
+    statistics.write(job.output, totals.tensors(), settings, totals.layers)
+    kinds = [layer.kind for layer in totals.layers]
     print(
         f"statistics: {kinds.count(statistics.CONVOLUTION)} convolutions"
         f"{f' and {kinds.count(statistics.BATCHNORM)} BatchNorms' if statistics.BATCHNORM in kinds else ''}"

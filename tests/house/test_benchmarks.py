@@ -150,6 +150,16 @@ def test_a_comparison_in_words():
             ["--case", "conv3-32", "--steps", "1", "--pairs", "1", "--compile", "off"],
             r"^step conv3-32, 100 images, .* over 1 pairs",
         ),
+        (
+            "recover",
+            "--work methods --case conv3-32 --method gvbsm --steps 1 --pairs 1 --compile off".split(),
+            r"^step conv3-32, 100 images, .*: delt \S+ ms, gvbsm \S+ m?s: .* times over 1 pairs",
+        ),
+        (
+            "statistics",
+            ["--arch", "conv3", "--images", "40", "--pairs", "1", "--compile", "off"],
+            r"^statistics of per class, conv3, 40 images .* times over 1 pairs",
+        ),
         ("kills", ["--quick"], r"^3 ranks, [12] workers killed, exit code 0: (\d+) of \1 images have the same bytes"),
         ("memory", ["--quick"], r"^\| selecting \| [\d,]+ \| \d+ \| \d+ \|$"),
         ("cluster", ["--images-per-second", "16.4"], r"batch 100: 500 units, .* more than 500 GPUs are of no use$"),
