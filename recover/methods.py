@@ -61,6 +61,10 @@ _FADRM = {
 
 METHODS = {
     "delt": DELT,
+    # CDA (arXiv 2311.18838): the curriculum without rounds; a batch holds one image of each class.
+    "cda": {**DELT, "round_iterations": 0, "batch_by": "index"},
+    # SRe2L (arXiv 2306.13092): from noise, with the smallest crop from the start.
+    "sre2l": {**DELT, "round_iterations": 0, "batch_by": "index", "init": "noise", "milestone": 0.0},
     # WMDD (arXiv 2311.18531) and its code: features at the points of their class's barycenter; whole classes, from
     # noise. Its code rolls by 0 to 32 of 224 pixels.
     "wmdd": {
@@ -75,10 +79,6 @@ METHODS = {
         "jitter_low": 0,
         "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
     },
-    # CDA (arXiv 2311.18838): the curriculum without rounds; a batch holds one image of each class.
-    "cda": {**DELT, "round_iterations": 0, "batch_by": "index"},
-    # SRe2L (arXiv 2306.13092): from noise, with the smallest crop from the start.
-    "sre2l": {**DELT, "round_iterations": 0, "batch_by": "index", "init": "noise", "milestone": 0.0},
     # CIM (arXiv 2607.00916): what is added to collages, so that their tiles have the features of their originals.
     "cim": {
         **DELT,
