@@ -161,8 +161,6 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "rand_augment": "none",
         "min_scale": 0.5,
     },
-    # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0.
-    "sre2l": {**DELT, "batch_size": 1024, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
     # CIM (arXiv 2607.00916): a tile or the whole collage, differentiable augmentation, logits of one teacher.
     "cim": {
         **DELT,
@@ -181,6 +179,8 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "tiles": 2,
         "batch_augment": "dsa",
     },
+    # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0.
+    "sre2l": {**DELT, "batch_size": 1024, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
     # No teacher: what the images alone teach.
     "hard": {**DELT, "labels": "hard"},
     # The images as they stand, for DD-Ranking's robustness to augmentation.
