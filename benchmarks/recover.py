@@ -3,17 +3,20 @@
 steps       one update of a full batch, in steady state
 whole       a whole run from process start to the last file, compilation with an empty cache included
 early-late  ours in 8 rounds against ours with all images in all iterations
+methods     one update of other methods against one of delt, both ours
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -21,11 +24,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import material
+from benchmarks import statistics as statistics_files
 from benchmarks.pairs import Comparison, add_machine, compare, machine_of, median_and_range, seconds
 from benchmarks.plain import PlainRecovery
 from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
-from recover.methods import DELT
+from recover.methods import METHODS, needs, recipes
 from recover.objectives import OBJECTIVES
 from recover.settings import Settings
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD
@@ -39,6 +43,8 @@ CASES = {
     "resnet18-64": ("resnet18", 64, "cifar", 50, 200),
     "resnet18-224": ("resnet18", 224, "imagenet", 50, 1000),
 }
+# Methods that need no more than networks and noise.
+MEASURED = [name for name, recipe in METHODS.items() if recipe["objective"] in ("batchnorm", "statistics")]
 LONG = 4000  # iterations of the run whose middle the steps stand for
 
 
@@ -58,22 +64,28 @@ def plain_steps(case: str, steps: int, device: str) -> Callable[[], None]:
 
 
 def our_recovery(
-    case: str, device: str, precision: str, compile: str, iterations: int, starts: list[int]
+    case: str, iterations: int, starts: list[int], method: str = "delt", **machine: str
 ) -> Callable[[], Recovery]:
     """A maker of fresh recoveries that share one objective."""
     arch, size, stem, _, classes = CASES[case]
     images, labels = batch(size, len(starts), classes)
-    runtime = Runtime.create(device, precision, compile)
-    settings = Settings.of({**DELT, "iterations": iterations, "round_iterations": 0})
+    runtime = Runtime.create(**machine)
+    recipe = {**recipes(input_size=size)[method], "iterations": iterations, "round_iterations": 0}
     geometry = material.geometry(classes, size, stem)
     teacher = Teacher(material.network(arch, classes, size, stem), arch, geometry, sha256="")
-    objective = OBJECTIVES[settings.objective]([teacher], settings)
-    engine = Engine(objective, geometry, EarlyLate(1, **settings.schedule), runtime, settings.jitter, LONG)
+    with tempfile.TemporaryDirectory() as place:
+        files = ()
+        if needs(method).statistics:
+            measured = replace(teacher, network=copy.deepcopy(teacher.network))
+            files = (str(statistics_files.targets(Path(place) / "targets.safetensors", measured)),)
+        settings = Settings.of(recipe, files)
+        objective = OBJECTIVES[settings.objective]([teacher], settings)
+    engine = Engine(objective, geometry, EarlyLate(1, **settings.schedule), runtime, settings, LONG)
     return lambda: Recovery(engine, Start(images, labels, starts), 0)
 
 
-def our_steps(case: str, steps: int, **machine: str) -> Callable[[], None]:
-    loop = our_recovery(case, iterations=LONG, starts=[0] * CASES[case][3], **machine)()
+def our_steps(case: str, steps: int, method: str = "delt", **machine: str) -> Callable[[], None]:
+    loop = our_recovery(case, LONG, [0] * CASES[case][3], method, **machine)()
     loop.iteration = LONG // 4
     return lambda: [loop.step() for _ in range(steps)][-1].item()
 
@@ -198,12 +210,25 @@ def compare_early_late(case: str, iterations: int, pairs: int, machine: dict) ->
     )
 
 
+def compare_methods(case: str, methods: list[str], steps: int, pairs: int, machine: dict) -> None:
+    for method in methods:
+        work = dict(case=case, steps=steps, **machine)
+        found = compare((our_steps, work), (our_steps, dict(method=method, **work)), pairs, steps)
+        print(
+            f"step {case}, {CASES[case][3]} images, {Runtime.create(**machine)}: delt "
+            f"{seconds(statistics.median(found.plain))}, {method} {seconds(statistics.median(found.ours))}: "
+            f"{median_and_range([1 / ratio for ratio in found.ratios])} times over {pairs} pairs",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.recover", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--work", nargs="+", choices=("steps", "whole", "early-late"), default=["steps"])
+    parser.add_argument("--work", nargs="+", choices=("steps", "whole", "early-late", "methods"), default=["steps"])
     parser.add_argument("--case", nargs="+", choices=CASES, help="all for steps, resnet18-32 otherwise, if left out")
+    parser.add_argument("--method", nargs="+", choices=MEASURED, default=["gvbsm", "edc"], help="for methods")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="in a sample of steps")
     parser.add_argument("--iterations", type=int, default=1000, help="of a whole run, and for early-late")
@@ -218,6 +243,8 @@ def main() -> None:
     machine = machine_of(args)
     for case in args.case or list(CASES) if "steps" in args.work else []:
         compare_steps(case, args.steps, args.pairs, machine)
+    for case in args.case or ["resnet18-32"] if "methods" in args.work else []:
+        compare_methods(case, args.method, args.steps, args.pairs, machine)
     for work, measure in (("whole", compare_whole), ("early-late", compare_early_late)):
         for case in args.case or ["resnet18-32"] if work in args.work else []:
             measure(case, args.iterations, args.pairs, machine)

@@ -1,24 +1,28 @@
-"""python -m ranking: score the real images, select those that start the synthesis."""
+"""python -m ranking: score the real images or crops of them, select those that start the synthesis."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from dataclasses import dataclass
+import math
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
-from ranking import record, score, selection
-from ranking.criteria import CRITERIA, Candidates, Criterion
+from ranking import crops, record, score, selection
+from ranking.criteria import Candidates
+from ranking.crops import BOX, Centred, Crops
 from ranking.existing import Existing
+from ranking.flags import BATCH_SIZE, Job, parse
 from ranking.score import Scorer
+from ranking.selection import Selection
 from utils import cli
-from utils.cli import MachineFlags, TeacherFlags
-from utils.data import manifest
-from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
-from utils.data.manifest import KEEP, MANIFEST
+from utils.data.images import resize_for_test
+from utils.data.loader import EvalBatches, Resize
+from utils.data.manifest import MANIFEST
+from utils.data.tiles import Tile
 from utils.fit.batch_size import find_batch_size, try_evaluation
 from utils.nets import class_order
 from utils.nets.class_order import Answers
@@ -29,94 +33,13 @@ from utils.run import entry
 from utils.run.device import Runtime
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
-from utils.run.files import digest, flush_folder, sha256, write_json
+from utils.run.files import digest
 from utils.run.memory import explain_out_of_memory
-from utils.run.outputs import check_folder, check_output, claim, locked
+from utils.run.outputs import check_folder, check_output, locked
 from utils.run.shared_work import SharedWork
 from utils.run.stopwatch import Stopwatch
 
-BATCH_SIZE = 256
 GO_ON = "--short-classes repeat or keep to go on with those that are there"
-
-
-@dataclass(frozen=True)
-class Job:
-    """The command line."""
-
-    train_dir: str
-    ranking_file: str | None
-    output_dir: str | None
-    criterion: str
-    ipc: int
-    short_classes: str
-    seed: int
-    overwrite: bool
-    teacher: TeacherFlags
-    geometry: GeometryFlags
-    machine: MachineFlags
-
-    @property
-    def chooses(self) -> Criterion:
-        return CRITERIA[self.criterion]
-
-    @property
-    def output(self) -> Path:
-        """What the work is for; its pieces lie beside it."""
-        return Path(self.output_dir if self.chooses.needs == "features" or not self.ranking_file else self.ranking_file)
-
-    @property
-    def parts(self) -> Path:
-        return self.output.with_name(f".{self.output.name}.parts")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What is selected."""
-
-    images: dict[str, list[str]]  # class -> paths, position 0 first
-    seconds: float  # of the scores or features that it is by, in all processes
-    request: str | None = None  # with a criterion by features: the digest of all that decided it
-
-
-def parse() -> Job:
-    parser = cli.Parser("ranking", "Score every image by the teacher's probability of its class; select --ipc a class.")
-    parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
-    parser.add_argument("--ranking-file", metavar="FILE.csv", help="scores: reused if the file is there, else written")
-    parser.add_argument("--output-dir", metavar="DIR", help="ImageFolder of the selection (none if left out)")
-    parser.add_argument(
-        "--criterion",
-        choices=tuple(CRITERIA),
-        default="medium",
-        help="by the scores, or herding and k-center by the teacher's features",
-    )
-    parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
-    parser.add_argument(
-        "--short-classes",
-        choices=("error", "repeat", KEEP),
-        default="error",
-        help="where a class has fewer than --ipc images: stop, select them again in their order, or select those that "
-        "are there (validate takes such a set, recover needs as many of each class)",
-    )
-    cli.add_teacher(parser)
-    cli.add_common(parser, f"images per batch; {BATCH_SIZE} if left out")
-    args = parser.parse_args()
-    if not args.ranking_file and not args.output_dir:
-        parser.error("nothing to do: give --ranking-file, --output-dir or both")
-    if CRITERIA[args.criterion].needs == "features" and not args.output_dir:
-        parser.error(f"--criterion {args.criterion} scores nothing: give --output-dir")
-    return Job(
-        train_dir=args.train_dir,
-        ranking_file=args.ranking_file,
-        output_dir=args.output_dir,
-        criterion=args.criterion,
-        ipc=args.ipc,
-        short_classes=args.short_classes,
-        seed=args.seed,
-        overwrite=args.overwrite,
-        teacher=cli.group(args, TeacherFlags),
-        geometry=cli.group(args, GeometryFlags),
-        machine=cli.group(args, MachineFlags),
-    )
 
 
 def main() -> None:
@@ -125,7 +48,7 @@ def main() -> None:
     folder = ImageFolder(job.train_dir, "--train-dir")
     if job.output_dir:
         if job.short_classes == "error":
-            folder.require(job.ipc, f"give at most --ipc {folder.fewest()}, or {GO_ON}")
+            require(job, folder)
         check_folder(job.output_dir, MANIFEST, job.train_dir)
     if job.ranking_file:
         check_output(job.ranking_file)
@@ -134,93 +57,102 @@ def main() -> None:
     with contextlib.ExitStack() as locks:
         if job.output_dir:
             locks.enter_context(locked(job.output_dir))
-        is_there = existing_ranking(job)
-        replaces = is_there and job.chooses.needs == "scores" and existing(job).is_others(job.overwrite)
+        replaces = job.has_ranking and job.chooses.needs == "scores" and existing(job).is_others(job.overwrite)
         # A ranking file that serves is only read, perhaps by several at a time.
-        if job.ranking_file and (replaces or not is_there):
+        if job.ranking_file and (replaces or not job.has_ranking):
             locks.enter_context(locked(job.ranking_file))
         if replaces:
             Path(job.ranking_file).unlink(missing_ok=True)
         select = by_features if job.chooses.needs == "features" else by_scores
-        choice = select(job, folder, clock)
-        if choice is not None:
-            write_selection(job, choice, clock)
+        if chosen := select(job, folder, clock):
+            selection.write(job, folder, chosen, clock)
             remove_parts(job)
 
 
-def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Choice | None:
-    """What the criterion chooses by the scores.
+def require(job: Job, folder: ImageFolder) -> None:
+    """Raises UserError where a class has too few images."""
+    if not job.patches.makes_images:
+        folder.require(job.ipc, f"give at most --ipc {folder.fewest()}, or {GO_ON}")
+    elif (has := folder.fewest() * job.patches.per_image) < job.needed:
+        name = folder.classes[min(range(len(folder.classes)), key=lambda label: len(folder.span(label)))]
+        raise UserError(
+            f"{folder.role} {folder.root}: class '{name}' has {folder.fewest()} images to choose {job.needed} tiles "
+            f"from (--ipc {job.ipc}, --tiles {job.patches.tiles}); give at most --ipc {has // job.patches.in_output}, "
+            f"more --crops, or {GO_ON}"
+        )
 
-    None where nothing is to be selected, or another process will do so.
-    """
-    table = scores(job, folder, clock)
+
+def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | None:
+    """The choice by scores; None where nothing is to be selected, or another process will do so."""
+    table, size = scores(job, folder, clock)
     if table is None or not job.output_dir:
         if table is not None:
             remove_parts(job)
         return None
+    if job.patches.candidates and not job.patches.crops:  # a ranking file has all images
+        table = table[table["img_path"].isin(crops.candidates(folder, job.patches.candidates, job.seed).paths)]
     rows = {name: group for name, group in table.groupby("class")}
     counts = {name: len(rows.get(name, ())) for name in folder.classes}
-    least = job.ipc if job.short_classes == "error" else 1
+    least = job.needed if job.short_classes == "error" else 1
     if few := [f"{name} ({n})" for name, n in counts.items() if n < least]:
         more = f" and {len(few) - 5} more" if len(few) > 5 else ""
-        advice = f"at most {min(counts.values())} can be selected" + (
-            f", or give {GO_ON}" if min(counts.values()) else ""
-        )
+        most = min(counts.values()) // job.patches.in_output
+        advice = f"at most {most} can be selected" + (f", or give {GO_ON}" if min(counts.values()) else "")
         raise UserError(f"--ipc {job.ipc}: too few images in class {', '.join(few[:5])}{more}; {advice}")
     chosen = {}
     for name in folder.classes:
-        stream = (job.seed, "random selection", name)
-        images = Candidates(rows[name]["img_path"].tolist(), stream, rows[name]["score"].tolist())
-        chosen[name] = choose(job, images)
-    return Choice(chosen, table.attrs.get("seconds", 0.0))
+        stream, found = (job.seed, "random selection", name), rows[name]
+        if job.patches.crops and job.chooses.needs == "scores":
+            found = crops.best(found, job.needed)
+        boxes = [tuple(map(int, box)) for box in found[BOX].to_numpy()] if job.patches.crops else [None] * len(found)
+        tiles = list(map(Tile, found["img_path"], boxes))
+        chosen[name] = choose(job, tiles, Candidates(found["img_path"].tolist(), stream, found["score"].tolist()))
+    return Selection(chosen, table.attrs.get("seconds", 0.0), size)
 
 
-def choose(job: Job, images: Candidates) -> list[str]:
-    """The selected paths of a class, position 0 first; of a class with fewer than --ipc as --short-classes says."""
-    found = [images.paths[index] for index in job.chooses.choose(images, min(job.ipc, len(images.paths)))]
+def choose(job: Job, tiles: list[Tile], images: Candidates) -> list[Tile]:
+    """The chosen ones of a class's `tiles`, in order; of a class with too few as --short-classes says."""
+    found = [tiles[index] for index in job.chooses.choose(images, min(job.needed, len(tiles)))]
     if job.short_classes == "repeat":
-        found = [found[position % len(found)] for position in range(job.ipc)]
+        found = [found[position % len(found)] for position in range(job.needed)]
     return found
 
 
-def scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> pd.DataFrame | None:
-    """The scores: read from --ranking-file if it is there, else computed and written to it.
+def scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> tuple[pd.DataFrame | None, int | None]:
+    """The scores: read from --ranking-file if it is there, else computed and written to it; the teacher's input size.
 
-    Their `attrs["seconds"]` say how long they took, where that is known. None where other processes have not done
-    their pieces yet, or will select.
+    The scores' `attrs["seconds"]` say how long they took, where that is known. None where other processes have not done
+    their pieces yet, or will select; no size without a teacher.
     """
     rank, _ = rank_from_environment()
-    if rank and (job.chooses.needs == "nothing" or existing_ranking(job)):
+    if rank and (job.chooses.needs == "nothing" or job.has_ranking):
         print("ranking: nothing to score; rank 0 makes the selection")
-        return None
+        return None, None
     if job.chooses.needs == "nothing":  # neither a teacher nor a ranking file
-        classes = [folder.classes[label] for label in folder.labels]
-        return pd.DataFrame({"img_path": folder.paths, "class": classes, "score": 0.0})
-    if existing_ranking(job):
-        return existing(job).table(folder)
+        return score.rows_of(offered(job, folder, 1)), None
+    if job.has_ranking:
+        return existing(job).table(folder), None
     runtime, teacher, folder, batch_size = prepare(job)
-    machine = job.machine
+    size, machine = teacher.geometry.input_size, job.machine
+    images = offered(job, folder, size)
+    check_images(images, teacher, runtime, machine.workers)
+    network, resize = shown(job, frozen(teacher.network, runtime, teacher), size)
     scorer = Scorer(
-        frozen(teacher.network, runtime, teacher),
-        teacher.geometry,
-        runtime,
-        batch_size,
-        machine.workers,
-        machine.finds_batch_size,
-        clock,
+        network, teacher.geometry, runtime, batch_size, machine.workers, machine.finds_batch_size, clock, resize
     )
     with explain_out_of_memory(batch_size):
-        settings = record.settings_of(teacher, folder)
+        settings = {**record.settings_of(teacher, folder), **job.drawn}
         wanted = identity(job, settings, runtime, batch_size)
 
-        def judge(answers: Answers) -> None:
-            try:
-                class_order.check(answers, folder.classes, f"ranking: {teacher.arch}", teacher.order)
-            except UserError:
-                remove_parts(job)  # of no use in another order
-                raise
+        def of_whole_images(answers: Answers) -> None:
+            if not job.patches.crops:
+                judge(job, teacher, folder, answers)
 
-        table = scorer.score(folder, job.parts, wanted, lambda: existing_ranking(job), judge)
+        if job.patches.crops and teacher.order is not None:
+            sample = folder.first(min(folder.fewest(), math.ceil(class_order.SAMPLE / len(folder.classes))))
+            batches = EvalBatches(sample, size, batch_size, machine.workers)
+            judge(job, teacher, folder, Answers.to(batches, teacher.network, teacher.geometry, runtime))
+        table = scorer.score(images, job.parts, wanted, lambda: job.has_ranking, of_whole_images)
     if table is None:
         print("ranking: this process has done its pieces; the scores follow when all are done")
     elif job.ranking_file:
@@ -228,52 +160,88 @@ def scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> pd.DataFrame | No
         seconds = round(table.attrs["seconds"], 1)
         score.write(table, job.ranking_file, {"settings": settings, **about, "seconds": seconds})
         print(f"ranking: mean score {table['score'].mean():.3f}; scores: {job.ranking_file}")
-    return table
+    return table, size
 
 
-def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Choice | None:
-    """What the criterion chooses by the teacher's features.
+def offered(job: Job, folder: ImageFolder, size: int) -> ImageFolder:
+    """What is chosen among, as the teacher of `size` pixels sees it: images of `folder`, or crops of them."""
+    patches = job.patches
+    if job.scores_all:
+        return folder
+    images = crops.candidates(folder, patches.candidates, job.seed)
+    return Crops(images, patches.crops, max(size // patches.tiles, 1), job.seed) if patches.crops else images
+
+
+def shown(job: Job, network: nn.Module, size: int) -> tuple[nn.Module, Resize]:
+    """The network as it sees what is offered, and how that is resized for it."""
+    return (Centred(network, size), crops.as_they_are) if job.patches.crops else (network, resize_for_test)
+
+
+def judge(job: Job, teacher: Teacher, folder: ImageFolder, answers: Answers) -> None:
+    """Raises UserError where what the teacher says of whole images shows that its classes have another order."""
+    try:
+        class_order.check(answers, folder.classes, f"ranking: {teacher.arch}", teacher.order)
+    except UserError:
+        remove_parts(job)  # of no use in another order
+        raise
+
+
+def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | None:
+    """The choice by the teacher's features, of all crops where there are crops.
 
     One class's features are held at a time. None where other processes have not done their classes yet.
     """
-    runtime, teacher, folder, batch_size = prepare(job, check=False)
+    runtime, teacher, folder, batch_size = prepare(job)
+    size = teacher.geometry.input_size
+    images = offered(job, folder, size)
     wanted = {
-        **identity(job, record.settings_of(teacher, folder), runtime, batch_size),
+        **identity(job, {**record.settings_of(teacher, folder), **job.drawn}, runtime, batch_size),
         "criterion": job.criterion,
         "ipc": job.ipc,
     }
     if job.short_classes != "error":
         wanted["short_classes"] = job.short_classes
+    if job.patches.tiles > 1:
+        wanted["tiles"] = job.patches.tiles
     request = digest(wanted)
-    if (chosen := existing_selection(job, folder, request)) is not None:
-        return Choice(chosen, 0.0, request)
-    check_images(job, folder, teacher, runtime)
+    if (chosen := selection.existing(job, images, request)) is not None:
+        return Selection(chosen, 0.0, size, request)
+    check_images(images, teacher, runtime, job.machine.workers)
+    network, resize = shown(job, frozen(extractor(teacher.network), runtime, teacher), size)
     reader = FeatureReader(
-        frozen(extractor(teacher.network), runtime, teacher),
+        network,
         teacher.geometry,
         runtime,
         batch_size,
         job.machine.workers,
+        resize,
         may_split=job.machine.finds_batch_size,
     )
 
+    finished = []  # gets the selection, if another process puts it together meanwhile
+
     def is_done(label: int) -> bool:
-        return work.record(label) is not None or existing_selection(job, folder, request) is not None
+        if work.record(label) is None and not finished:
+            finished.extend(filter(None, [selection.existing(job, images, request)]))
+        return bool(finished) or work.record(label) is not None
 
     with explain_out_of_memory(batch_size), SharedWork(job.parts, wanted, len(folder.classes), is_done) as work:
-        for label, features in reader.by_class(folder, "features", work.take()):
+        for label, features in reader.by_class(images, "features", work.take()):
             stream = (job.seed, "random selection", folder.classes[label])
-            images = Candidates(folder.of_class(label), stream, features=features)
-            work.save(label, {"chosen": choose(job, images), "seconds": clock.lap()})
+            tiles = crops.tiles_of(images, label)
+            chosen = choose(job, tiles, Candidates([tile.path for tile in tiles], stream, features=features))
+            paths, boxes = [tile.path for tile in chosen], [tile.box for tile in chosen]
+            work.save(label, {"chosen": paths, "boxes": boxes, "seconds": clock.lap()})
         found = work.records()
     if found is None:
         print("ranking: this process has done its classes; the selection follows when all are done")
         return None
-    chosen = {name: entry["chosen"] for name, entry in zip(folder.classes, found)}
-    return Choice(chosen, sum(entry.get("seconds", 0.0) for entry in found), request)
+    pairs = zip(folder.classes, found)
+    chosen = {name: selection.tiles_from(entry["chosen"], entry.get("boxes")) for name, entry in pairs}
+    return Selection(chosen, sum(entry.get("seconds", 0.0) for entry in found), size, request)
 
 
-def prepare(job: Job, check: bool = True) -> tuple[Runtime, Teacher, ImageFolder, int]:
+def prepare(job: Job) -> tuple[Runtime, Teacher, ImageFolder, int]:
     """The machine, the teacher, the train folder in its label order, and the batch size."""
     runtime = job.machine.runtime()
     [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", job.machine.workers)
@@ -287,15 +255,14 @@ def prepare(job: Job, check: bool = True) -> tuple[Runtime, Teacher, ImageFolder
     if job.machine.finds_batch_size:
         work = {"teacher": teacher.sha256, "size": teacher.geometry.input_size, **runtime.kind}
         batch_size = find_batch_size(BATCH_SIZE, 1, job.output, trial, **work)
-    if check:
-        check_images(job, folder, teacher, runtime)
     return runtime, teacher, folder, batch_size
 
 
-def check_images(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime) -> None:
+def check_images(images: ImageFolder, teacher: Teacher, runtime: Runtime, workers: int | None) -> None:
     """Decode the images once, before the long work; of several processes each a part."""
-    folder.check(job.machine.workers)
-    print(f"ranking: {len(folder):,} images by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
+    images.check(workers)
+    what = "crops" if isinstance(images, Crops) else "images"
+    print(f"ranking: {len(images):,} {what} by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
 
 
 def identity(job: Job, settings: dict, runtime: Runtime, batch_size: int) -> dict:
@@ -303,86 +270,14 @@ def identity(job: Job, settings: dict, runtime: Runtime, batch_size: int) -> dic
     return {**settings, "batch_size": batch_size, "precision": runtime.precision, "compile": job.machine.compile}
 
 
-def write_selection(job: Job, choice: Choice, clock: Stopwatch) -> None:
-    """Copy the chosen images, and say in the manifest how they were chosen, and which bytes they have."""
-    settings = {"criterion": job.criterion, "ipc": job.ipc, "images": choice.images}
-    if job.criterion == "random":
-        settings["seed"] = job.seed
-    if job.short_classes != "error":
-        settings["short_classes"] = job.short_classes
-        say_short_classes(job, choice.images)
-    found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
-    path, before = Path(job.output_dir) / MANIFEST, choice.seconds
-    if "seconds" in found:  # of an earlier process, which had those of the scores
-        before = manifest.seconds(found)
-    try:
-        copied, digests = selection.copy(choice.images, Path(job.train_dir), Path(job.output_dir))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            write_json(path, {**found, "seconds": round(before + clock.lap(), 1)})
-        raise
-    if found.get("finished") and not copied and found.get("sha256") == digests:
-        print(f"ranking: {job.output_dir} is complete")
-        return
-    seconds = round(before + clock.lap(), 1)
-    content = {
-        "settings": settings,
-        "train_dir": job.train_dir,
-        "dataset": job.geometry.dataset,
-        "ranking_sha256": sha256(job.ranking_file) if existing_ranking(job) else None,
-        "request": choice.request,
-        "seconds": seconds,
-        "sha256": digests,
-        "finished": True,
-    }
-    flush_folder(job.output_dir)  # what the manifest is going to say is there
-    write_json(path, content)
-    print(
-        f"ranking: {job.ipc} {job.criterion} images of each of {len(choice.images)} classes in {job.output_dir}; "
-        f"{seconds:.0f} s"
-    )
-
-
-def say_short_classes(job: Job, chosen: dict[str, list[str]]) -> None:
-    short = [f"{name} ({len(set(paths))})" for name, paths in chosen.items() if len(set(paths)) < job.ipc]
-    if short:
-        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-        done = "their images are repeated" if job.short_classes == "repeat" else "what they have is selected"
-        print(f"ranking: fewer than {job.ipc} images in class {', '.join(short[:5])}{more}: {done}")
-
-
-def existing_selection(job: Job, folder: ImageFolder, request: str) -> dict[str, list[str]] | None:
-    """What is on disk of this very choice by features, once it is complete.
-
-    Raises UserError where that cannot be what was chosen, unless it is to be overwritten.
-    """
-    record = manifest.read(job.output_dir)
-    if record.get("finished") is not True or record.get("request") != request:
-        return None
-    settings = record.get("settings")
-    chosen = settings.get("images") if isinstance(settings, dict) else None
-    fault = selection.fault(chosen, folder, job.ipc, repeats=job.short_classes == "repeat")
-    if fault is None:
-        return {name: chosen[name] for name in folder.classes}
-    if job.overwrite:
-        return None
-    raise UserError(
-        f"{Path(job.output_dir) / MANIFEST}: {fault}; it was changed or damaged: give --overwrite to select anew"
-    )
-
-
-def existing_ranking(job: Job) -> bool:
-    return bool(job.ranking_file) and Path(job.ranking_file).exists()
-
-
 def existing(job: Job) -> Existing:
-    return Existing(job.ranking_file, job.train_dir, job.teacher, job.geometry, job.machine)
+    return Existing(job.ranking_file, job.train_dir, job.teacher, job.geometry, job.machine, job.drawn)
 
 
 def remove_parts(job: Job) -> None:
     """Remove what the work left beside its output, also where a process was killed after the output was complete."""
     SharedWork(job.parts, {}, 0).remove()
-    if existing_ranking(job):
+    if job.has_ranking:
         with contextlib.suppress(UserError), locked(job.ranking_file):  # a lock that a killed process left
             pass
 

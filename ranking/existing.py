@@ -24,6 +24,7 @@ from utils.run.errors import UserError
 from utils.run.files import differences, sha256
 
 ROLE = "--train-dir"
+DRAWN = ("candidates", "seed", "crops", "tiles")  # of crops: scores of whole images have none of them
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Existing:
     teacher: TeacherFlags
     geometry: GeometryFlags
     machine: MachineFlags
+    drawn: dict[str, Any]  # candidates and crops, as Job has them
 
     @property
     def has_teacher(self) -> bool:
@@ -62,18 +64,19 @@ class Existing:
 
     def _current(self, scored: dict[str, Any]) -> dict[str, Any]:
         """What would score what now, as far as it takes to tell a difference from what was `scored`."""
+        drawn = {**dict.fromkeys(DRAWN), **self.drawn}
         if not self.has_teacher:
             owner = str(record.path_of(self.path))
-            return record.images_of(ImageFolder(self.train_dir, ROLE, scored.get("classes"), owner))
+            return drawn | record.images_of(ImageFolder(self.train_dir, ROLE, scored.get("classes"), owner))
         given = self.geometry
         for path in self.teacher.teacher_path or ():
             if Path(path).is_file():  # else loading says what is wrong
                 if (found := sha256(path)) != scored.get("teacher"):
-                    return {"teacher": found}
+                    return {**drawn, "teacher": found}
                 # The same file: the images need not be decoded to know their size, as their bytes are compared.
                 given = replace(given, input_size=given.input_size or scored.get("input_size"))
         teacher = self._load(given)
-        return record.settings_of(teacher, cli.folder_for(teacher.geometry, self.train_dir, ROLE))
+        return drawn | record.settings_of(teacher, cli.folder_for(teacher.geometry, self.train_dir, ROLE))
 
     def table(self, folder: ImageFolder) -> pd.DataFrame:
         """Its scores of the images in `folder`; `attrs["seconds"]` if it is known how long they took.
@@ -81,7 +84,7 @@ class Existing:
         Nobody vouches for a file without a record: one line says so, and where a teacher is given that does not say
         the order of its classes, this is judged. Raises UserError where it cannot be the folders'.
         """
-        table = score.read(self.path, folder)
+        table = score.read(self.path, folder, of_crops="crops" in self.drawn)
         source = f"ranking: {len(table):,} scores from {self.path}"
         if about := record.read(self.path):
             table.attrs["seconds"] = manifest.seconds(about)

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from ranking import record
+from ranking.crops import BOX, Crops, tiles_of
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
-from utils.data.loader import EvalBatches
+from utils.data.images import resize_for_test
+from utils.data.loader import EvalBatches, Resize
 from utils.nets.class_order import Answers
 from utils.run import distributed
 from utils.run.device import Runtime
@@ -44,6 +46,7 @@ class Scorer:
     workers: int | None
     may_split: bool = False  # batches that do not fit into memory
     clock: Stopwatch = field(default_factory=Stopwatch)  # started with the work
+    resize: Resize = resize_for_test
 
     @torch.inference_mode()
     def score(
@@ -56,13 +59,13 @@ class Scorer:
     ) -> pd.DataFrame | None:
         """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
 
-        Columns COLUMNS, one row an image, sorted by class, then by score, highest first; equal scores by path. The
-        work is shared with other processes by the folder `parts`; None while they are at work on the rest of it, or
-        where `is_complete` says that they have put everything together. `judge` gets what the network says of all
-        images, and may raise. The table's `attrs["seconds"]` are those of all processes that scored. Raises UserError
-        where a score is not a number.
+        Columns COLUMNS, and BOX where the folder holds crops, one row an image or crop, sorted by class, then by score,
+        highest first; equal scores by path, and of an image's crops by number. The work is shared with other processes
+        by the folder `parts`; None while they are at work on the rest of it, or where `is_complete` says that they have
+        put everything together. `judge` gets what the network says of all images, and may raise. The table's
+        `attrs["seconds"]` are those of all processes that scored. Raises UserError where a score is not a number.
         """
-        batches = EvalBatches(folder, self.geometry.input_size, self.batch_size, self.workers)
+        batches = EvalBatches(folder, self.geometry.input_size, self.batch_size, self.workers, self.resize)
         network = self.runtime.compiled(self.network, len(batches))
 
         def is_done(piece: int) -> bool:
@@ -95,14 +98,10 @@ class Scorer:
         if all("predicted" in entry for entry in records):  # earlier versions kept none
             predicted = torch.tensor([label for entry in records for label in entry["predicted"]])
             judge(Answers.of(torch.tensor(folder.labels), predicted, self.geometry.num_classes))
-        table = pd.DataFrame(
-            {
-                "img_path": folder.paths,
-                "class": [folder.classes[label] for label in folder.labels],
-                "score": np.concatenate([entry["scores"] for entry in records]),
-            }
-        )
-        table = table.sort_values(["class", "score", "img_path"], ascending=[True, False, True], ignore_index=True)
+        table = rows_of(folder).assign(score=np.concatenate([entry["scores"] for entry in records]))
+        table["number"] = np.arange(len(table))
+        order = ["class", "score", "img_path", "number"]
+        table = table.sort_values(order, ascending=[True, False, True, True], ignore_index=True).drop(columns="number")
         table.attrs["seconds"] = sum(entry.get("seconds", 0.0) for entry in records)
         return table
 
@@ -124,6 +123,19 @@ class Scorer:
             )
 
 
+def rows_of(folder: ImageFolder) -> pd.DataFrame:
+    """A row for each image or crop in the folder's order, with a score of 0."""
+    columns: dict[str, list] = {
+        "img_path": folder.paths,
+        "class": [folder.classes[label] for label in folder.labels],
+        "score": [0.0] * len(folder),
+    }
+    if isinstance(folder, Crops):
+        boxes = [tile.box for label in range(len(folder.classes)) for tile in tiles_of(folder, label)]
+        columns |= dict(zip(BOX, map(list, zip(*boxes))))
+    return pd.DataFrame(columns)
+
+
 def write(table: pd.DataFrame, path: str | Path, about: dict[str, Any] | None = None) -> None:
     """The ranking file, and `about` it in its record, which is there before it is."""
     with replacing(path) as temporary:
@@ -133,11 +145,11 @@ def write(table: pd.DataFrame, path: str | Path, about: dict[str, Any] | None = 
             record.write(temporary, path, about)
 
 
-def read(path: str | Path, folder: ImageFolder) -> pd.DataFrame:
-    """A ranking file of the images in `folder`.
+def read(path: str | Path, folder: ImageFolder, of_crops: bool = False) -> pd.DataFrame:
+    """A ranking file of the images in `folder`, or of crops of them.
 
-    Raises UserError if it is no CSV, lacks a column, has a score that is no number, or names an image or a class
-    that the folder does not hold.
+    Raises UserError if it is no CSV, lacks a column, has a score or a place that is no number, or names an image or a
+    class that the folder does not hold.
     """
     try:
         with warnings.catch_warnings(
@@ -152,6 +164,12 @@ def read(path: str | Path, folder: ImageFolder) -> pd.DataFrame:
         raise UserError(
             f"--ranking-file {path}: lacks the column {', '.join(missing)} (it has "
             f"{', '.join(map(str, table.columns))}); needed: {', '.join(COLUMNS)}"
+        )
+    if (BOX[0] in table.columns) != of_crops:
+        own, other = ("crops", "whole images") if BOX[0] in table.columns else ("whole images", "crops")
+        raise UserError(
+            f"--ranking-file {path}: has the scores of {own}, and {other} are asked for; give another file, or "
+            f"{'leave out --crops' if of_crops else 'the --crops that it was made with'}"
         )
     numbers = pd.to_numeric(table["score"], errors="coerce")
     if (bad := ~np.isfinite(numbers.to_numpy(float))).any():
@@ -169,8 +187,27 @@ def read(path: str | Path, folder: ImageFolder) -> pd.DataFrame:
                 f"--ranking-file {path}: line {line} gives {image} the class '{name}', but it lies in "
                 f"the folder of '{owner[image]}'"
             )
+    if of_crops:
+        return table.assign(score=numbers, **_boxes(path, table))[[*COLUMNS, *BOX]]
     if table["img_path"].duplicated().any():
         raise UserError(
             f"--ranking-file {path}: names {table['img_path'][table['img_path'].duplicated()].iloc[0]} twice"
         )
     return table.assign(score=numbers)[COLUMNS]
+
+
+def _boxes(path: str | Path, table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The places of crops. Raises UserError where one is none."""
+    if missing := [name for name in BOX if name not in table.columns]:
+        raise UserError(f"--ranking-file {path}: lacks the column {', '.join(missing)} of its crops")
+    found = {}
+    for name, least in zip(BOX, (0, 0, 1, 1)):
+        values = pd.to_numeric(table[name], errors="coerce").to_numpy(float)
+        if (bad := ~((values >= least) & (values == values.round()) & (values < 2**31))).any():
+            row = int(bad.argmax())
+            raise UserError(
+                f"--ranking-file {path}: line {row + 2}: {name} '{table[name].iloc[row]}' is not a whole number of "
+                f"{least} or more"
+            )
+        found[name] = values.astype(int)
+    return found

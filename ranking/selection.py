@@ -1,35 +1,183 @@
-"""The selected images on disk."""
+"""The selection on disk: images as they are or collages of them, and the manifest."""
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import shutil
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ranking import crops
+from ranking.collage import Collages
+from ranking.crops import Crops
+from ranking.flags import Job
+from utils.data import manifest
+from utils.data.datasets import known
 from utils.data.image_folder import ImageFolder
-from utils.run.files import replacing, sha256, shortened
+from utils.data.images import common_size
+from utils.data.manifest import MANIFEST
+from utils.data.tiles import Tile, is_box
+from utils.run.errors import UserError
+from utils.run.files import flush_folder, replacing, sha256, shortened, write_json
+from utils.run.outputs import claim
+from utils.run.stopwatch import Stopwatch
 
 
-def fault(chosen: Any, folder: ImageFolder, ipc: int, repeats: bool) -> str | None:
-    """Why `chosen`, as a manifest has it, cannot be `ipc` images of each class of `folder`; None if it can be.
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen of each class, in the order of the criterion."""
 
-    A class with fewer images has all of them; with `repeats` they come again in their order.
+    tiles: dict[str, list[Tile]]
+    seconds: float  # of the scores or features that it is by, in all processes
+    size: int | None = None  # pixels of the teacher's input, where there was a teacher
+    request: str | None = None  # names a choice by features; one by scores the scores and the criterion name
+
+
+def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) -> None:
+    """Write the chosen images or their collages, and say in the manifest how they were chosen, and their bytes."""
+    settings = {
+        "criterion": job.criterion,
+        "ipc": job.ipc,
+        "images": {name: [tile.path for tile in tiles] for name, tiles in chosen.tiles.items()},
+    }
+    if job.criterion == "random" or job.patches.candidates or job.patches.crops:
+        settings["seed"] = job.seed
+    if job.short_classes != "error":
+        settings["short_classes"] = job.short_classes
+        say_short_classes(job, settings["images"])
+    if job.patches.candidates:
+        settings["candidates"] = job.patches.candidates
+    if job.patches.makes_images:
+        settings |= {"crops": job.patches.crops, "tiles": job.patches.tiles}
+        settings["size"] = chosen.size or output_size(job, folder)
+    if job.patches.crops:
+        settings["boxes"] = {name: [list(tile.box) for tile in tiles] for name, tiles in chosen.tiles.items()}
+    found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
+    path, before = Path(job.output_dir) / MANIFEST, chosen.seconds
+    if "seconds" in found:  # of an earlier process, which had those of the scores
+        before = manifest.seconds(found)
+    try:
+        written, facts = _write_images(job, chosen, settings, found)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            write_json(path, {**found, "seconds": round(before + clock.lap(), 1)})
+        raise
+    if found.get("finished") and not written and all(found.get(name) == value for name, value in facts.items()):
+        print(f"ranking: {job.output_dir} is complete")
+        return
+    seconds = round(before + clock.lap(), 1)
+    content = {
+        "settings": settings,
+        "train_dir": job.train_dir,
+        "dataset": job.geometry.dataset,
+        "ranking_sha256": sha256(job.ranking_file) if job.has_ranking else None,
+        "request": chosen.request,
+        "seconds": seconds,
+        **facts,
+        "finished": True,
+    }
+    flush_folder(job.output_dir)  # what the manifest is going to say is there
+    write_json(path, content)
+    print(
+        f"ranking: {job.ipc} {job.criterion} images of each of {len(chosen.tiles)} classes in {job.output_dir}; "
+        f"{seconds:.0f} s"
+    )
+
+
+def _write_images(job: Job, chosen: Selection, settings: dict, found: dict) -> tuple[int, dict[str, dict]]:
+    """How many images were not there yet, and what the manifest says of each; `found` is the manifest so far."""
+    train_dir, output_dir = Path(job.train_dir), Path(job.output_dir)
+    if not job.patches.makes_images:
+        written, digests = copy(settings["images"], train_dir, output_dir)
+        return written, {"sha256": digests}
+    collages = Collages(train_dir, settings["size"], job.patches.tiles)
+    recorded = manifest.image_digests(output_dir) if found.get("finished") else None
+    written, digests, sources = collages.write(chosen.tiles, output_dir, recorded)
+    return written, {"sha256": digests, "tiles": {path: [tile.plain for tile in own] for path, own in sources.items()}}
+
+
+def output_size(job: Job, folder: ImageFolder) -> int:
+    """Pixels of images that are made: as the flags say, the teacher, or the images."""
+    facts = known(job.geometry.dataset)
+    if size := job.geometry.input_size or (facts.input_size if facts else None):
+        return size
+    workers = job.machine.workers
+    if job.teacher.teacher_path:
+        return job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)[0].geometry.input_size
+    return common_size(folder.load(workers))
+
+
+def say_short_classes(job: Job, chosen: dict[str, list[str]]) -> None:
+    least = -(-job.needed // job.patches.per_image)
+    short = [f"{name} ({len(set(paths))})" for name, paths in chosen.items() if len(set(paths)) < least]
+    if short:
+        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
+        done = "their images are repeated" if job.short_classes == "repeat" else "what they have is selected"
+        print(f"ranking: fewer than {least} images in class {', '.join(short[:5])}{more}: {done}")
+
+
+def existing(job: Job, images: ImageFolder, request: str) -> dict[str, list[Tile]] | None:
+    """What is on disk of this very choice by features among the `images`, once it is complete.
+
+    Raises UserError where that cannot be what was chosen, unless it is to be overwritten.
     """
-    if not isinstance(chosen, dict) or set(chosen) != set(folder.classes):
+    record = manifest.read(job.output_dir)
+    if record.get("finished") is not True or record.get("request") != request:
+        return None
+    settings = record.get("settings")
+    chosen, boxes = (settings.get("images"), settings.get("boxes")) if isinstance(settings, dict) else (None, None)
+    reason = fault(chosen, boxes, images, job.needed, repeats=job.short_classes == "repeat")
+    if reason is None:
+        return {name: tiles_from(chosen[name], boxes[name] if boxes else None) for name in images.classes}
+    if job.overwrite:
+        return None
+    raise UserError(
+        f"{Path(job.output_dir) / MANIFEST}: {reason}; it was changed or damaged: give --overwrite to select anew"
+    )
+
+
+def tiles_from(paths: list[str], boxes: list | None) -> list[Tile]:
+    """The tiles of one class as JSON has them."""
+    return [Tile(path, tuple(box) if box else None) for path, box in zip(paths, boxes or [None] * len(paths))]
+
+
+def fault(chosen: Any, boxes: Any, images: ImageFolder, needed: int, repeats: bool) -> str | None:
+    """Why a manifest's `chosen` paths, and `boxes` of crops, cannot be `needed` of each class of `images`; else None.
+
+    A class with fewer has all of them; with `repeats` they come again in their order.
+    """
+    are_crops = isinstance(images, Crops)
+    if not isinstance(chosen, dict) or set(chosen) != set(images.classes):
         return "its selection has other classes"
-    for label, name in enumerate(folder.classes):
-        paths, own = chosen[name], folder.of_class(label)
+    if are_crops != isinstance(boxes, dict) or are_crops and set(boxes) != set(images.classes):
+        return "its boxes are not those of its selection"
+    for label, name in enumerate(images.classes):
+        paths, own = chosen[name], boxes[name] if are_crops else None
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             return f"its selection of class '{name}' is no list of paths"
-        if unknown := sorted(set(paths) - set(own)):
-            return f"it selects {unknown[0]}, which is not in class '{name}' of {folder.role} {folder.root}"
-        distinct = min(ipc, len(own))
-        count = ipc if repeats else distinct
-        if len(paths) != count:
-            return f"it selects {len(paths)} images of class '{name}', not {count}"
-        if len(set(paths)) != distinct or paths != [paths[place % distinct] for place in range(count)]:
-            return f"it selects an image of class '{name}' twice"
+        if are_crops and not (isinstance(own, list) and len(own) == len(paths) and all(map(is_box, own))):
+            return f"its boxes of class '{name}' are no list of top, left, height and width of each image"
+        if reason := _fault_of_class(tiles_from(paths, own), images, label, needed, repeats):
+            return reason
+    return None
+
+
+def _fault_of_class(found: list[Tile], images: ImageFolder, label: int, needed: int, repeats: bool) -> str | None:
+    name, tiles = images.classes[label], crops.tiles_of(images, label)
+    offered = Counter(tiles)
+    if unknown := sorted({tile.path for tile in found} - {tile.path for tile in tiles}):
+        return f"it selects {unknown[0]}, which is not in class '{name}' of {images.role} {images.root}"
+    if unknown := [tile for tile in found if tile not in offered]:
+        return f"it selects {list(unknown[0].box)} of {unknown[0].path}, which is none of its crops"
+    distinct = min(needed, len(tiles))
+    count = needed if repeats else distinct
+    if len(found) != count:
+        return f"it selects {len(found)} images of class '{name}', not {count}"
+    if Counter(found[:distinct]) - offered or found != [found[place % distinct] for place in range(count)]:
+        return f"it selects an image of class '{name}' twice"
     return None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from utils.run.errors import UserError
 
 CURRICULA = ("cosine", "linear", "step")
+LR_SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class EarlyLate:
     iterations: int  # ITR, of the images that start first
     round_iterations: int  # ROUND_ITR; 0: all start at once
     lr: float
+    lr_schedule: str  # how it falls, if it does
     curriculum: str  # how the crop shrinks
     milestone: float  # share of the iterations until the crop is smallest
     min_crop: float  # smallest share of the image in a crop
@@ -57,7 +59,9 @@ class EarlyLate:
         return [self.iterations - start for start in self.start_of]
 
     def learning_rate(self, iteration: int) -> float:
-        """One cosine from `lr` to 0 over the whole run, whenever an image joined it."""
+        """One cosine from `lr` to 0 over the whole run, whenever an image joined it; or always `lr`."""
+        if self.lr_schedule == "constant":
+            return self.lr
         return self.lr * 0.5 * (1 + math.cos(math.pi * iteration / self.iterations))
 
     def min_scale(self, iteration: int) -> float:

@@ -1,11 +1,19 @@
 """Methods: recipes as named sets of recover's flags. Given flags win, and show in the name.
 
-A new method is an entry of METHODS, and an objective of its own (recover/objectives) where it needs one. Run as a
-module, it prints the names.
+A new method is an entry of METHODS, an objective of its own (recover/objectives) where it needs one, what differs
+by data set in DATASET_SETTINGS, and what it needs besides recover in NEEDS. Run as a module, it prints the names; with
+`--needs NAME` what that method needs, as lines that bash can read.
 """
 
 from __future__ import annotations
 
+import argparse
+import shlex
+import sys
+from dataclasses import dataclass, fields, replace
+from typing import Any, Mapping
+
+from utils.data.datasets import DATASETS, SMALL, SMALL_SIZE, own_settings
 from utils.run import registry
 
 # DELT, section 4.1 and its released code: EarlyLate from real images.
@@ -13,16 +21,42 @@ DELT = {
     "objective": "batchnorm",
     "iterations": 4000,
     "round_iterations": 500,
+    "optimizer": "adam",
     "lr": 0.25,
+    "weight_decay": 0.0,
+    "lr_schedule": "cosine",
+    "learn": "image",
+    "clamp": True,
     "r_bn": 0.01,
     "first_bn_multiplier": 10.0,
     "combine": "mean",
-    "jitter": 0,
+    "crop": "resized",
     "curriculum": "cosine",
     "milestone": 1.0,
     "min_crop": 0.08,
+    "flip": True,
+    "jitter": 0,
+    "jitter_low": None,  # -jitter
+    "stages": 1,
+    "stage_sizes": (1.0,),
+    "blend": 0.5,
     "init": "images",
     "batch_by": "class",
+    "batch_size": 100,
+}
+
+# FADRM (arXiv 2506.24125) and its code: from RDED's patches, 4 stages of 500 iterations at 200 and 224 pixels in turn.
+_FADRM = {
+    **DELT,
+    "iterations": 2000,
+    "round_iterations": 0,
+    "combine": "turn",
+    "milestone": 0.0,
+    "jitter": 32,
+    "jitter_low": 0,
+    "stages": 4,
+    "stage_sizes": (200 / 224, 1.0),
+    "batch_by": "index",
 }
 
 METHODS = {
@@ -31,8 +65,216 @@ METHODS = {
     "cda": {**DELT, "round_iterations": 0, "batch_by": "index"},
     # SRe2L (arXiv 2306.13092): from noise, with the smallest crop from the start.
     "sre2l": {**DELT, "round_iterations": 0, "batch_by": "index", "init": "noise", "milestone": 0.0},
+    # WMDD (arXiv 2311.18531) and its code: features at the points of their class's barycenter; whole classes, from
+    # noise. Its code rolls by 0 to 32 of 224 pixels.
+    "wmdd": {
+        **DELT,
+        "objective": "wasserstein",
+        "iterations": 2000,
+        "round_iterations": 0,
+        "first_bn_multiplier": 1.0,
+        "init": "noise",
+        "milestone": 0.0,
+        "jitter": 32,
+        "jitter_low": 0,
+        "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
+    },
+    # CIM (arXiv 2607.00916): what is added to collages, so that their tiles have the features of their originals.
+    "cim": {
+        **DELT,
+        "objective": "features",
+        "iterations": 200,
+        "round_iterations": 0,
+        "optimizer": "adamw",
+        "lr": 0.01,
+        "weight_decay": 0.01,
+        "learn": "difference",
+        "clamp": False,
+        "crop": "none",
+        "flip": False,
+        "augment": "crop_cutout_flip",  # of utils/data/dsa.py, one a step, of tiles and originals
+    },
+    # G-VBSM (arXiv 2311.17950) and its code, for ImageNet-1K: what convolutions get as well, several teachers in turn.
+    "gvbsm": {
+        **DELT,
+        "objective": "statistics",
+        "round_iterations": 0,
+        "lr": 0.1,
+        "combine": "turn",
+        "milestone": 0.0,
+        "jitter": 32,
+        "jitter_low": 0,
+        "init": "noise",
+        "batch_size": 80,
+        "momentum": 0.4,  # of the statistics' running averages over steps
+        "drop": 0.0,  # probability that a step leaves out a convolution's terms
+        "class_share": 0.0,  # of the distances to the classes' own statistics
+        "densification": 1.0,
+    },
+    # EDC (arXiv 2404.13733) and its code, for ImageNet-1K: from collages, with each class's statistics.
+    "edc": {
+        **DELT,
+        "objective": "statistics",
+        "iterations": 2000,
+        "round_iterations": 0,
+        "lr": 0.05,
+        "r_bn": 0.1,
+        "combine": "turn",
+        "milestone": 0.0,
+        "min_crop": 0.5,
+        "batch_size": 80,
+        "momentum": 0.8,
+        "drop": 0.0,
+        "class_share": 0.5,
+        "densification": 0.0,
+    },
+    # With one teacher, and as it is called with several in turn: ResNet-18, DenseNet-121, ShuffleNetV2, MobileNetV2.
+    "fadrm": _FADRM,
+    "fadrm+": _FADRM,
+}
+
+# --- what differs by data set ------------------------------------------------------------------------------------
+
+# SRe2L's code for ImageNet-1K rolls by 0 to 32 pixels; its authors have no recipe for these parts of ImageNet.
+_IMAGENET_ROLL = {"jitter": 32, "jitter_low": 0}
+_IMAGENETS = ("imagenet1k", "imagenet100", "imagenette", "imagewoof")
+
+# SRe2L's code for CIFAR-100: neither crop nor flip. Its authors have no recipe for CIFAR-10 and the like.
+_SRE2L_CIFAR = {"iterations": 1000, "crop": "none", "flip": False, "jitter": 4, "jitter_low": 0}
+
+# EDC's code: CIFAR-10, all images at once; CIFAR-100 and Tiny-ImageNet; ImageNet-10.
+_EDC_TEN = {"iterations": 75, "r_bn": 0.01, "min_crop": 0.08, "batch_size": 0}
+_EDC_SMALL = {"r_bn": 0.01, "batch_size": 100}
+_EDC_TEN_LARGE = {"iterations": 1000, "batch_size": 100}
+# FADRM's code for CIFAR-100 and Tiny-ImageNet: one size, smaller rolls.
+_FADRM_SMALL = {"stage_sizes": (1.0,), "jitter": 4}
+
+# By method, then by data set; `small`: those that are not named here, of SMALL_SIZE pixels and less.
+DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "cda": {
+        # CDA's code: SRe2L's views and noise, with the curriculum.
+        **{name: {"init": "noise", **_IMAGENET_ROLL} for name in _IMAGENETS},
+        "tinyimagenet": {"init": "noise", "lr": 0.4, "r_bn": 0.05, "jitter": 4},
+    },
+    "sre2l": {
+        **{name: _IMAGENET_ROLL for name in _IMAGENETS},
+        "tinyimagenet": {"lr": 0.1, "r_bn": 1.0, "jitter": 4},
+        "cifar100": _SRE2L_CIFAR,
+        SMALL: _SRE2L_CIFAR,
+    },
+    "wmdd": {
+        "imagenette": {"r_bn": 10.0},
+        # At 224 pixels there; a roll by the same share of 64 and of 32.
+        "tinyimagenet": {"lr": 0.1, "r_bn": 1.0, "jitter": 9},
+        SMALL: {"jitter": 4},
+    },
+    # G-VBSM's code for CIFAR-10, CIFAR-100 and Tiny-ImageNet (which pads the last one's crops by 8 pixels).
+    "gvbsm": {SMALL: {"lr": 0.05, "batch_size": 100, "crop": "padded", "momentum": 0.8, "drop": 0.4}},
+    "edc": {
+        "cifar10": _EDC_TEN,
+        "fashion_mnist": _EDC_TEN,
+        "fashion_mnist_cut": _EDC_TEN,
+        SMALL: _EDC_SMALL,
+        "imagenette": _EDC_TEN_LARGE,
+        "imagewoof": _EDC_TEN_LARGE,
+    },
+    "fadrm": {
+        # By its code, with one teacher alone.
+        "tinyimagenet": {**_FADRM_SMALL, "iterations": 1000, "stages": 2, "lr": 0.01},
+        "imagenette": {"lr": 0.05},
+        SMALL: _FADRM_SMALL,
+    },
+    "fadrm+": {SMALL: _FADRM_SMALL},
 }
 
 
+def recipes(dataset: str | None = None, input_size: int | None = None) -> dict[str, dict[str, Any]]:
+    """METHODS as they are for a data set, or for images of `input_size` pixels where nobody names one.
+
+    Raises UserError for an unknown data set.
+    """
+    own = {name: own_settings(DATASET_SETTINGS.get(name, {}), dataset, input_size) for name in METHODS}
+    return {name: {**recipe, **own[name]} for name, recipe in METHODS.items()}
+
+
+# --- what a method needs besides recover -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Command lines of other stages, as flags."""
+
+    ranking: str = "--criterion medium"  # of `python -m ranking`, for the images that it starts from
+    statistics: str = ""  # of `python -m squeeze.statistics`, for the files that it reads; empty: none
+    barycenters: bool = False  # whether it reads those of `python -m squeeze.barycenters`
+    recovers: bool = True  # False: what ranking makes is the set
+    protocol: str = "delt"  # of its own students
+    teachers: str = "one"  # one or several: how many recover by, where there are several
+
+
+# Of those that need something else than DELT.
+_FADRM_NEEDS = Needs("--criterion medium --candidates 300 --crops 5 --tiles {tiles}", protocol="fadrm")
+NEEDS: dict[str, Needs] = {
+    "cda": Needs(protocol="sre2l"),
+    "sre2l": Needs(protocol="sre2l"),
+    "wmdd": Needs(barycenters=True, protocol="wmdd"),
+    "gvbsm": Needs(statistics="--batch-size 64", protocol="gvbsm", teachers="several"),
+    "edc": Needs("--criterion random", "--batch-size 64 --per-class", protocol="edc", teachers="several"),
+    "fadrm": _FADRM_NEEDS,
+    "fadrm+": replace(_FADRM_NEEDS, teachers="several"),
+    # RDED (arXiv 2312.03526): collages of the easiest crops, as they are.
+    "rded": Needs("--criterion top --candidates 300 --crops 5 --tiles {tiles}", recovers=False, protocol="rded"),
+    # CIM: whole images at half the size, at every size.
+    "cim": Needs("--criterion top --candidates 300 --tiles 2", protocol="cim"),
+}
+
+# What starts a method above SMALL_SIZE pixels, where that differs.
+LARGE_RANKING = {"edc": "--criterion top --candidates 300 --crops 5 --tiles {tiles}"}
+
+# In the flags of ranking: tiles along a side of a collage, for images of SMALL_SIZE pixels and less, and above.
+TILES, FEW_TILES, MANY_TILES = "{tiles}", 1, 2
+
+
+def needs(name: str, where: str = "") -> Needs:
+    """What a method needs. `where`: a known data set, or the pixels of the input; small images if neither."""
+    found, size = NEEDS.get(name, Needs()), int(where) if where.isdigit() else 0
+    if where in DATASETS:
+        size = DATASETS[where].input_size
+    if size <= SMALL_SIZE:
+        return replace(found, ranking=found.ranking.replace(TILES, str(FEW_TILES)))
+    return replace(found, ranking=LARGE_RANKING.get(name, found.ranking).replace(TILES, str(MANY_TILES)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m recover.methods", description="The methods, one a line.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="ends with exit code 2 if one is not known")
+    parser.add_argument(
+        "--needs",
+        nargs="+",
+        metavar=("NAME", "WHERE"),
+        help="what it needs, for a data set or inputs of so many pixels",
+    )
+    args = parser.parse_args()
+    name, where = [*(args.needs or ()), "", ""][:2]
+    sys.argv[1:] = args.names + [name] * bool(name)
+    registry.main("method", names())
+    for line in shell_lines(needs(name, where)) if name else ():
+        print(line)
+
+
+def names() -> list[str]:
+    """Of all methods, those without a recipe too."""
+    return list({**METHODS, **NEEDS})
+
+
+def shell_lines(found: Needs) -> list[str]:
+    """NEEDS_RANKING='...' and so on; true and false as bash has them."""
+    values: Mapping[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)}
+    return [
+        f"NEEDS_{name.upper()}={str(value).lower() if type(value) is bool else shlex.quote(value)}"
+        for name, value in values.items()
+    ]
+
+
 if __name__ == "__main__":
-    registry.main("method", METHODS)
+    main()

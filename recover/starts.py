@@ -99,8 +99,7 @@ class Starts:
             return torch.stack(noise)
         resize = resize_whole(size)
         batch = to_batch([resize(read_rgb(self._unchanged(member))) for member in unit.members])
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.geometry.mean, self.geometry.std))
-        return (batch / 255 - mean) / std
+        return normalised(batch, self.geometry)
 
     def _unchanged(self, member: Member) -> Path:
         path, recorded = self.path(member), self.recorded.get(self._name(member))
@@ -114,3 +113,9 @@ class Starts:
     def _name(self, member: Member) -> str:
         label, position = member
         return self.folder.paths[label * self.ipc + position]
+
+
+def normalised(images: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """uint8 (..., 3, S, S) -> normalised fp32."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (geometry.mean, geometry.std))
+    return (images / 255 - mean) / std

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Sequence
 
 import torch
 from torchvision.transforms import RandomResizedCrop
 
+from recover.settings import Settings
 from utils.run.seeds import seeded
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of the crop, as torchvision's default
+PADDING = 4  # pixels, of padded crops
+CROPS = ("resized", "padded", "none")
 
 
 @dataclass(frozen=True)
 class View:
-    """A crop (top, left, height, width in pixels), a flip, a roll (rows, columns)."""
+    """A crop (top, left, height, width in pixels), a flip, a roll (rows, columns).
+
+    A crop that reaches beyond the image has its size, and shows zeros there: of normalised images their mean.
+    """
 
     crop: tuple[int, int, int, int]
     flip: bool
@@ -35,21 +42,35 @@ class View:
 
 def _resample(start: int, length: int, size: int, device: torch.device) -> torch.Tensor:
     """The (size, size) matrix that resizes pixels start .. start + length of a line of `size` back to `size`."""
+    if length == size:
+        return torch.diag(torch.ones(size - abs(start), device=device), start)
     identity = torch.eye(size, device=device)[None, :, start : start + length]
     return torch.nn.functional.interpolate(identity, size=size, mode="linear")[0].T
 
 
-def draw_views(size: int, scales: list[float], jitter: int, *stream: object) -> list[View]:
-    """One random view for each of `scales`, the smallest share of the image that the step's crop may take.
+def draw_views(sizes: Sequence[int], scales: Sequence[float], settings: Settings, *stream: object) -> list[View]:
+    """One random view for each step: of images of `sizes` pixels, by the settings' crop, flip and roll.
 
-    `jitter` bounds the roll, in pixels; `stream` names the random stream.
+    `scales` bound the share of the image that a resized crop takes from below; `stream` names the random stream.
     """
     views = []
-    shape = torch.empty(3, size, size, device="meta")
+    high = settings.jitter
+    low = -high if settings.jitter_low is None else settings.jitter_low
     with seeded(*stream):
-        for scale in scales:
-            crop = RandomResizedCrop.get_params(shape, scale=[scale, 1.0], ratio=list(RATIO))
-            flip = bool(torch.rand(()) < 0.5)
-            roll = tuple(torch.randint(-jitter, jitter + 1, (2,)).tolist()) if jitter else (0, 0)
-            views.append(View(tuple(crop), flip, roll))
+        for size, scale in zip(sizes, scales, strict=True):
+            crop = _draw_crop(settings.crop, size, scale)
+            flip = settings.flip and bool(torch.rand(()) < 0.5)
+            roll = tuple(torch.randint(low, high + 1, (2,)).tolist()) if low < high else (high, high)
+            views.append(View(crop, flip, roll))
     return views
+
+
+def _draw_crop(kind: str, size: int, scale: float) -> tuple[int, int, int, int]:
+    """Draws from torch's global generator."""
+    if kind == "resized":
+        shape = torch.empty(3, size, size, device="meta")
+        return tuple(RandomResizedCrop.get_params(shape, scale=[scale, 1.0], ratio=list(RATIO)))
+    if kind == "padded":
+        top, left = torch.randint(-PADDING, PADDING + 1, (2,)).tolist()
+        return top, left, size, size
+    return 0, 0, size, size

@@ -11,36 +11,40 @@
 #
 #   DELT_METHOD=cda RUN_DIR=runs/cda bash scripts/cifar10_resnet18_ipc10.sh
 set -euo pipefail
-set -f    # STAGES, STUDENT, PROTOCOL, BASELINES and the *_ARGS are split into words, and nothing more
+set -f    # STAGES, TEACHERS, STUDENT, PROTOCOL, BASELINES and the *_ARGS are split into words, and nothing more
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$ROOT"
 
 NAME=${NAME:-$(basename "$0" .sh)}         # of the run: runs/NAME
 
 # What is distilled, and where the run's files go
-STAGES=${STAGES:-squeeze ranking recover validate}    # any of them, in this order
+STAGES=${STAGES:-squeeze ranking statistics recover validate}    # any of them, in this order
 RUN_DIR=${RUN_DIR:-runs/$NAME}             # everything that the run writes, unless a path below says otherwise
 DATASET=${DATASET:-}                       # a known data set's name for its defaults; empty: read from the folder
 TRAIN_DIR=${TRAIN_DIR:-}                   # real training images, one folder per class
 VAL_DIR=${VAL_DIR:-}                       # real test images, one folder per class
 
-# squeeze: the teacher
+# squeeze: the teacher, or several
 ARCH=${ARCH:-resnet18}                     # the teacher's architecture
-RANKER_PATH=${RANKER_PATH:-}               # a teacher's checkpoint; torchvision: its ImageNet weights; empty: train one
+TEACHERS=${TEACHERS:-$ARCH}                # several architectures: the first one ranks, all recover and label
+RANKER_PATH=${RANKER_PATH:-}               # a checkpoint for each; torchvision: its ImageNet weights; empty: train them
 SQUEEZE_EPOCHS=${SQUEEZE_EPOCHS:-}
+KEEP_EPOCHS=${KEEP_EPOCHS:-}               # the networks of these epochs are kept, too
+TEACHER_EPOCH=${TEACHER_EPOCH:-}           # a kept epoch, whose networks rank and recover; empty: the last one
+LABEL_EPOCH=${LABEL_EPOCH-$TEACHER_EPOCH}  # a kept epoch, whose networks label
 CLASSES=${CLASSES:-}                       # a file of the class folders' names in label order, for a teacher without
 CLASSES_BY=${CLASSES_BY:-}                 # position: for folders of other names in INIT_PATH and SYN_PATH
 
 # ranking: which real images start the synthesis
 IPC=${IPC:-10}                             # images per class
-CRITERION=${CRITERION:-medium}             # python -m ranking.criteria lists them
+CRITERION=${CRITERION:-}                   # python -m ranking.criteria lists them; empty: METHOD's own start
 SHORT_CLASSES=${SHORT_CLASSES:-}           # classes with fewer images than IPC: error, repeat or keep
 RANKING_FILE=${RANKING_FILE:-$RUN_DIR/ranking.csv}    # the scores
 OUTPUT_DIR=${OUTPUT_DIR:-$RUN_DIR/init}    # the selected images
 
 # recover: the synthesis. METHOD is a recipe; what is set below it overrides the recipe, what is empty leaves it.
 METHOD=${METHOD:-delt}                     # python -m recover.methods lists them; the result's name in the table, too
-INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}        # the images it starts from; for a start from noise they name the classes
+INIT_PATH=${INIT_PATH:-}                   # the images it starts from; empty: those that ranking selects
 SYN_PATH=${SYN_PATH:-$RUN_DIR/syn}         # the synthetic images
 ITR=${ITR:-}                               # iterations of the images that start first (delt: 4000)
 ROUND_ITR=${ROUND_ITR:-}                   # iterations of a round (delt: 500); 0: one round, all images start at once
@@ -57,18 +61,11 @@ IMAGE_FORMAT=${IMAGE_FORMAT:-}
 RECOVER_BATCH=${RECOVER_BATCH:-}           # images of a batch
 
 # validate: students trained on the synthetic images
-STUDENT=${STUDENT:-$ARCH}                  # one architecture or several
-PROTOCOL=${PROTOCOL:-delt}                 # how students are trained: one or several (python -m validate.protocols)
+STUDENT=${STUDENT:-${TEACHERS%% *}}        # one architecture or several
+PROTOCOL=${PROTOCOL:-delt}                 # one or several of python -m validate.protocols, or own: that of METHOD
 VAL_EPOCHS=${VAL_EPOCHS:-}
 SEEDS=${SEEDS:-3}                          # students of each kind, from SEED on
 BASELINES=${BASELINES-random}              # sets to compare with: real images by these criteria; selection: OUTPUT_DIR
-
-# every stage
-SEED=${SEED:-0}
-DEVICE=${DEVICE:-auto}
-PRECISION=${PRECISION:-auto}               # auto, fp32, bf16 or fp16
-COMPILE=${COMPILE:-auto}                   # auto, on or off
-WORKERS=${WORKERS:-}                       # processes that load images
 
 # Several processes, by torchrun: ranking and recover divide their units, squeeze and validate their batches
 NPROC=${NPROC:-1}                          # processes on this machine, one for each GPU
@@ -78,87 +75,43 @@ MASTER_ADDR=${MASTER_ADDR:-}               # NNODES above 1: the machine where a
 MASTER_PORT=${MASTER_PORT:-29400}
 MAX_RESTARTS=${MAX_RESTARTS:-0}            # how often processes that died are replaced
 
-# further arguments of a stage, as they stand
-SQUEEZE_ARGS=${SQUEEZE_ARGS:-}
-RANKING_ARGS=${RANKING_ARGS:-}
-RECOVER_ARGS=${RECOVER_ARGS:-}
-VALIDATE_ARGS=${VALIDATE_ARGS:-}
+source scripts/stages.sh
 
-# begin, option and run make a stage's command line, piece by piece, and start it.
-begin() {
-    line=("$PYTHON_BIN")
-    if [ "$NPROC" -gt 1 ] || [ "$NNODES" != 1 ]; then
-        line+=(-m utils.run.launch --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS")
-        if [ "$NNODES" = 1 ]; then
-            line+=(--standalone)
-        else
-            line+=(--nnodes "$NNODES" --rdzv-id "$NAME-$1")
-            line+=(--rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT")
-        fi
+launcher() {
+    [ "$NPROC" -gt 1 ] || [ "$NNODES" != 1 ] || return 0
+    line+=(-m utils.run.launch --nproc-per-node "$NPROC" --max-restarts "$MAX_RESTARTS")
+    if [ "$NNODES" = 1 ]; then
+        line+=(--standalone)
+    else
+        line+=(--nnodes "$NNODES" --rdzv-id "$NAME-$1")
+        line+=(--rdzv-backend c10d --rdzv-endpoint "$MASTER_ADDR:$MASTER_PORT")
     fi
-    line+=(-m "$1")
-    option --dataset "$DATASET"
-    option --seed "$SEED"
-    option --device "$DEVICE"
-    option --precision "$PRECISION"
-    option --compile "$COMPILE"
-    option --workers "$WORKERS"
-}
-
-of_teacher() {    # the teacher of every stage but squeeze
-    option --teacher-arch "$ARCH"
-    option --teacher-path "$teacher"
-    option --classes "$CLASSES"
-}
-
-option() {
-    if [ -n "$2" ]; then line+=("$1" "$2"); fi
-}
-
-run() {
-    echo
-    printf '$'
-    printf ' %q' "${line[@]}"
-    echo
-    supervised "${line[@]}"
 }
 
 stage_squeeze() {
-    begin squeeze
-    option --train-dir "$TRAIN_DIR"
-    option --val-dir "$VAL_DIR"
-    option --arch "$ARCH"
-    option --output "$teacher"
-    option --epochs "$SQUEEZE_EPOCHS"
-    line+=($SQUEEZE_ARGS)
-    run
-}
-
-select_images() {    # CRITERION OUTPUT_DIR
-    begin ranking
-    option --train-dir "$TRAIN_DIR"
-    of_teacher
-    option --ranking-file "$RANKING_FILE"
-    option --criterion "$1"
-    option --output-dir "$2"
-    option --ipc "$IPC"
-    option --short-classes "$SHORT_CLASSES"
-    line+=($RANKING_ARGS)
-    run
+    local number
+    for number in "${!archs[@]}"; do
+        train_teacher "$number"
+    done
 }
 
 stage_ranking() {
-    select_images "$CRITERION" "$OUTPUT_DIR"
+    select_images "$OUTPUT_DIR" "$RANKING_FILE" $start
+}
+
+# What METHOD reads of the real images: a file of each teacher, or two.
+stage_statistics() {
+    local kind number
+    for kind in "${kinds[@]}"; do
+        for number in "${!archs[@]}"; do
+            collect "$RUN_DIR" "$kind" "$number"
+        done
+    done
 }
 
 stage_recover() {
-    begin recover
-    option --method "$METHOD"
-    option --init-dir "$INIT_PATH"
-    option --syn-dir "$SYN_PATH"
-    option --classes-by "$CLASSES_BY"
-    of_teacher
-    option --ipc "$IPC"
+    begin_recover "$METHOD" "$INIT_PATH" "$SYN_PATH" ${#archs[@]}
+    [ ${#files[@]} -eq 0 ] || line+=(--statistics "${files[@]}")
     option --iterations "$ITR"
     option --round-iterations "$ROUND_ITR"
     option --lr "$LR"
@@ -178,66 +131,46 @@ stage_recover() {
 }
 
 stage_validate() {
-    local baseline methods=("$METHOD") sets=("$SYN_PATH")
+    local baseline scores=$RANKING_FILE
+    names=("$METHOD") sets=("$SYN_PATH")
+    case $start in *" "*" "*) scores= ;; esac    # RANKING_FILE is of crops, or of some images alone
     for baseline in $BASELINES; do
-        if [ "$baseline" = selection ]; then
-            methods+=("$CRITERION") sets+=("$OUTPUT_DIR")
-        else
-            select_images "$baseline" "$RUN_DIR/$baseline"
-            methods+=("$baseline") sets+=("$RUN_DIR/$baseline")
+        if [ "$baseline" != selection ]; then
+            select_images "$RUN_DIR/$baseline" "$scores" --criterion "$baseline"
+            names+=("$baseline") sets+=("$RUN_DIR/$baseline")
+        elif [ "$SYN_PATH" != "$OUTPUT_DIR" ]; then
+            names+=("$(start_name $start)") sets+=("$OUTPUT_DIR")
         fi
     done
-    begin validate
-    line+=(--syn-dir "${sets[@]}" --method "${methods[@]}")
-    option --val-dir "$VAL_DIR"
-    option --classes-by "$CLASSES_BY"
-    of_teacher
-    line+=(--student-arch $STUDENT --protocol $PROTOCOL)
-    option --output-dir "$RUN_DIR"
-    option --epochs "$VAL_EPOCHS"
-    option --seeds "$SEEDS"
-    line+=($VALIDATE_ARGS)
-    run
+    train_students ${#archs[@]} $PROTOCOL
     [ "$NODE_RANK" -eq 0 ] || return 0
-    if [ "$IPC" -gt 1 ]; then    # one image is no pair
-        line=("$PYTHON_BIN" -m validate.report.diversity "${sets[@]}" --method "${methods[@]}")
-        option --dataset "$DATASET"
-        option --device "$DEVICE"
-        option --classes-by "$CLASSES_BY"
-        of_teacher
-        option --output-dir "$RUN_DIR"
-        run
-    fi
+    [ "$IPC" -eq 1 ] || measure_diversity "$RUN_DIR"    # one image is no pair
     line=("$PYTHON_BIN" -m validate.report "$RUN_DIR")
     run
     line=("$PYTHON_BIN" -m validate.report.summary "$RUN_DIR")
     run
 }
 
-# What can be known to be wrong is said now, not in the middle of hours of work.
-known() {    # VARIABLE MODULE WORD...: the registry of the module knows these words
-    local message variable=$1 module=$2
-    shift 2
-    [ $# -gt 0 ] || return 0
-    message=$("$PYTHON_BIN" -m "$module" "$@" 2>&1 > /dev/null | tail -n 1) || fail "$variable: ${message#error: }"
-}
-
-folder() {    # VARIABLE WHAT
-    local hint="set $1 to $2"
-    [ -z "$DATASET" ] || hint="run 'bash scripts/prepare_data.sh $DATASET', or $hint"
-    [ -n "${!1}" ] || fail "$1 is empty: $hint"
-    [ -d "${!1}" ] || fail "$1: no folder ${!1} (relative paths count from the repository's root): $hint"
-}
-
 wants() {
     case " $STAGES " in *" $1 "*) return 0 ;; *) return 1 ;; esac
+}
+
+drop() {    # STAGE
+    STAGES=" $STAGES "
+    STAGES=${STAGES// $1 / }
+}
+
+skip() {    # STAGE WHY
+    wants "$1" || return 0
+    echo "$1 is skipped: $2"
+    drop "$1"
 }
 
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
 for word in $STAGES; do
     case $word in
-        squeeze|ranking|recover|validate) ;;
-        *) fail "STAGES: '$word' is none of: squeeze ranking recover validate" ;;
+        squeeze|ranking|statistics|recover|validate) ;;
+        *) fail "STAGES: '$word' is none of: squeeze ranking statistics recover validate" ;;
     esac
 done
 need_packages
@@ -254,39 +187,46 @@ if wants recover; then
         *) echo "METHOD=$METHOD with rounds of ROUND_ITR=$ROUND_ITR iterations; ROUND_ITR= leaves this to the recipe" ;;
     esac
 fi
+needs_of "$METHOD"
+start=$(with_criterion "$CRITERION" $NEEDS_RANKING)
+if [ "$NEEDS_RECOVERS" = false ]; then
+    skip recover "the images of $METHOD are those that it selects"
+    SYN_PATH=$OUTPUT_DIR
+fi
+if [ -z "$start" ]; then
+    skip ranking "$METHOD starts from no images"
+    INIT_PATH=${INIT_PATH:-$TRAIN_DIR}    # which names the classes
+fi
+INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}
+find_kinds
+[ ${#kinds[@]} -gt 0 ] || drop statistics
+PROTOCOL=" $PROTOCOL "
+PROTOCOL=${PROTOCOL// own / $NEEDS_PROTOCOL }
 if wants validate; then
     known PROTOCOL validate.protocols $PROTOCOL
     known BASELINES ranking.criteria $criteria
 fi
 [ "$NNODES" = 1 ] || [ -n "$MASTER_ADDR" ] ||
     fail "NNODES=$NNODES: set MASTER_ADDR to the machine where all of them meet (scripts/slurm does)"
-if [ "$RANKER_PATH" = torchvision ]; then
-    teacher=
-    ready="torchvision's weights of $ARCH are the teacher"
-elif [ -n "$RANKER_PATH" ]; then
-    [ -f "$RANKER_PATH" ] ||
-        fail "RANKER_PATH: no file $RANKER_PATH: set it to a teacher's checkpoint (the stage squeeze trains one)"
-    teacher=$RANKER_PATH
-    ready="RANKER_PATH gives the teacher"
+find_teachers
+if [ -n "$ready" ]; then
+    skip squeeze "$ready"
+elif wants squeeze; then
+    check_training
 else
-    teacher=$RUN_DIR/teacher.pth
-    ready=
-    wants squeeze || [ -f "$teacher" ] ||
-        fail "no teacher at $teacher: set RANKER_PATH to a checkpoint, or put squeeze into DELT_STAGES"
+    require_teachers "no teacher at" "set RANKER_PATH to a checkpoint, or put squeeze into DELT_STAGES"
 fi
-if [ -n "$ready" ] && wants squeeze; then
-    echo "squeeze is skipped: $ready"
-    STAGES=" $STAGES "
-    STAGES=${STAGES// squeeze / }
-fi
+files=()    # of statistics
+for kind in ${kinds[@]+"${kinds[@]}"}; do
+    for number in "${!archs[@]}"; do
+        files+=("$(collected_file "$RUN_DIR" "$kind" "$number")")
+        wants statistics || ! wants recover || [ -f "${files[${#files[@]} - 1]}" ] ||
+            fail "no file ${files[${#files[@]} - 1]}, which $METHOD reads: put statistics into DELT_STAGES"
+    done
+done
 
-[ -z "$CLASSES" ] || [ -f "$CLASSES" ] ||
-    fail "CLASSES: no file $CLASSES (relative paths count from the repository's root): one class folder name a line"
-case $CLASSES_BY in
-    ''|name|position) ;;
-    *) fail "CLASSES_BY: '$CLASSES_BY' is none of: name position" ;;
-esac
-if wants squeeze || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
+check_classes
+if wants squeeze || wants statistics || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
 if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi
 if wants validate && [ -n "$criteria" ]; then
     folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing"

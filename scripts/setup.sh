@@ -2,7 +2,8 @@
 # Makes .venv in the repository's root and installs a requirements file into it; at once when that was done before.
 # Runs on Linux, macOS and WSL, with Python 3.10 or newer.
 #
-#   bash scripts/setup.sh [FILE]        FILE: requirements.txt (default) or requirements-test.txt
+#   bash scripts/setup.sh [FILE]        FILE: requirements.txt (default), requirements-methods.txt (what single methods
+#                                       need beyond it) or requirements-test.txt (everything)
 #   bash scripts/setup.sh --locked      requirements.lock: exactly the versions that the tests passed with
 #   bash scripts/setup.sh --lock        writes requirements.lock: what requirements-test.txt has brought into .venv
 #
@@ -22,7 +23,7 @@ case ${1:-} in
 esac
 [ -f "$file" ] || fail "no such requirements file: $file (there are: $(echo requirements*))"
 stamp=.venv/.installed-$(basename "$file")
-wanted=$(cat requirements.txt "$file" | cksum)
+wanted=$(cat requirements*.txt "$file" | cksum)    # one file names another
 
 installed() {
     [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]

@@ -40,6 +40,7 @@ class Job:
     geometry: GeometryFlags
     machine: MachineFlags
     training: TrainingFlags
+    keep_epochs: tuple[int, ...]  # whose networks are kept, too
     overwrite: bool
 
     @property
@@ -47,12 +48,16 @@ class Job:
         """Where the network of the best epoch goes."""
         return self.output.with_name(f"{self.output.stem}_best{self.output.suffix}")
 
+    def kept(self, epoch: int) -> Path:
+        """Where the network of this epoch goes."""
+        return self.output.with_name(f"{self.output.stem}.epoch{epoch}{self.output.suffix}")
+
 
 def parse() -> Job:
     parser = cli.Parser("squeeze", "Train a teacher on the real data; write its checkpoint.")
     parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder to train on")
     parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure top-1 on")
-    parser.add_argument("--arch", default="resnet18", help="conv1 to conv6, a torchvision model, or timm/NAME")
+    parser.add_argument("--arch", default="resnet18", help=f"{models.OWN}, a torchvision model, or timm/NAME")
     parser.add_argument("--output", required=True, metavar="FILE.pth", help="checkpoint to write")
     parser.add_argument("--epochs", type=cli.positive, help="the data set's, or 50, if left out")
     parser.add_argument("--lr", type=cli.non_negative_float, default=0.1)
@@ -73,14 +78,25 @@ def parse() -> Job:
         default=5,
         help="on the test set, evenly over the epochs; the network of the best one is kept as NAME_best.pth",
     )
+    parser.add_argument(
+        "--keep-epochs",
+        type=cli.positive,
+        nargs="+",
+        default=[],
+        metavar="EPOCH",
+        help="keep the networks of these epochs too, as NAME.epoch1.pth: weak teachers label small sets better",
+    )
     cli.add_training(parser, "the training", "the folder logs beside --output")
     cli.add_common(parser, f"images per step, of all ranks together; {BATCH_SIZE} if left out")
     args = parser.parse_args()
     cli.refuse_single_images(parser, args)
     curves.check(args.log)
     dataset = known(args.dataset)
+    epochs = args.epochs or (dataset.squeeze_epochs if dataset else 50)
+    if too_late := [epoch for epoch in args.keep_epochs if epoch > epochs]:
+        parser.error(f"--keep-epochs {too_late[0]}: the training has {epochs} epochs; give 1 to {epochs}")
     return Job(
-        recipe=replace(cli.group(args, Recipe), epochs=args.epochs or (dataset.squeeze_epochs if dataset else 50)),
+        recipe=replace(cli.group(args, Recipe), epochs=epochs),
         arch=args.arch,
         train_dir=args.train_dir,
         val_dir=args.val_dir,
@@ -88,6 +104,7 @@ def parse() -> Job:
         geometry=cli.group(args, GeometryFlags),
         machine=cli.group(args, MachineFlags),
         training=cli.group(args, TrainingFlags),
+        keep_epochs=tuple(sorted(set(args.keep_epochs))),
         overwrite=args.overwrite,
     )
 
@@ -100,7 +117,7 @@ def main() -> None:
 
 
 def squeeze(job: Job, runtime: Runtime) -> None:
-    """Train the teacher, all ranks together; rank 0 writes it, and beside it the one of the best epoch measured."""
+    """Train the teacher, all ranks together; rank 0 writes it, and beside it the best epoch's and the kept ones'."""
     check_output(job.output)
     folder = ImageFolder(job.train_dir, "--train-dir")
     test_folder = ImageFolder(job.val_dir, "--val-dir", folder.classes, "--train-dir")
@@ -148,7 +165,7 @@ def run(
         JointState(state_path, settings, job.training.save_every) as state,
     ):
 
-        def save(path: Path, history: History) -> None:
+        def save(path: Path, history: History, epochs: int = recipe.epochs) -> None:
             if distributed.get_rank() == 0:
                 checkpoints.save(
                     path,
@@ -157,7 +174,7 @@ def run(
                     **plain(geometry),
                     top1=round(history.top1, 2),
                     top5=round(history.top5, 2),
-                    epochs=recipe.epochs,
+                    epochs=epochs,
                     seconds=round(state.seconds, 1),
                     settings=settings,
                     versions=versions(),
@@ -172,6 +189,8 @@ def run(
             recipe.evaluations,
             log,
             on_best=lambda history: save(job.best, history),
+            kept=job.keep_epochs,
+            on_kept=lambda epoch, history: save(job.kept(epoch), history, epoch),
             stream=(recipe.seed, "squeeze"),
         )
         history = train(model, batches, recipe, training, state)
@@ -181,6 +200,8 @@ def run(
         f"{state.seconds:.0f} s, peak memory {runtime.peak_memory_mb():.0f} MB; teacher: {job.output} "
         f"(best epoch measured: {history.best_top1:.2f} %, {job.best})"
     )
+    for epoch in job.keep_epochs:
+        print(f"squeeze: epoch {epoch}: top-1 {history.epochs[epoch - 1]['top1']:.2f} %, {job.kept(epoch)}")
 
 
 def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime: Runtime) -> int:
@@ -216,12 +237,20 @@ def settings_of(job: Job, recipe: Recipe, folders: tuple[ImageFolder, ImageFolde
         "precision": runtime.precision,
         "compile": job.machine.compile,
     }
-    return {**settings, "sync_bn": True} if job.training.sync_bn else settings
+    if job.training.sync_bn:
+        settings["sync_bn"] = True
+    if job.keep_epochs:
+        settings["keep_epochs"] = list(job.keep_epochs)
+    return settings
 
 
 def finished_top1(job: Job, settings: dict) -> float | None:
-    """Top-1 in percent of the result of this very run; None if it is not there. Raises UserError for another's."""
-    if finished(job, job.output, settings):
+    """Top-1 in percent of the result of this very run; None if it, or a kept epoch, is not there.
+
+    Raises UserError for another's.
+    """
+    kept = [finished(job, job.kept(epoch), settings) for epoch in job.keep_epochs]
+    if finished(job, job.output, settings) and all(kept):
         return float(checkpoints.read(job.output)["top1"])
     finished(job, job.best, settings)  # for its errors: it may be there from an epoch before a kill
     return None

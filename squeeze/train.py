@@ -8,15 +8,16 @@ from typing import Callable, Iterator
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
 from torchvision.transforms import v2
 
-from utils.data.images import SMALL_SIZE, middle
+from utils.data.datasets import SMALL_SIZE
+from utils.data.images import middle
 from utils.data.loader import AugmentedBatches
 from utils.fit.loop import History, Learner, Training
 from utils.run.resume import State
 
-LR_SCHEDULES = ("cosine", "onecycle")
+LR_SCHEDULES = ("cosine", "onecycle", "constant")
 
 
 @dataclass(frozen=True)
@@ -75,4 +76,6 @@ def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> 
     if recipe.lr_schedule == "onecycle":
         # Its own cycle of the momentum would override the recipe's.
         return OneCycleLR(optimizer, recipe.lr, total_steps=steps + 1, pct_start=0.3, cycle_momentum=False)
+    if recipe.lr_schedule == "constant":
+        return ConstantLR(optimizer, factor=1.0, total_iters=0)
     return CosineAnnealingLR(optimizer, steps)

@@ -11,6 +11,8 @@ from hypothesis import settings
 from PIL import Image
 from torch import nn
 
+from recover.methods import DELT
+from recover.settings import Settings
 from utils.run.device import Runtime
 
 CPU = Runtime(torch.device("cpu"), "fp32", "off")
@@ -25,6 +27,11 @@ CONV3_FACTS = {  # what a checkpoint says of itself
     "std": [0.4, 0.5, 0.6],
     "top1": 61.25,
 }
+
+
+def recipe(**changed):
+    """DELT's settings with some changed."""
+    return Settings.of({**DELT, **changed})
 
 
 def tree(folder):

@@ -1,10 +1,12 @@
 """Make an ImageFolder of a set that another project keeps as tensors.
 
-    python -m utils.from_tensors FILE OUTPUT [--labels FILE] [--mean R G B --std R G B] [--classes FILE]
+    python -m utils.from_tensors FILE OUTPUT [--labels FILE] [--mean R G B --std R G B | --zca DIR] [--classes FILE]
 
 FILE is a .pt, .pth, .npy, .npz or .safetensors with images (N, 3, H, W) or (N, H, W, 3): bytes, or floats from 0 to 1,
-or normalised ones, for which --mean and --std say how. Their labels (N,), or a score of each class (N, classes), lie in
-the same file, or in another one. Images become PNGs of 8 bits, numbered in their order within each class.
+or normalised ones, for which --mean and --std say how, or ZCA-whitened ones, for which --zca names the training images.
+Their labels (N,), or a score of each class (N, classes), lie in the same file, or in another one; beside images_best.pt
+(MTT, DATM) labels_best.pt is found. Of several sets in one file (DC, DM) the first is taken. Images become PNGs of 8
+bits, numbered in their order within each class. Of learnt labels only the class with the largest score is kept.
 """
 
 from __future__ import annotations
@@ -21,13 +23,27 @@ from safetensors.torch import load_file
 from utils import cli
 from utils.data.datasets import DATASETS, known
 from utils.data.formats import TENSORS
+from utils.data.image_folder import ImageFolder
+from utils.data.whitening import ZCA_EPS, unwhitened
+from utils.nets.harmless import STAND_INS, plain
 from utils.run import entry
 from utils.run.errors import UserError
 from utils.run.files import flush_folder, replacing
 from utils.run.outputs import check_output, locked
 
-IMAGES = ("images", "image", "data", "x", "image_syn", "images_best")
-LABELS = ("labels", "label", "targets", "target", "y", "label_syn", "labels_best")
+IMAGES = ("images", "image", "data", "x", "image_syn", "images_best", "x_proto", "coreset_images", "syn_images")
+LABELS = (
+    "labels",
+    "label",
+    "targets",
+    "target",
+    "y",
+    "label_syn",
+    "labels_best",
+    "y_proto",
+    "coreset_labels",
+    "syn_labels",
+)
 ROUNDING = 0.02  # of black and white: what saving in half precision or resizing puts outside of them
 
 
@@ -40,6 +56,8 @@ class Flags:
     dataset: str | None
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    zca: str | None
+    zca_eps: float
 
 
 def parse() -> Flags:
@@ -51,7 +69,12 @@ def parse() -> Flags:
     parser.add_argument("--dataset", choices=tuple(DATASETS), help="whose mean and std the images were normalised by")
     parser.add_argument("--mean", type=cli.finite_float, nargs=3, metavar=("R", "G", "B"))
     parser.add_argument("--std", type=cli.positive_float, nargs=3, metavar=("R", "G", "B"))
-    return cli.group(parser.parse_args(), Flags)
+    parser.add_argument("--zca", metavar="DIR", help="the training images, pixels from 0 to 1, that gave the whitening")
+    parser.add_argument("--zca-eps", type=cli.positive_float, default=ZCA_EPS, help="of the whitening; MTT, DATM: 0.1")
+    flags = cli.group(parser.parse_args(), Flags)
+    if flags.zca and (flags.mean or flags.std):
+        parser.error("--zca: images are whitened, or normalised by --mean and --std; give one of them")
+    return flags
 
 
 def main() -> None:
@@ -61,10 +84,11 @@ def main() -> None:
     with locked(output):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UserError(f"{output} exists and is not empty; choose another folder")
-        content = read(flags.file)
+        content = first_set(read(flags.file), flags.file)
         images = to_pixels(find(content, IMAGES, 4, flags.file, "images (N, 3, H, W)"), flags)
-        labels = read_labels(content, len(images), flags)
-        names = class_names(flags.classes, int(labels.max()) + 1)
+        labels, num_classes = read_labels(content, len(images), flags)
+        names = class_names(flags.classes, num_classes)
+        say_empty([name for label, name in enumerate(names) if label not in labels])
         counts = [0] * len(names)
         for image, label in zip(images, labels.tolist()):
             with replacing(output / names[label] / f"{counts[label]:04d}.png", flushed=False) as temporary:
@@ -72,6 +96,12 @@ def main() -> None:
             counts[label] += 1
         flush_folder(output)
     print(f"{len(images)} images of {len(names)} classes in {output}")
+
+
+def say_empty(names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        print(f"no image has the class {', '.join(names[:8])}{more}")
 
 
 def read(path: str) -> Any:
@@ -83,10 +113,21 @@ def read(path: str) -> Any:
         if suffix in (".npy", ".npz"):
             found = np.load(path, allow_pickle=False)
             return dict(found) if suffix == ".npz" else found
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(list(STAND_INS)):
+            return plain(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read as tensors ({reason})") from None
+
+
+def first_set(content: Any, path: str) -> Any:
+    """The set in what a file holds: of DC's {"data": [[images, labels], ...], ...} the first one."""
+    sets = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(sets, (list, tuple)) or not sets or not all(isinstance(one, (list, tuple)) for one in sets):
+        return content
+    if len(sets) > 1:
+        print(f"{path}: holds {len(sets)} sets; the first is taken")
+    return sets[0]
 
 
 def find(content: Any, names: tuple[str, ...], dims: int, path: str, what: str) -> np.ndarray:
@@ -97,7 +138,7 @@ def find(content: Any, names: tuple[str, ...], dims: int, path: str, what: str) 
     if isinstance(content, dict):
         known_names = [name for name in content if str(name).lower() in names]
         content = [content[known_names[0]]] if known_names else list(content.values())
-    parts = content if isinstance(content, (list, tuple)) else [content]
+    parts = [_array(part) for part in (content if isinstance(content, (list, tuple)) else [content])]
     found = [part for part in parts if isinstance(part, (torch.Tensor, np.ndarray)) and part.ndim == dims]
     if len(found) != 1:
         raise UserError(f"{path}: holds {len(found) or 'no'} arrays that could be its {what}; one is needed")
@@ -106,6 +147,17 @@ def find(content: Any, names: tuple[str, ...], dims: int, path: str, what: str) 
         value = value.detach()
         value = value.float().numpy() if value.is_floating_point() else value.numpy()
     return value
+
+
+def _array(part: Any) -> Any:
+    """NumPy's arrays beside tensors are read as nested lists of numbers: the array again; else `part` itself."""
+    if isinstance(part, list) and part and not isinstance(part[0], torch.Tensor):
+        try:
+            found = np.array(part)
+        except ValueError:  # lists of different lengths
+            return part
+        return found if found.dtype.kind in "biuf" else part
+    return part
 
 
 def to_pixels(images: np.ndarray, flags: Flags) -> np.ndarray:
@@ -122,32 +174,55 @@ def to_pixels(images: np.ndarray, flags: Flags) -> np.ndarray:
     values = images.astype(np.float64)
     if not np.isfinite(values).all():
         raise UserError(f"{flags.file}: its images hold values that are not finite numbers")
-    if mean and std:
+    if flags.zca:
+        values = unwhitened(values, ImageFolder(flags.zca, "--zca"), flags.zca_eps)
+    elif mean and std:
         values = values * np.array(std) + np.array(mean)
     elif values.min() < -ROUNDING or (1 + ROUNDING < values.max() and (values % 1).any()) or values.max() > 255:
         raise UserError(
             f"{flags.file}: its values go from {values.min():.3g} to {values.max():.3g}, so they are normalised; give "
-            "--mean and --std, or --dataset"
+            "--mean and --std, or --dataset, or --zca where they are whitened"
         )
     elif values.max() > 1 + ROUNDING:  # whole numbers to 255
         values = values / 255
     return (values * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def read_labels(content: Any, count: int, flags: Flags) -> np.ndarray:
-    """A class for each image (N,). Raises UserError where none are found, or not as many as images."""
-    path = flags.labels or flags.file
-    content = read(flags.labels) if flags.labels else content
+def read_labels(content: Any, count: int, flags: Flags) -> tuple[np.ndarray, int]:
+    """A class for each image (N,), and how many classes there are at least.
+
+    Raises UserError where no labels are found, or not as many as images.
+    """
+    path = flags.labels or beside(flags.file) or flags.file
+    content = read(path) if path != flags.file else content
+    scores = None
     try:
         labels = find(content, LABELS, 1, path, "labels (N,)")
     except UserError:
         try:
-            labels = find(content, LABELS, 2, path, "labels").argmax(1)  # a score of each class
+            scores = find(content, LABELS, 2, path, "labels")
         except UserError:
             raise UserError(f"{path}: holds no labels (N,); give the file that does as --labels") from None
+        labels = scores[:, 0] if scores.shape[1] == 1 else scores.argmax(1)
     if len(labels) != count or labels.min() < 0 or (labels % 1).any():
         raise UserError(f"{path}: {len(labels)} labels do not fit {count} images; whole numbers from 0 are needed")
-    return labels.astype(int)
+    if scores is None or scores.shape[1] == 1:
+        return labels.astype(int), int(labels.max()) + 1
+    if ((scores != scores.min()) & (scores != scores.max())).any():
+        print(
+            f"{path}: its labels are learnt scores; each image gets the class of its largest one, and no more is kept"
+        )
+    return labels.astype(int), scores.shape[1]
+
+
+def beside(path: str) -> str | None:
+    """labels_best.pt beside images_best.pt, and the like; None where there is none."""
+    file = Path(path)
+    other = file.with_name(file.name.replace("images", "labels", 1).replace("_zca", ""))
+    if other == file or not other.is_file():
+        return None
+    print(f"labels: {other}")
+    return str(other)
 
 
 def class_names(path: str | None, least: int) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, ContextManager, Mapping
 
 import torch
 from torch import nn
@@ -24,16 +24,16 @@ from utils.run import distributed, entry
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
 from utils.run.memory import explain_out_of_memory
-from utils.run.outputs import check_output, locked
+from utils.run.outputs import check_output
 from utils.run.resume import JointState
 from utils.run.seeds import seeded
 from validate.augment import Augmentation, Views
 from validate.flags import Job, parse
 from validate.labels import StoredLabels, Writer
-from validate.protocols import SEARCH, Protocol, SetFacts, resolve
+from validate.protocols import SEARCH, Protocol, SetFacts, resolve, said
 from validate.results import Result, Run, file_name, summary
 from validate.stream import Stream
-from validate.targets import Labelled, Teachers, hard_labelled, image_weights
+from validate.targets import Labelled, Teachers, accumulated, hard_labelled, image_weights
 from validate.train import train
 
 
@@ -93,6 +93,9 @@ def validate(job: Job, runtime: Runtime) -> None:
     stored = {seed: StoredLabels.of_all_ranks(load_labels, seed) for seed in job.seeds} if load_labels else {}
     teachers = teachers_of(job, runtime, stored)
     geometry = teachers.geometry
+    dataset = dataset_of(job, teachers)
+    job = job.of_images(dataset, geometry.input_size)
+    require_one_process(job)
     test_folder = cli.folder_for(geometry, job.val_dir, "--val-dir")
     sets = [set_of(path, test_folder, job.classes_by) for path in job.sets]
     check_output(job.output_dir / "results.csv")
@@ -100,7 +103,7 @@ def validate(job: Job, runtime: Runtime) -> None:
         sets = [folder.first(job.ipc, "leave out --ipc to take all that are there") for folder in sets]
     require_same_size(sets)
     test = EvalBatches(test_folder, geometry.input_size, workers=workers)
-    experiment = Experiment(job, runtime, teachers, stored, test, dataset_of(job, teachers))
+    experiment = Experiment(job, runtime, teachers, stored, test, dataset)
     archs = job.student_arch or teachers.archs[:1]
     for arch in archs:
         experiment.student(arch)  # for its errors, before any student is trained
@@ -112,18 +115,28 @@ def validate(job: Job, runtime: Runtime) -> None:
     for folder in [*sets, test_folder]:
         folder.load(workers)
 
-    with locked(job.output_dir / "results.csv"):
-        for title, settings in job.protocols.items():
-            for folder, method in zip(sets, job.sets.values()):
-                for arch in archs:
-                    protocol = protocol_of(experiment, settings, arch, folder)
-                    name, protocol = fitted(experiment, title, protocol, arch, folder, method)
-                    with explain_out_of_memory(protocol.batch_size, 2):
-                        if protocol.lr_search:
-                            measure_searched(experiment, name, protocol, arch, method, folder)
-                        else:
-                            run = make_run(experiment, name, protocol, arch, method, folder)
+    for title, settings in job.protocols.items():
+        for folder, method in zip(sets, job.sets.values()):
+            for arch in archs:
+                protocol = protocol_of(experiment, settings, arch, folder)
+                name, protocol = fitted(experiment, title, protocol, arch, folder, method)
+                with explain_out_of_memory(protocol.batch_size, 2):
+                    if protocol.lr_search:
+                        measure_searched(experiment, name, protocol, arch, method, folder)
+                    else:
+                        with claimed_run(experiment, name, protocol, arch, method, folder) as run:
                             measure(experiment, run, protocol, folder)
+
+
+def require_one_process(job: Job) -> None:
+    """Raises UserError where several processes would divide the batches whose statistics the labels depend on."""
+    for title, settings in job.protocols.items():
+        by_batch = settings["labels"] == "soft" and settings["teacher_statistics"] == "batch"
+        if by_batch and distributed.get_world_size() > 1:
+            raise UserError(
+                f"--protocol {title}: its labels depend on the images of a batch, which several processes "
+                "would divide; give it one process, and other seeds another one"
+            )
 
 
 def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> Teachers:
@@ -218,14 +231,14 @@ def measure_searched(
     found: dict[float, Result] = {}
     for lr in protocol.lr_search:
         name, candidate = title.replace(f"lr={SEARCH}", f"lr={lr:g}"), replace(protocol, lr=lr, lr_search=())
-        run = make_run(trial, name, candidate, arch, method, folder)
-        try:
-            measure(trial, run, candidate, folder)
-            found[lr] = run.results[job.seeds[0]]
-        except NotFinite as error:
-            print(f"validate: --lr {SEARCH}: {lr:g} is left out: {error}")
-            state_path(run, job.seeds[0]).unlink(missing_ok=True)
-            failed = error
+        with claimed_run(trial, name, candidate, arch, method, folder) as run:
+            try:
+                measure(trial, run, candidate, folder)
+                found[lr] = run.results[job.seeds[0]]
+            except NotFinite as error:
+                print(f"validate: --lr {SEARCH}: {lr:g} is left out: {error}")
+                state_path(run, job.seeds[0]).unlink(missing_ok=True)
+                failed = error
     if not found:
         raise failed
     best = max(found, key=lambda lr: found[lr].top1)  # of equally good ones the smallest
@@ -233,20 +246,20 @@ def measure_searched(
     listed = ", ".join(f"{lr} {value:.2f} %" for lr, value in top1.items())
     print(f"validate: --lr {SEARCH}: {listed}: takes {best:g}")
     protocol = replace(protocol, lr=best)
-    run = make_run(experiment, title, protocol, arch, method, folder)
-    run.facts["lr_search"] = top1
-    measure(experiment, run, protocol, folder, {job.seeds[0]: found[best]})
+    with claimed_run(experiment, title, protocol, arch, method, folder) as run:
+        run.facts["lr_search"] = top1
+        measure(experiment, run, protocol, folder, {job.seeds[0]: found[best]})
 
 
-def make_run(
+def claimed_run(
     experiment: Experiment, title: str, protocol: Protocol, arch: str, method: str, folder: ImageFolder
-) -> Run:
-    """The results of this student on this set, with those that are on disk already."""
+) -> ContextManager[Run]:
+    """The results of this student on this set, with those that are on disk already; this process's meanwhile."""
     job, test_folder = experiment.job, experiment.test.folder
     weights = image_weights(folder) if protocol.image_weights == "on" else None
     geometry = plain(experiment.geometry)
     settings = {
-        **{name: value for name, value in plain(protocol).items() if name != "lr_search" or value},
+        **said(protocol),
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
         "method": method,
         "student": arch,
@@ -274,7 +287,7 @@ def make_run(
         "syn_dir": str(folder.root),
     }
     distributed.require_same("settings of the run", settings)
-    return Run(job.output_dir, settings, columns)
+    return Run.claimed(job.output_dir, settings, columns)
 
 
 def measure(
@@ -345,6 +358,7 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
             experiment.test,
             stream.protocol.evaluations,
             log,
+            parts=accumulated(stream.protocol),
             stream=(stream.seed, "student"),
         )
         tensor = torch.tensor(weights, device=runtime.device) if weights else None

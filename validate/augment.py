@@ -16,7 +16,7 @@ from timm.data import auto_augment
 from timm.data.auto_augment import rand_augment_transform
 from torch.distributions import Beta
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import RandAugment, functional
 
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
@@ -26,7 +26,9 @@ from utils.run.errors import UserError
 from utils.run.seeds import seeded
 from validate.protocols import Protocol
 
+BATCH_AUGMENTS = ("none", "dsa")
 ALPHA = {"cutmix": 1.0, "mixup": 0.8, "none": None}  # the parameter of both sides of the Beta distribution
+TORCHVISION = "torchvision"  # its RandAugment, of 2 operations and magnitude 9 of 30
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of the crop, as torchvision's default
 
 
@@ -35,15 +37,17 @@ class Augmentation:
     view, which five numbers do."""
 
     def __init__(self, protocol: Protocol, geometry: Geometry):
-        """Raises UserError for another configuration of RandAugment than timm's, or "none"."""
+        """Raises UserError for another configuration of RandAugment than timm's, "torchvision" or "none"."""
         self.size, self.flip, self.patches = geometry.input_size, protocol.flip, protocol.shuffle_patches
         self.scale = (protocol.min_scale, protocol.max_scale)
+        self.tiles, self.tile_share = protocol.tiles, protocol.tile_share
+        self.augments_batches = protocol.batch_augment != "none"
         self.rand_augment = _rand_augment(protocol.rand_augment, self.size, geometry.mean)
 
     @property
     def is_recorded(self) -> bool:
         """Whether the five numbers of a view describe all that is drawn."""
-        return self.rand_augment is None and self.patches == 1
+        return self.rand_augment is None and self.patches == 1 and not self.augments_batches
 
     def distort(self, image: Image.Image) -> Image.Image:
         """RandAugment, then RDED's shuffle of the tiles; draws from the global generators."""
@@ -54,9 +58,15 @@ class Augmentation:
     def draw(self, width: int, height: int) -> tuple[int, int, int, int, int]:
         """A view of an image of this size: top, left, height and width of the crop in pixels, and 1 for a flip."""
         crop = (0, 0, height, width)
+        if self.tiles > 1 and torch.rand(()) < self.tile_share:
+            row, column = torch.randint(self.tiles, (2,)).tolist()
+            (top, height), (left, width) = _strip(height, self.tiles, row), _strip(width, self.tiles, column)
+            crop = (top, left, height, width)
         if self.scale != (1.0, 1.0):
+            top, left, height, width = crop
             shape = torch.empty(3, height, width, device="meta")
-            crop = RandomResizedCrop.get_params(shape, list(self.scale), list(RATIO))
+            inner = RandomResizedCrop.get_params(shape, list(self.scale), list(RATIO))
+            crop = (top + inner[0], left + inner[1], *inner[2:])
         return *crop, int(torch.rand(()) < self.flip)
 
     def view(self, image: Image.Image, view: tuple[int, int, int, int, int]) -> Image.Image:
@@ -68,13 +78,15 @@ class Augmentation:
 def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
     if config == "none":
         return None
+    if config == TORCHVISION:
+        return RandAugment()
     fill = tuple(round(255 * value) for value in mean)
     try:
         transform = rand_augment_transform(config, {"translate_const": int(size * 0.45), "img_mean": fill})
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
             f"--rand-augment {config}: not a configuration of timm's RandAugment ({error}); "
-            "for example rand-m6-n2-mstd1.0, or none"
+            f"for example rand-m6-n2-mstd1.0, or {TORCHVISION} for its own, or none"
         ) from None
     for operation in transform.ops:
         if operation.aug_fn is auto_augment.posterize:
@@ -85,6 +97,15 @@ def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     """timm asks for 0 bits at low magnitudes, one image in some ten thousand, and newer Pillows refuse that."""
     return auto_augment.posterize(image, max(bits, 1))
+
+
+def _strip(length: int, tiles: int, number: int) -> tuple[int, int]:
+    """Where a tile of a collage begins along a side of `length` pixels, and its width.
+
+    As ranking makes them: pixels that are left over belong to the first ones.
+    """
+    width, rest = divmod(length, tiles)
+    return number * width + min(number, rest), width + (number < rest)
 
 
 def _shuffled(image: Image.Image, patches: int) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,20 @@ from utils.cli import MachineFlags, TeacherFlags, TrainingFlags
 from utils.data import manifest
 from utils.data.geometry import GeometryFlags
 from utils.fit import curves
+from utils.nets.models import OWN
 from utils.run import registry
 from utils.run.memory import AUTO
-from validate.augment import ALPHA
+from validate.augment import ALPHA, BATCH_AUGMENTS
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
-from validate.protocols import DELT, PROTOCOLS, SEARCH, SEARCHED
+from validate.protocols import DELT, PROTOCOLS, RECIPE_LR, SEARCH, SEARCHED, recipes
 from validate.targets import LOSSES
+
+STATISTICS = ("running", "batch")
 
 # Flags that only one value of another setting reads.
 NEEDS = {
     "class_weight": ("loss", "mse"),
+    "teacher_statistics": ("labels", "soft"),
     "momentum": ("optimizer", "sgd"),
     "lr_steps": ("lr_schedule", "steps"),
     "lr_factor": ("lr_schedule", "steps"),
@@ -62,6 +66,10 @@ class Job:
     def has_soft_labels(self) -> bool:
         return any(settings["labels"] == "soft" for settings in self.protocols.values())
 
+    def of_images(self, dataset: str | None, input_size: int) -> Job:
+        """With the protocols for images of a known data set, or of so many pixels where nobody names one."""
+        return replace(self, protocols=chosen_protocols(self.arguments, dataset, input_size))
+
 
 def parse() -> Job:
     parser = cli.Parser(
@@ -90,7 +98,7 @@ def parse() -> Job:
         "--student-arch",
         nargs="+",
         metavar="ARCH",
-        help="one or several: conv1 to conv6, torchvision's names, timm/NAME; the teacher's if left out",
+        help=f"one or several: {OWN}, torchvision's names, timm/NAME; the teacher's if left out",
     )
     parser.add_argument("--seeds", type=cli.positive, default=3, help="how many, counted from --seed")
     parser.add_argument("--ipc", type=cli.positive, help="take the first so many images of each class; all if left out")
@@ -120,20 +128,28 @@ def add_protocol(parser: cli.Parser) -> None:
         "--protocol", choices=tuple(PROTOCOLS), nargs="+", default=["delt"], help="one or several in turn"
     )
     group.add_argument("--labels", choices=("soft", "hard"), help="soft: the teacher labels each batch")
+    group.add_argument(
+        "--teacher-statistics",
+        choices=STATISTICS,
+        help="by which the teachers' BatchNorms normalise; batch: of each batch, or of each of its parts",
+    )
     group.add_argument("--loss", choices=tuple(LOSSES), help="kl for soft labels, ce for hard ones, if left out")
     group.add_argument(
         "--class-weight", type=cli.non_negative_float, help="with mse: of the cross-entropy to the image's class"
     )
     group.add_argument("--image-weights", choices=("on", "off"), help="those of the set's manifest, where it has any")
     group.add_argument("--epochs", type=cli.positive)
+    group.add_argument(
+        "--accumulate", type=cli.positive, metavar="N", help="parts of a batch, whose gradients a step adds up"
+    )
     group.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
     factors = ", ".join(f"{factor:g}" for factor in SEARCHED)
     group.add_argument(
         "--lr",
         type=rate,
         metavar="LR",
-        help=f"the published one for the student if left out; search: for each set the best of {factors} times that, "
-        "by the top-1 of a student of the first seed",
+        help="the protocol's, or the published one for the student, if left out; search: for each set the best of "
+        f"{factors} times that, by the top-1 of a student of the first seed",
     )
     group.add_argument("--momentum", type=cli.fraction, help="of sgd")
     group.add_argument("--lr-schedule", choices=tuple(LR_SCHEDULES), help="half-cosine ends at half the rate")
@@ -152,13 +168,16 @@ def add_protocol(parser: cli.Parser) -> None:
         "--temperature", type=cli.positive_float, help="20, and 4 for mixup, if left out; 1 with the loss ce"
     )
     group.add_argument("--mix", choices=tuple(ALPHA))
-    group.add_argument("--rand-augment", metavar="CONFIG", help="timm's, as rand-m6-n2-mstd1.0, or none")
+    group.add_argument("--rand-augment", metavar="CONFIG", help="timm's, as rand-m6-n2-mstd1.0; torchvision; none")
     group.add_argument(
         "--shuffle-patches",
         type=cli.positive,
         metavar="N",
         help="shuffle N strips of columns and of rows, for collages of N x N images",
     )
+    group.add_argument("--tiles", type=cli.positive, metavar="N", help="along a side of a collage; 1: no collage")
+    group.add_argument("--tile-share", type=cli.fraction, help="probability that a view shows one tile, enlarged")
+    group.add_argument("--batch-augment", choices=BATCH_AUGMENTS, help="dsa: differentiable augmentation (CIM)")
     group.add_argument("--min-scale", type=cli.positive_fraction, help="smallest share of the image in a crop")
     group.add_argument("--max-scale", type=cli.positive_fraction, help="largest; no crop if both are 1")
     group.add_argument("--flip", type=cli.fraction, help="probability of a horizontal flip")
@@ -175,12 +194,22 @@ def decay(text: str) -> float:
     return value
 
 
-def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
-    given = {name: getattr(args, name) for name in DELT}
-    given["lr_steps"] = tuple(args.lr_steps) if args.lr_steps else None
+def chosen_protocols(flags: dict[str, Any], dataset: str | None, input_size: int | None) -> dict[str, dict[str, Any]]:
+    """What to call each protocol, and its settings for a data set, or for images of `input_size` pixels, if known."""
+    given = {name: flags[name] for name in DELT}
+    given["lr_steps"] = tuple(flags["lr_steps"]) if flags["lr_steps"] else None
     # The published size of each protocol and set is where the search for one that fits begins.
-    given["batch_size"] = None if args.batch_size == AUTO else args.batch_size
-    protocols = dict(registry.with_changes(PROTOCOLS, name, given) for name in args.protocol)
+    given["batch_size"] = None if flags["batch_size"] == AUTO else flags["batch_size"]
+    known = recipes(dataset, input_size)
+    found = {}
+    for name in flags["protocol"]:
+        title, settings = registry.with_changes(known, name, given)
+        found[title] = {**settings, RECIPE_LR: known[name]["lr"]} if settings["lr"] == SEARCH else settings
+    return found
+
+
+def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
+    protocols = chosen_protocols(vars(args), args.dataset, args.input_size)
     methods = args.method or [manifest.method(path) or Path(path).resolve().name for path in args.syn_dir]
     _check(parser, args, protocols)
     return Job(
@@ -215,6 +244,8 @@ def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, di
         if getattr(args, flag) is not None and unused:
             names = flag.replace("_", "-"), setting.replace("_", "-")
             parser.error(f"--{names[0]} does nothing without --{names[1]} {value}")
+    if args.tile_share is not None and all(settings["tiles"] == 1 for settings in protocols.values()):
+        parser.error("--tile-share does nothing without --tiles 2 or more")
     cli.refuse_single_images(parser, args)
     if args.method and len(args.method) != len(args.syn_dir):
         parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")

@@ -9,7 +9,8 @@ One folder a seed: `index.json`, and shards of safetensors with, for a run of st
                                 all logits
     classes (N, K)              whose they are; missing if K is all of them
 
-RandAugment's operations are not stored: they are drawn again from the seed, by the same versions of the libraries.
+RandAugment's operations, and what augments batches, are not stored: they are drawn again from the seed, by the same
+versions of the libraries.
 Published code stores the same facts for one file a batch (FKD, arXiv 2112.01528; SRe2L, section 3.3).
 """
 
@@ -37,6 +38,7 @@ from utils.run.files import differences, read_json, replacing, sha256, write_jso
 from utils.run.outputs import claim, locked
 from utils.run.progress import progress
 from utils.run.shared_work import SharedWork
+from validate.protocols import LATER, said
 from validate.stream import Stream
 from validate.targets import LOSSES, Labelled, Teachers
 
@@ -54,6 +56,10 @@ VIEW_SETTINGS = (
     "max_scale",
     "flip",
 )
+# More of those, in the index where they are not as they were before there was a choice.
+LATER_VIEWS = ("tiles", "tile_share", "batch_augment")
+# Which images were labelled together; only where that decides the labels.
+BATCH_SETTINGS = ("teacher_statistics", "accumulate")
 
 
 def folder_of(root: str | Path, seed: int) -> Path:
@@ -63,8 +69,10 @@ def folder_of(root: str | Path, seed: int) -> Path:
 def identity(stream: Stream, **more: object) -> dict[str, Any]:
     """Everything that decides what is shown to the teacher, and `more`."""
     geometry = plain(stream.geometry)
+    by_batch = stream.protocol.teacher_statistics == "batch"
     return {
-        **{setting: getattr(stream.protocol, setting) for setting in VIEW_SETTINGS},
+        **{name: value for name, value in said(stream.protocol).items() if name in (*VIEW_SETTINGS, *LATER_VIEWS)},
+        **{setting: getattr(stream.protocol, setting) for setting in BATCH_SETTINGS if by_batch},
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
         "seed": stream.seed,
         "images": stream.views.folder.fingerprint(),
@@ -271,8 +279,10 @@ class StoredLabels:
 
     def check(self, stream: Stream) -> None:
         """Raises UserError if the labels are not of this stream's images and views, or a shard is damaged."""
-        wanted = identity(stream)
-        found = {name: self.index["settings"].get(name) for name in wanted}
+        later = {name: LATER[name] for name in LATER_VIEWS}
+        wanted = {**later, **identity(stream)}
+        found = {name: self.index["settings"].get(name, later.get(name)) for name in wanted}
+        found |= {name: self.index["settings"][name] for name in BATCH_SETTINGS if name in self.index["settings"]}
         if found != wanted:
             raise UserError(
                 f"{self.folder}: its labels are for another run ({differences(found, wanted)}); give the images and "

@@ -17,11 +17,19 @@ def _adamw(groups: list[dict], protocol: Protocol) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, protocol.lr, betas=(0.9, 0.999), fused=True)
 
 
+def _adam(groups: list[dict], protocol: Protocol) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, protocol.lr, betas=(0.9, 0.999), fused=True)
+
+
 def _sgd(groups: list[dict], protocol: Protocol) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, protocol.lr, momentum=protocol.momentum, fused=True)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], Protocol], torch.optim.Optimizer]] = {"adamw": _adamw, "sgd": _sgd}
+OPTIMIZERS: dict[str, Callable[[list[dict], Protocol], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adam": _adam,
+    "sgd": _sgd,
+}
 
 
 def _half_cosine(done: float, protocol: Protocol) -> float:

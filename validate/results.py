@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import re
 import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Iterator
 
 from utils.run import distributed
 from utils.run.errors import UserError
 from utils.run.files import digest, read_json, replacing, shortened, write_json
+from utils.run.outputs import locked
 
 COLUMNS = [
     "dataset",
@@ -45,17 +48,32 @@ class Result:
 SETTINGS_DIGITS = 16  # of the digest: rows of different settings are not averaged
 
 
+def path_of(folder: str | Path, settings: dict, facts: dict) -> Path:
+    """The JSON of the run of these `settings`."""
+    name = file_name(facts["method"], facts["student"], facts["protocol"], digest(settings)[:8])
+    return Path(folder) / "results" / f"{name}.json"
+
+
 class Run:
     """One student architecture on one set under one protocol, over seeds; found again on disk by its `settings`."""
 
     def __init__(self, folder: str | Path, settings: dict, facts: dict):
         """`facts` are the columns that are the same for all seeds. Raises UserError for an unreadable older file."""
         self.folder, self.settings, self.facts = Path(folder), settings, facts
-        name = file_name(facts["method"], facts["student"], facts["protocol"], digest(settings)[:8])
-        self.path = self.folder / "results" / f"{name}.json"
+        self.path = path_of(folder, settings, facts)
         self.results = distributed.by_main(self._stored)
         for result in self.results.values() if distributed.get_rank() == 0 else ():
             self._add_row(result)  # lost if the process died between the two files
+
+    @classmethod
+    @contextlib.contextmanager
+    def claimed(cls, folder: str | Path, settings: dict, facts: dict) -> Iterator[Run]:
+        """The run as it is on disk, of which no other process stores anything meanwhile.
+
+        Other runs of the folder may be measured by other processes. Raises UserError where another one measures this.
+        """
+        with locked(path_of(folder, settings, facts)):
+            yield cls(folder, settings, facts)
 
     def _stored(self) -> dict[int, Result]:
         """The finished seeds on disk. Raises UserError as the constructor does."""
@@ -103,7 +121,9 @@ class Run:
             "top5": f"{result.top5:.2f}",
             "seconds": f"{result.seconds:.1f}",
         }
-        append_row(self.folder / "results.csv", {name: str(row[name]) for name in COLUMNS})
+        path = self.folder / "results.csv"
+        with locked(path, wait=120):  # another process may add a row of another run
+            append_row(path, {name: str(row[name]) for name in COLUMNS})
 
 
 def file_name(*words: str) -> str:

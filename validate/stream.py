@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import Iterable, Iterator
 
 import torch
 
+from utils.data import dsa
 from utils.data.geometry import Geometry
 from utils.data.loader import BatchSchedule
 from utils.run import distributed
@@ -28,11 +30,27 @@ class Step:
     views: torch.Tensor  # (B, 5) as Augmentation.draw has them
     mix: torch.Tensor  # (5,) as draw_mix has it
     batch_size: int  # of all ranks together
+    batch_order: torch.Tensor | None = None  # of a part: `order` of the whole
 
-    def subset(self, own: list[int]) -> Step:
+    def subset(self, own: list[int] | slice) -> Step:
         """Some of its images."""
         parts = ("images", "labels", "shares", "order", "views")
         return replace(self, **{name: getattr(self, name)[own] for name in parts})
+
+    def part(self, span: slice) -> Step:
+        """What one forward pass of a step takes of it."""
+        return replace(self.subset(span), batch_order=self.order)
+
+
+def spans(images: int, count: int) -> list[slice]:
+    """A batch in `count` parts in their order, as even as can be: the first ones take the remainder.
+
+    In fewer parts where one would have a single image, of which BatchNorm has no variance.
+    """
+    count = max(1, min(count, images // distributed.MIN_LOCAL_BATCH))
+    size, rest = divmod(images, count)
+    starts = [part * size + min(part, rest) for part in range(count + 1)]
+    return [slice(*span) for span in zip(starts, starts[1:])]
 
 
 @dataclass(frozen=True)
@@ -60,18 +78,36 @@ class Stream:
         batches = self.views.batches(distributed.local_batches(keys) if local else keys)
         for number, batch in enumerate(batches, start):
             images = batch[0]
-            with seeded(self.seed, "mix", epochs[number // steps], number % steps, *own):
+            epoch, step = epochs[number // steps], number % steps
+            with seeded(self.seed, "mix", epoch, step, *own):
                 mix = augment.draw_mix(self.protocol.mix, len(images), images.shape[-1])
-            yield self._step(batch, mix, self.schedule.size(number))
+            yield self._step(batch, mix, (epoch, step, self.schedule.size(number)), local)
 
     def replay(self, keys: Iterable[tuple], mixes: Iterable[torch.Tensor]) -> Iterator[Step]:
         """The batches of recorded `keys` (stream, order, views), mixed as recorded."""
-        for batch, mix in zip(self.views.batches(keys), mixes):
-            yield self._step(batch, mix, len(batch[0]))
+        names: deque[tuple] = deque()  # of the batches to come; workers read ahead
 
-    def _step(self, batch: tuple[torch.Tensor, ...], mix: torch.Tensor, batch_size: int) -> Step:
+        def noted() -> Iterator[tuple]:
+            for key in keys:
+                names.append(key[0])
+                yield key
+
+        for batch, mix in zip(self.views.batches(noted()), mixes):
+            *_, epoch, step = names.popleft()
+            yield self._step(batch, mix, (epoch, step, len(batch[0])), local=False)
+
+    def _step(
+        self, batch: tuple[torch.Tensor, ...], mix: torch.Tensor, where: tuple[int, int, int], local: bool
+    ) -> Step:
+        """`where`: the epoch, the step in it, and how many images its batch has, of which this rank's if `local`."""
         images, labels, order, views = batch
-        device = self.runtime.device
+        device, batch_size = self.runtime.device, where[-1]
         labels = labels.to(device, non_blocking=True)
-        mixed, shares = augment.mix(self.geometry.normalise(images, device), labels, mix, self.geometry.num_classes)
+        images = self.geometry.normalise(images, device)
+        if self.protocol.batch_augment == "dsa":
+            kind, draws = dsa.draw(batch_size, self.seed, "dsa", *where[:2])
+            own = distributed.local_batch(range(batch_size)) if local else list(range(batch_size))
+            images = dsa.KINDS[kind](images, draws[own].to(device, non_blocking=True))
+            images = images.contiguous(memory_format=torch.channels_last)
+        mixed, shares = augment.mix(images, labels, mix, self.geometry.num_classes)
         return Step(mixed, labels, shares, order, views, mix, batch_size)

@@ -12,13 +12,14 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, so
 from utils.data import manifest
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
+from utils.nets.batch_statistics import with_batch_statistics
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
 from utils.run import distributed
 from utils.run.device import Runtime
 from utils.run.errors import UserError
 from validate.protocols import Protocol
-from validate.stream import Step, Stream
+from validate.stream import Step, Stream, spans
 
 Labelled = Iterator[tuple[Step, torch.Tensor]]  # batches with their targets (B, classes)
 
@@ -82,18 +83,28 @@ class Teachers:
         return "+".join(self.archs) or "none"
 
     def labeller(self, stream: Stream) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Mixed images (B, 3, S, S) -> what the protocol's loss asks for (B, classes), fp32; of the mean of logits."""
+        """Mixed images (B, 3, S, S) -> what the protocol's loss asks for (B, classes), fp32; of the mean of logits.
+
+        By the statistics of batches, the images are labelled in the parts that the student sees together.
+        """
         protocol, runtime = stream.protocol, stream.runtime
-        networks = [runtime.compiled(network, stream.schedule.steps) for network in self.networks]
+        by_batch = protocol.teacher_statistics == "batch"
+        networks = [with_batch_statistics(network) for network in self.networks] if by_batch else self.networks
+        networks = [runtime.compiled(network, stream.schedule.steps) for network in networks]
         probabilities = LOSSES[protocol.loss].target == "probabilities"
+
+        def logits_of(images: torch.Tensor) -> torch.Tensor:
+            found = [
+                network(geometry.renormalise(images, self.geometry)).float()
+                for network, geometry in zip(networks, self.geometries)
+            ]
+            return found[0] if len(found) == 1 else torch.stack(found).mean(0)
 
         def label(images: torch.Tensor) -> torch.Tensor:
             with torch.no_grad(), runtime.autocast():
-                found = [
-                    network(geometry.renormalise(images, self.geometry)).float()
-                    for network, geometry in zip(networks, self.geometries)
-                ]
-                logits = found[0] if len(found) == 1 else torch.stack(found).mean(0)
+                parts = spans(len(images), protocol.accumulate) if by_batch else []
+                # Clones, as CUDA graphs use their outputs' memory again.
+                logits = torch.cat([logits_of(images[part]).clone() for part in parts]) if parts else logits_of(images)
                 return softmax(logits / protocol.temperature, 1) if probabilities else logits
 
         return label
@@ -122,10 +133,26 @@ def student_losses(protocol: Protocol, weights: torch.Tensor | None = None) -> C
         loss = LOSSES[protocol.loss].value(forward(step.images).float(), target, step, protocol)
         if weights is None:
             return loss
-        own = weights[step.order.to(weights.device)]
-        return loss * own / distributed.batch_mean(own, step.batch_size)
+        whole = step.order if step.batch_order is None else step.batch_order
+        mean = distributed.batch_mean(weights[whole.to(weights.device)], step.batch_size)
+        return loss * weights[step.order.to(weights.device)] / mean
 
     return losses
+
+
+def accumulated(protocol: Protocol) -> Callable:
+    """parts((step, target)) -> the parts of a batch that a student's step sees one after the other."""
+
+    def parts(batch: tuple[Step, torch.Tensor]) -> list[tuple[Step, torch.Tensor]]:
+        step, target = batch
+        if protocol.accumulate == 1:
+            return [batch]
+        # As many on all ranks, whatever each one's share of the last batch is.
+        fewest = max(step.batch_size // distributed.get_world_size(), distributed.MIN_LOCAL_BATCH)
+        count = len(spans(fewest, protocol.accumulate))
+        return [(step.part(span), target[span]) for span in spans(len(step.images), count)]
+
+    return parts
 
 
 def image_weights(folder: ImageFolder) -> list[float] | None:

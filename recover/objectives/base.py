@@ -24,6 +24,7 @@ class Batch:
     labels: torch.Tensor  # (N,)
     members: torch.Tensor  # (N,), which images of the unit they are
     iteration: torch.Tensor  # (), a tensor so that one compilation serves all
+    originals: torch.Tensor | None = None  # (N, tiles, 3, S, S) as `images` are, of collages; see needs_originals
 
     @property
     def pixels(self) -> torch.Tensor:
@@ -42,6 +43,8 @@ class Objective(nn.Module):
     the engine.
     """
 
+    needs_originals = False  # the real images behind the tiles of collages
+
     def forward(self, batch: Batch) -> torch.Tensor:
         raise NotImplementedError
 
@@ -52,6 +55,12 @@ class Objective(nn.Module):
         """
         return self
 
+    def begin(self, *stream: object) -> None:
+        """Called when a unit begins, with the name of its random stream: for what is drawn for all of its steps.
+
+        When a unit is resumed too, so that nothing of it need be saved.
+        """
+
     def networks(self) -> list[nn.Module]:
         """The teachers' networks in their order, if it holds them as such: they must give the teachers' logits.
 
@@ -61,6 +70,13 @@ class Objective(nn.Module):
 
     def identity(self) -> dict[str, Any]:
         """What decides its value beside the images, as JSON has it: teachers' digests, settings, statistics' files."""
+        return {}
+
+    def check(self, ipc: int, batch_by: str) -> None:
+        """Raises UserError where it cannot serve a set of `ipc` images a class, or its units."""
+
+    def facts(self, label: int, position: int) -> dict[str, Any]:
+        """What the manifest says of a class's image at this position: `weight`, where the method learns one."""
         return {}
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -77,12 +93,25 @@ class _Several(Objective):
     def __init__(self, objectives: Sequence[Objective]):
         super().__init__()
         self.objectives = nn.ModuleList(objectives)
+        self.needs_originals = any(objective.needs_originals for objective in objectives)
+
+    def begin(self, *stream: object) -> None:
+        for number, objective in enumerate(self.objectives):
+            objective.begin(*stream, number)
 
     def networks(self) -> list[nn.Module]:
         return [network for objective in self.objectives for network in objective.networks()]
 
     def identity(self) -> dict[str, Any]:
         return {type(self).__name__: [objective.identity() for objective in self.objectives]}
+
+    def check(self, ipc: int, batch_by: str) -> None:
+        for objective in self.objectives:
+            objective.check(ipc, batch_by)
+
+    def facts(self, label: int, position: int) -> dict[str, Any]:
+        """The first teacher's."""
+        return self.objectives[0].facts(label, position)
 
     def state(self) -> dict[str, torch.Tensor]:
         return {

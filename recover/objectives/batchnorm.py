@@ -10,29 +10,9 @@ from torch import nn
 from recover.objectives.base import Batch, Objective, combined
 from recover.settings import Settings
 from utils.nets.layers import is_plain
+from utils.nets.moments import at_least_fp32, channel_moments
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
-
-
-def _at_least_fp32(x: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-@torch.library.custom_op("delt::channel_moments", mutates_args=())
-def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance of x (N, C, H, W) over all but C, each (C,), in fp32 or above.
-
-    Half of BatchNorm's own forward pass: on a CPU several times as fast as var_mean or two sums, compiled or not. An
-    operator of our own because torch.compile does not know it.
-    """
-    # The running statistics to update are scratch: their precision is that of the result.
-    scratch = x.new_zeros(2, x.shape[1], dtype=_at_least_fp32(x))
-    return torch.batch_norm_update_stats(x, scratch[0], scratch[1], 0.0)
-
-
-@channel_moments.register_fake
-def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(x.new_empty(x.shape[1], dtype=_at_least_fp32(x)) for _ in range(2))
 
 
 class _MatchedNorm(torch.autograd.Function):
@@ -48,14 +28,14 @@ class _MatchedNorm(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         mean, var = channel_moments(x)
         ctx.save_for_backward(x, mean, scale)
-        dtype = _at_least_fp32(x)
+        dtype = at_least_fp32(x)
         y = torch.addcmul(shift.view(-1, 1, 1), x.to(dtype), scale.view(-1, 1, 1))
         return y.to(x.dtype), mean, var
 
     @staticmethod
     def backward(ctx, grad_y: torch.Tensor, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> tuple:
         x, mean, scale = ctx.saved_tensors
-        count, dtype = x.numel() // x.shape[1], _at_least_fp32(x)
+        count, dtype = x.numel() // x.shape[1], at_least_fp32(x)
         slope = 2 * grad_var / count
         offset = grad_mean / count - slope * mean
         grad = torch.addcmul(offset.view(-1, 1, 1), x.to(dtype), slope.view(-1, 1, 1))
@@ -74,10 +54,13 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> torch.Tensor:
         x, mean = ctx.saved_tensors
-        count, dtype = x.numel() // x.shape[1], _at_least_fp32(x)
+        count, dtype = x.numel() // x.shape[1], at_least_fp32(x)
         slope = 2 * grad_var / count
         offset = grad_mean / count - slope * mean
         return torch.addcmul(offset.view(-1, 1, 1), x.to(dtype), slope.view(-1, 1, 1)).to(x.dtype)
+
+
+matched_norm, moments_alone = _MatchedNorm.apply, _Moments.apply
 
 
 class MatchedBatchNorm(nn.Module):
@@ -127,18 +110,16 @@ class BatchNormMatching(Objective):
 
     def __init__(self, teacher: Teacher, r_bn: float, first_bn: float):
         super().__init__()
-        self.norms: list[MatchedBatchNorm | MeasuredBatchNorm] = []
+        self.norms: list[nn.Module | MeasuredBatchNorm] = []  # each with its `distance` after a forward pass
         network = teacher.network
         for name, module in list(network.named_modules()):
             if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None:
                 continue  # one without running statistics has nothing to match
-            if not is_plain(module, nn.BatchNorm2d):
-                self.norms.append(MeasuredBatchNorm(module))
-            else:
+            matched = self.matched(name, module)
+            self.norms.append(matched)
+            if isinstance(matched, nn.Module):
                 parent, _, attribute = name.rpartition(".")
-                matched = MatchedBatchNorm(module)
                 setattr(network.get_submodule(parent), attribute, matched)
-                self.norms.append(matched)
         if r_bn and not self.norms:
             raise UserError(
                 f"--r-bn {r_bn:g}: the teacher {teacher.arch} has no BatchNorm whose statistics could be matched; give "
@@ -147,9 +128,13 @@ class BatchNormMatching(Objective):
         self.network = network.eval().requires_grad_(False)
         self.geometry, self.sha256, self.r_bn, self.first_bn = teacher.geometry, teacher.sha256, r_bn, first_bn
 
+    def matched(self, name: str, norm: nn.BatchNorm2d) -> nn.Module | MeasuredBatchNorm:
+        """What measures the BatchNorm `name`: a module that takes its place, or what looks at its input."""
+        return MatchedBatchNorm(norm) if is_plain(norm, nn.BatchNorm2d) else MeasuredBatchNorm(norm)
+
     def forward(self, batch: Batch) -> torch.Tensor:
         logits = self.network(batch.normalised(self.geometry))
-        loss = nn.functional.cross_entropy(logits.to(_at_least_fp32(logits)), batch.labels)
+        loss = nn.functional.cross_entropy(logits.to(at_least_fp32(logits)), batch.labels)
         for index, norm in enumerate(self.norms):
             loss = loss + self.r_bn * (self.first_bn if index == 0 else 1.0) * norm.distance
         return loss

@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks import material, pairs, plain, recover
 from conftest import ROOT
-from helpers import CPU, noise, small_net
+from helpers import CPU, noise, recipe, small_net
 from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
 from recover.objectives.batchnorm import BatchNormMatching
@@ -33,8 +33,8 @@ def test_one_step_of_plain_is_one_step_of_ours():
     theirs.r_bn, theirs.min_crop = 0.05, 1.0
     geometry = Geometry(8, MEAN, STD, 4, None, "cifar")
     objective = BatchNormMatching(Teacher(model, "small", geometry, ""), r_bn=0.05, first_bn=10.0)
-    schedule = EarlyLate(4, 12, 3, lr=0.25, curriculum="cosine", milestone=1.0, min_crop=1.0)
-    engine = Engine(objective, geometry, schedule, CPU, jitter=0, steps=1)
+    settings = recipe(iterations=12, round_iterations=3, min_crop=1.0)
+    engine = Engine(objective, geometry, EarlyLate(4, **settings.schedule), CPU, settings, steps=1)
     ours = Recovery(engine, Start(images, labels, starts), 0)
     assert theirs.step() == pytest.approx(ours.step().item(), rel=1e-4)
     # A mirrored view has the mirrored gradient. Adam's first step is the rate times the gradient's sign, near enough.
@@ -149,6 +149,16 @@ def test_a_comparison_in_words():
             "recover",
             ["--case", "conv3-32", "--steps", "1", "--pairs", "1", "--compile", "off"],
             r"^step conv3-32, 100 images, .* over 1 pairs",
+        ),
+        (
+            "recover",
+            "--work methods --case conv3-32 --method gvbsm --steps 1 --pairs 1 --compile off".split(),
+            r"^step conv3-32, 100 images, .*: delt \S+ ms, gvbsm \S+ m?s: .* times over 1 pairs",
+        ),
+        (
+            "statistics",
+            ["--arch", "conv3", "--images", "40", "--pairs", "1", "--compile", "off"],
+            r"^statistics of per class, conv3, 40 images .* times over 1 pairs",
         ),
         ("kills", ["--quick"], r"^3 ranks, [12] workers killed, exit code 0: (\d+) of \1 images have the same bytes"),
         ("memory", ["--quick"], r"^\| selecting \| [\d,]+ \| \d+ \| \d+ \|$"),

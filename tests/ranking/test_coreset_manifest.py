@@ -118,3 +118,69 @@ def test_short_classes_are_checked_as_they_were_selected(place):
         chosen(content)["ant"][-1] = "ant/ant1.png" if chosen(content)["ant"][-1] != "ant/ant1.png" else "ant/ant2.png"
         path.write_text(json.dumps(content))
         refused(place, "ranking", path, **line)
+
+
+# --- of crops, in collages -------------------------------------------------------------------------------------------
+
+CROPS = {**LINE, "crops": 2, "tiles": 2, "ipc": 2}
+
+
+def boxes(content):
+    return content["settings"]["boxes"]
+
+
+def another_box(content):
+    boxes(content)["ant"][0] = [0, 0, 1, 1]
+
+
+def half_a_box(content):
+    boxes(content)["ant"][0] = boxes(content)["ant"][0][:2]
+
+
+def no_numbers(content):
+    boxes(content)["zebra"][1] = ["0", "0", "5", "5"]
+
+
+def a_box_less(content):
+    boxes(content)["moth"].pop()
+
+
+def boxes_of_other_classes(content):
+    boxes(content)["cat"] = boxes(content).pop("ant")
+
+
+def no_boxes(content):
+    del content["settings"]["boxes"]
+
+
+def same_crop_twice(content):
+    for facts in (chosen(content), boxes(content)):
+        facts["ant"][0] = facts["ant"][1]
+
+
+OF_CROPS = (another_box, half_a_box, no_numbers, a_box_less, boxes_of_other_classes, no_boxes, same_crop_twice)
+
+
+@pytest.mark.parametrize("fault", [*OF_CROPS, outside, absolute, too_few])
+def test_crops_that_cannot_be_are_refused_and_can_be_chosen_anew(place, fault):
+    place.works("ranking", **CROPS)
+    path, before = place / "selected" / "manifest.json", images(place / "selected")
+    content = json.loads(path.read_text())
+    fault(content)
+    path.write_text(json.dumps(content))
+    refused(place, "ranking", path, **CROPS)
+    place.works("ranking", overwrite=True, **CROPS)
+    assert images(place / "selected") == before
+
+
+@pytest.mark.parametrize("entry", ["sha256", "tiles"])
+def test_what_is_said_of_collages_is_written_anew_where_it_is_not_theirs(place, entry):
+    place.works("ranking", **CROPS)
+    path = place / "selected" / "manifest.json"
+    content = json.loads(path.read_text())
+    expected = json.loads(path.read_text())[entry]
+    content[entry].popitem()
+    path.write_text(json.dumps(content))
+    assert "complete" not in place.works("ranking", **CROPS)
+    assert json.loads(path.read_text())[entry] == expected
+    assert "complete" in place.works("ranking", **CROPS)

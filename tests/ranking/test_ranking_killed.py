@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from conftest import CLASSES, images
-from ranking import __main__ as stage
 from ranking import record, score, selection
 from utils.run.shared_work import SharedWork
 
@@ -101,9 +100,9 @@ def others_scores(place):
         (score, "write", then_die(score.write)),
         (record, "write", die),
         (record, "write", then_die(record.write)),
-        (stage, "claim", then_die(stage.claim)),
+        (selection, "claim", then_die(selection.claim)),
         (selection, "copy", then_die(selection.copy)),
-        (stage, "write_json", then_die(stage.write_json)),
+        (selection, "write_json", then_die(selection.write_json)),
         (SharedWork, "remove", die),
         (SharedWork, "remove", then_die(SharedWork.remove)),
     ],

@@ -8,7 +8,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from helpers import CPU, scrambled, small_net
+from helpers import CPU, recipe, scrambled, small_net
 from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
 from recover.objectives.base import Batch, combined
@@ -28,7 +28,8 @@ HALF, OTHER, THIRD = (
         ((0.1, 0.9, 0.5), (0.6, 0.15, 1.0)),
     )
 )
-SCHEDULE = EarlyLate(3, iterations=9, round_iterations=3, lr=0.25, curriculum="cosine", milestone=1.0, min_crop=0.08)
+SETTINGS = recipe(iterations=9, round_iterations=3, jitter=1)
+SCHEDULE = EarlyLate(3, **SETTINGS.schedule)
 needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
 
 
@@ -165,7 +166,7 @@ def test_two_teachers_in_turn(first):
     """Iteration i has teacher i mod 2, whenever the unit's first images start."""
     _, images, labels = case("conv")
     objective = combined([matching(*teacher) for teacher in two_teachers()], "turn")
-    engine = Engine(objective, HALF, SCHEDULE, CPU, jitter=1, steps=9)
+    engine = Engine(objective, HALF, SCHEDULE, CPU, SETTINGS, steps=9)
     loop = Recovery(engine, Start(images.float().clamp(-1, 1), labels, [first] * 3), "turn")
     for iteration in range(first, 9):
         rows, columns = loop.views[iteration].matrices(8, torch.device("cpu"))
@@ -290,7 +291,7 @@ def test_the_fast_step_against_float64(name, precision, tolerance, gradient_tole
     runtime = Runtime(torch.device("cpu"), precision, compile)
     model, images, labels = case(name)
     loss, gradient = reference(model, images, labels)
-    engine = Engine(matching(model), HALF, SCHEDULE, runtime, jitter=0, steps=1)
+    engine = Engine(matching(model), HALF, SCHEDULE, runtime, SETTINGS, steps=1)
     images = images.float().contiguous(memory_format=torch.channels_last).requires_grad_()
     with runtime.autocast():
         found = engine.loss(0)(images, labels, torch.arange(3), torch.tensor(0))
@@ -313,7 +314,7 @@ def test_one_compilation_serves_every_round(teachers, combine, graphs):
     _, images, labels = case("conv")
     used = (lambda: [(several_norms(), OTHER)]) if teachers == "norms" else lambda: two_teachers()[:teachers]
     objective = combined([matching(*teacher) for teacher in used()], combine)
-    engine = Engine(objective, HALF, SCHEDULE, runtime, jitter=0, steps=1)
+    engine = Engine(objective, HALF, SCHEDULE, runtime, SETTINGS, steps=1)
     for iteration, count in enumerate((2, 3, 2, 5, 4, 3)):
         batch = images.float().repeat(2, 1, 1, 1)[:count].contiguous(memory_format=torch.channels_last)
         own = labels.repeat(2)[:count]

@@ -13,7 +13,7 @@ from utils.run.errors import UserError
 
 
 def schedule(ipc=10, iterations=4000, round_iterations=500, **changed):
-    settings = dict(lr=0.25, curriculum="cosine", milestone=1.0, min_crop=0.08)
+    settings = dict(lr=0.25, lr_schedule="cosine", curriculum="cosine", milestone=1.0, min_crop=0.08)
     return EarlyLate(ipc, iterations, round_iterations, **{**settings, **changed})
 
 

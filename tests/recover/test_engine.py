@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from helpers import CPU, small_net
+from helpers import CPU, recipe, small_net
 from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
 from recover.objectives.base import Objective
@@ -27,11 +27,9 @@ LOW, HIGH = torch.tensor([-2.0, -1.5, -1.0]).view(3, 1, 1), torch.tensor([2.0, 1
 WIDE = geometry((0.5,) * 3, (1 / 200,) * 3)  # from -100 to 100
 
 
-def schedule(**changed):
-    settings = dict(
-        ipc=4, iterations=12, round_iterations=3, lr=0.25, curriculum="cosine", milestone=1.0, min_crop=0.08
-    )
-    return EarlyLate(**{**settings, **changed})
+def make_engine(objective, space=NARROW, **changed):
+    settings = recipe(**{"iterations": 12, "round_iterations": 3, **changed})
+    return Engine(objective, space, EarlyLate(4, **settings.schedule), CPU, settings, steps=12)
 
 
 def start(count, seed=0, size=SIZE):
@@ -59,10 +57,9 @@ def quadratic(target=3.0):
     return Toy(lambda batch: 0.5 * (batch.images - target).square().sum())
 
 
-def recovery(starts, objective, space=NARROW, stream=(0, "recover", 0), images=None, jitter=0, **changed):
+def recovery(starts, objective, space=NARROW, stream=(0, "recover", 0), images=None, **changed):
     images = start(len(starts)) if images is None else images
-    engine = Engine(objective, space, schedule(**changed), CPU, jitter, steps=12)
-    return Recovery(engine, Start(images, torch.arange(len(starts)), starts), *stream)
+    return Recovery(make_engine(objective, space, **changed), Start(images, torch.arange(len(starts)), starts), *stream)
 
 
 def quiet(*_):
@@ -170,10 +167,10 @@ def test_pixels_stay_within_bounds():
     assert torch.equal(loop.images()[0], HIGH.expand(3, SIZE, SIZE)), "pushed by the target, they lie on the bound"
 
 
-def with_network(starts, stream, jitter=0, **changed):
+def with_network(starts, stream, **changed):
     """A unit with a network in its objective."""
     teacher = Teacher(small_net(), "net", NARROW, "0" * 64)
-    engine = Engine(BatchNormMatching(teacher, 0.05, 10.0), NARROW, schedule(**changed), CPU, jitter, steps=12)
+    engine = make_engine(BatchNormMatching(teacher, 0.05, 10.0), **changed)
     return Recovery(engine, Start(start(4, size=8), torch.arange(4), starts), *stream)
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from conftest import images, snapshot
+from recover.flags import share
 
 
 def manifest(folder):
@@ -20,6 +21,8 @@ def manifest(folder):
         (dict(lr=0.25, min_crop=0.08), "delt iterations=8 round_iterations=2"),  # as they are anyway
         (dict(method="cda", round_iterations=0, lr=0.5), "cda iterations=8 lr=0.5"),
         (dict(init="noise", ipc=4), "delt iterations=8 round_iterations=2 init=noise"),
+        (dict(iterations=None, round_iterations=None, iterations_share=0.002), "delt iterations=8 round_iterations=1"),
+        (dict(method="cda", iterations_share=0.002, iterations=6, round_iterations=None), "cda iterations=6"),
     ],
 )
 def test_the_name_says_what_was_changed(place, given, name):
@@ -28,10 +31,39 @@ def test_the_name_says_what_was_changed(place, given, name):
 
 
 @pytest.mark.parametrize(
+    "iterations, round_iterations, stages, part, expected",
+    [
+        (4000, 500, 1, 0.25, (1000, 125)),
+        (4000, 0, 1, 0.05, (200, 0)),
+        (75, 0, 1, 0.5, (38, 0)),
+        (2000, 0, 4, 0.1, (200, 0)),
+        (2000, 0, 4, 0.001, (4, 0)),  # one in each stage
+        (4000, 500, 1, 0.0001, (8, 1)),  # and in each round
+        (4000, 500, 1, 1.0, (4000, 500)),
+    ],
+)
+def test_a_part_of_the_work_has_as_many_rounds_and_stages(iterations, round_iterations, stages, part, expected):
+    recipe = {"iterations": iterations, "round_iterations": round_iterations, "stages": stages}
+    assert tuple(share(recipe, part).values()) == expected
+
+
+@pytest.mark.parametrize(
     "name, flags",
     [
         ("cda", dict(round_iterations=0, batch_by="index")),
-        ("sre2l", dict(round_iterations=0, batch_by="index", init="noise", milestone=0)),
+        (
+            "sre2l",
+            dict(
+                round_iterations=0,
+                batch_by="index",
+                init="noise",
+                milestone=0,
+                crop="none",
+                flip="off",
+                jitter=4,
+                jitter_low=0,
+            ),
+        ),
     ],
 )
 def test_a_method_is_a_set_of_flags(place, name, flags):

@@ -6,10 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import functional as F
 
-from helpers import few
+from helpers import few, recipe
 from recover.views import View, draw_views
 
 CPU = torch.device("cpu")
+
+
+def draw(size, scales, jitter, *stream, **changed):
+    return draw_views([size] * len(scales), scales, recipe(jitter=jitter, **changed), *stream)
 
 
 @st.composite
@@ -37,7 +41,7 @@ def test_matrices_are_crop_flip_and_roll(drawn):
 @few
 @given(size=st.integers(8, 64), scale=st.floats(0.08, 1), seed=st.integers(0, 99))
 def test_drawn_crops(size, scale, seed):
-    for view in draw_views(size, [scale] * 10, 0, seed):
+    for view in draw(size, [scale] * 10, 0, seed):
         top, left, height, width = view.crop
         assert 0 <= top and 0 <= left and top + height <= size and left + width <= size
         assert height >= 1 and width >= 1
@@ -49,14 +53,14 @@ def test_drawn_crops(size, scale, seed):
 
 
 def test_scales_are_used_in_their_order():
-    drawn = draw_views(64, [1.0] * 20 + [0.08] * 200, 0, "order")
+    drawn = draw(64, [1.0] * 20 + [0.08] * 200, 0, "order")
     areas = [view.crop[2] * view.crop[3] / 64**2 for view in drawn]
     assert min(areas[:20]) > 0.95
     assert min(areas[20:]) < 0.2 and max(areas[20:]) > 0.8, "the share is drawn between the smallest and 1"
 
 
 def test_flips_and_rolls_are_drawn_evenly():
-    drawn = draw_views(8, [1.0] * 400, 2, "even")
+    drawn = draw(8, [1.0] * 400, 2, "even")
     assert 150 < sum(view.flip for view in drawn) < 250
     for axis in range(2):
         assert {view.roll[axis] for view in drawn} == {-2, -1, 0, 1, 2}
@@ -65,12 +69,12 @@ def test_flips_and_rolls_are_drawn_evenly():
 
 @pytest.mark.parametrize("other", [(0, "recover", 4), (1, "recover", 3)])
 def test_views_belong_to_their_stream(other):
-    def draw(*stream):
-        return draw_views(32, [0.08] * 20, 2, *stream)
+    def drawn(*stream):
+        return draw(32, [0.08] * 20, 2, *stream)
 
     torch.manual_seed(1)
-    first = draw(0, "recover", 3)
+    first = drawn(0, "recover", 3)
     torch.manual_seed(2)
     torch.rand(5)
-    assert draw(0, "recover", 3) == first
-    assert draw(*other) != first
+    assert drawn(0, "recover", 3) == first
+    assert drawn(*other) != first

@@ -2,15 +2,19 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-REGISTRIES = "validate.protocols ranking.criteria recover.methods utils.data.datasets"
+REGISTRIES = "validate.protocols ranking.criteria recover.methods utils.data.datasets utils.nets.models"
 
-# Ends well for -c, and for a registry unless it is asked for the word 'unknown'. Everything else is noted.
+# Ends well for -c, and for a registry unless it is asked for the word 'unknown'. A method needs what $NEEDS
+# says, or the project itself, which also runs the cells of a comparison. Everything else is noted.
 PYTHON = f"""#!/bin/sh
 [ "$1" = -c ] && exit 0
+[ -n "$NEEDS" ] && case "$2 $3" in "recover.methods --needs") echo "$NEEDS"; exit 0;; esac
+case "$2 $3" in "recover.methods --needs"|"utils.run.cells "*) cd {ROOT}; exec {sys.executable} "$@";; esac
 case " {REGISTRIES} " in *" $2 "*)
     case " $* " in *" unknown "*) echo "error: '$2' knows no 'unknown'; known: this, that" >&2; exit 2;; esac
     exit 0;;

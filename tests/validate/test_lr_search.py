@@ -8,6 +8,7 @@ import pytest
 from conftest import images
 from refusals import refused
 from validate import protocols
+from validate.flags import chosen_protocols
 
 LINE = dict(protocol="hard", epochs=2, student_arch="conv3", batch_size=6)
 RATES = ("0.0001", "0.0003", "0.001", "0.003", "0.01")  # of conv3: 0.001 as published
@@ -81,6 +82,15 @@ def test_the_rates_are_those_around_the_published_one(arch, first):
     found = protocols.resolve(settings, arch, protocols.SetFacts(10, 10, 100, 32), 1)
     assert found.lr_search == pytest.approx([first * factor for factor in (1, 3, 10, 30, 100)])
     assert found.lr == pytest.approx(10 * first)
+
+
+def test_the_rates_of_a_protocol_with_one_of_its_own_are_around_that():
+    flags = {**dict.fromkeys(protocols.DELT), "lr": "search", "protocol": ["gvbsm", "delt"]}
+    own, published = chosen_protocols(flags, "cifar100", 32).values()
+    facts = protocols.SetFacts(100, 10, 1000, 32, "cifar100")
+    found = protocols.resolve(own, "conv3", facts, 1)
+    assert (found.optimizer, found.lr) == ("sgd", 0.1) and found.lr_search == (0.01, 0.03, 0.1, 0.3, 1.0)
+    assert protocols.resolve(published, "conv3", facts, 1).lr_search == (0.0001, 0.0003, 0.001, 0.003, 0.01)
 
 
 @pytest.mark.parametrize("value", ["searching", "-1", "nan", "inf"])

@@ -107,6 +107,19 @@ def test_a_killed_run_has_one_row_a_seed_in_the_end(tmp_path, monkeypatch, last)
     assert sorted(Run(tmp_path, {}, FACTS).results) == [0, 1, 2]
 
 
+def test_a_run_is_one_process_s_and_other_runs_of_the_folder_are_not(tmp_path):
+    with Run.claimed(tmp_path, {"lr": 0.001}, FACTS) as run:
+        with pytest.raises(UserError, match="is writing there"), Run.claimed(tmp_path, {"lr": 0.001}, FACTS):
+            pass
+        with Run.claimed(tmp_path, {"lr": 0.002}, FACTS) as other:
+            other.add(result(1))
+        run.add(result(0))
+    with Run.claimed(tmp_path, {"lr": 0.001}, FACTS) as run:
+        assert list(run.results) == [0], "what was stored is seen"
+    assert len(lines(tmp_path)) == 3
+    assert not list(tmp_path.rglob(".*"))
+
+
 EARLIER = COLUMNS.removesuffix(",settings")
 EARLIER_ROW = "cifar10,delt,10,resnet18,conv3,delt,7,41.00,42.00,90.00,300,9.9,runs/syn"
 

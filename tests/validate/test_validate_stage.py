@@ -263,7 +263,7 @@ def test_a_folder_is_not_compared_with_itself(place):
     [
         (dict(weight_average=1), ["--weight-average", "0.99"]),
         (dict(lr_steps=[0.5, 1.5]), ["--lr-steps", "1.5"]),
-        (dict(optimizer="adam"), ["--optimizer", "adamw", "sgd"]),
+        (dict(optimizer="adagrad"), ["--optimizer", "adamw", "sgd"]),
         (dict(loss="l1"), ["--loss", "kl", "mse", "ce"]),
         (dict(class_weight=-1), ["--class-weight"]),
         (dict(image_weights="some"), ["--image-weights", "on", "off"]),

@@ -14,6 +14,8 @@ from utils.run.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALL_SIZE = 64  # pixels; up to this size images get the small-image stem, the padded crop, and a place in memory
+SMALL = "small"  # where settings differ by data set: the others of SMALL_SIZE pixels and less
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,20 @@ def known(name: str | None) -> DataSet | None:
             f"--dataset {name}: not a known one; known: {', '.join(DATASETS)} (leave it out for a data set of your own)"
         )
     return DATASETS[name]
+
+
+def own_settings(
+    settings: Mapping[str, Mapping[str, Any]], name: str | None, input_size: int | None
+) -> Mapping[str, Any]:
+    """What `settings` has for data set `name`; if it has nothing, for SMALL ones if the input is that small, else none.
+
+    Raises UserError for an unknown name.
+    """
+    facts = known(name)
+    if name in settings:
+        return settings[name]
+    size = input_size or (facts.input_size if facts else None)
+    return settings.get(SMALL, {}) if size and size <= SMALL_SIZE else {}
 
 
 if __name__ == "__main__":

@@ -156,10 +156,13 @@ class ImageFolder:
     def first(self, ipc: int, advice: str = "") -> "ImageFolder":
         """The first `ipc` images of each class by name. Raises UserError, with `advice`, where a class has fewer."""
         self.require(ipc, advice)
+        return self.taking([index for label in range(len(self.classes)) for index in self.span(label)[:ipc]])
+
+    def taking(self, indices: Sequence[int]) -> "ImageFolder":
+        """Some of the images, in rising order."""
         chosen = copy.copy(self)
-        labels = range(len(self.classes))
-        chosen.paths = [path for label in labels for path in self.of_class(label)[:ipc]]
-        chosen.labels = [label for label in labels for _ in range(ipc)]
+        chosen.paths = [self.paths[index] for index in indices]
+        chosen.labels = [self.labels[index] for index in indices]
         chosen._kept, chosen._sizes, chosen._fingerprint = [], [], None
         return chosen
 

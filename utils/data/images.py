@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
+from utils.data.datasets import SMALL_SIZE
 from utils.data.pixel_range import colour_layout, colour_to_8_bits, is_deep, seems_shallow, to_8_bits
 from utils.run.errors import UserError
 from utils.run.files import replacing
@@ -18,7 +19,6 @@ from utils.run.files import replacing
 MAX_PIXELS = 100_000_000  # an image that claims more is refused before it is decoded
 MAX_PIXELS_VARIABLE = "DELT_MAX_PIXELS"  # in the environment: another limit
 MIN_SIZE = 8  # pixels of an input
-SMALL_SIZE = 64  # pixels; up to this size images get the small-image stem, the padded crop, and a place in memory
 LONGEST = 16  # times the shorter side; of a longer image only the middle is resized
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would warn, and end at another number of pixels: see _check_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -72,6 +72,9 @@ class Training:
     evaluations: int = 0  # on the test images, evenly over the epochs
     curves: Curves = Curves()
     on_best: Callable[[History], None] = lambda history: None  # called when the top-1 is the best so far
+    kept: tuple[int, ...] = ()  # epochs, counted from 1, that are measured in any case
+    on_kept: Callable[[int, History], None] = lambda epoch, history: None  # called after each of them
+    parts: Callable[[Any], Sequence[Any]] = lambda batch: [batch]  # of a step's batch: one forward and backward each
     stream: tuple = ()  # names the random streams of the networks' dropout: one for each step and rank
 
     def run(
@@ -83,8 +86,8 @@ class Training:
     ) -> History:
         """Train `learner` in place from where `state` has it, on the `batches` from a number on.
 
-        `losses(forward, batch)` gives the loss of each image of this rank's batch, fp32 (B,). Raises UserError if the
-        loss is not finite.
+        `losses(forward, batch)` gives the loss of each image of this rank's batch, or of one of its `parts`, fp32
+        (B,). Raises UserError if the loss is not finite.
         """
         schedule, runtime = self.schedule, self.runtime
         per_epoch = schedule.steps_per_epoch
@@ -94,7 +97,7 @@ class Training:
         start, total = saved["number"], torch.tensor(saved["total"], device=runtime.device)  # of this epoch's losses
         model, optimizer = learner.model, learner.optimizer
         forward = runtime.compiled(distributed.data_parallel(model, runtime.device), schedule.steps)
-        measured = evaluated_epochs(schedule.epochs, self.evaluations)
+        measured = evaluated_epochs(schedule.epochs, self.evaluations) | set(self.kept)
         model.train()
 
         def end_epoch(entry: dict, rate: float) -> None:
@@ -114,6 +117,8 @@ class Training:
                 self._measure(learner.tested, history, lambda: state.save_if_due(before_test))
                 entry = {**entry, "top1": history.top1}
                 model.train()
+            if epoch in self.kept:
+                self.on_kept(epoch, history)
             self.curves.add(epoch, **entry, lr=rate)
             history.epochs.append(entry)
 
@@ -131,18 +136,22 @@ class Training:
                 if step == 1:
                     total = torch.zeros((), device=runtime.device)
                 rate = learner.scheduler.get_last_lr()[0]
-                # Dropout and stochastic depth draw from the global generators.
-                draws = seeded(*self.stream, "forward", number, distributed.get_rank(), device=runtime.device)
-                with draws, runtime.autocast():
-                    loss = distributed.global_mean(losses(forward, batch), size)
                 optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
+                first = 0  # of the part's images
+                # Dropout and stochastic depth draw from the global generators.
+                with seeded(*self.stream, "forward", number, distributed.get_rank(), device=runtime.device):
+                    for part in self.parts(batch):
+                        with runtime.autocast():
+                            found = losses(forward, part)
+                            loss = distributed.global_mean(found, size, first)
+                        scaler.scale(loss).backward()
+                        total += loss.detach()
+                        first += len(found)
                 scaler.step(optimizer)
                 scaler.update()
                 learner.scheduler.step()
                 if learner.average:
                     learner.average.update_parameters(model)
-                total += loss.detach()
                 bar.update(size)
                 # Seldom, because reading the loss makes the host wait for the GPU.
                 if step % 25 == 0 or step == per_epoch:

@@ -25,14 +25,40 @@ def extractor(network: nn.Module) -> nn.Module:
 
     Raises UserError for a network without a linear layer.
     """
+    owner, name = _last_linear(network)
+    setattr(owner, name, nn.Identity())
+    return network
+
+
+class Tap(nn.Module):
+    """A network's last linear layer, which keeps what it sees: after a forward pass `features` (B, D)."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.linear, self.features = linear, torch.zeros(())
+
+    @classmethod
+    def of(cls, network: nn.Module) -> Tap:
+        """Of `network`, which is changed in place and still gives its logits. Raises UserError as `extractor` does."""
+        owner, name = _last_linear(network)
+        tap = cls(getattr(owner, name))
+        setattr(owner, name, tap)
+        return tap
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.features = x.flatten(1)
+        return self.linear(x)
+
+
+def _last_linear(network: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds it, and its name there."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UserError(
             f"{type(network).__name__} has no linear layer, and so no penultimate features; take another network"
         )
     owner, _, name = linear[-1].rpartition(".")
-    setattr(network.get_submodule(owner), name, nn.Identity())
-    return network
+    return network.get_submodule(owner), name
 
 
 @dataclass(frozen=True)

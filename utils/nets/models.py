@@ -1,22 +1,31 @@
-"""Networks: torchvision's and timm's by name, and the conv nets of the field."""
+"""Networks: torchvision's and timm's by name, and the conv nets and wide residual networks of the field.
+
+Run as a module, it ends with exit code 2 and one line if one of its arguments is no network's name.
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
+import sys
 
 import timm
 import torch
 import torchvision
 from torch import nn
 
-from utils.data.images import SMALL_SIZE
+from utils.data.datasets import SMALL_SIZE
+from utils.nets.wide_resnet import WideResNet
+from utils.run import entry
 from utils.run.errors import UserError
 
 STEMS = ("cifar", "imagenet")
 CONV_WIDTH = 128
 TIMM = "timm/"
+OWN = "conv1 to conv6 (conv3_w32: 32 channels wide), wrn_16_2"  # for messages
 _CONV = re.compile(r"conv([1-6])(?:_w([1-9]\d{0,3}))?")
+_WRN = re.compile(r"wrn_(10|16|22|28|34|40)_([1-9]\d?)")
 
 
 class ConvNet(nn.Module):
@@ -52,7 +61,9 @@ def is_known(arch: str) -> bool:
     """Whether `build` has a network of that name."""
     if arch.startswith(TIMM):
         return timm.is_model(arch.removeprefix(TIMM))
-    return bool(_CONV.fullmatch(arch)) or arch in torchvision.models.list_models(module=torchvision.models)
+    return bool(_CONV.fullmatch(arch) or _WRN.fullmatch(arch)) or arch in torchvision.models.list_models(
+        module=torchvision.models
+    )
 
 
 def default_stem(input_size: int) -> str:
@@ -63,8 +74,8 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     """A network with random weights (or torchvision's named `weights`) for (N, 3, input_size, input_size).
 
     `stem`: "imagenet" leaves torchvision's network as it is; "cifar" makes its first convolution 3x3 with
-    stride 1 and drops the pool behind it. Conv nets have one stem. Raises UserError for an unknown `arch`, or one
-    that cannot take images of this size.
+    stride 1 and drops the pool behind it. Conv nets and WRNs have one stem. Raises UserError for an unknown `arch`, or
+    one that cannot take images of this size.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:
@@ -79,9 +90,23 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     return _make(arch, num_classes, input_size, stem, weights)
 
 
+def takes_size(network: nn.Module, size: int) -> bool:
+    """Whether a network takes images (N, 3, size, size) too. It is tried without memory, on a copy."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            copy.deepcopy(network).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
+    except NotImplementedError:
+        pass  # as in `build`
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    return True
+
+
 def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None) -> nn.Module:
     if match := _CONV.fullmatch(arch):
         return ConvNet(int(match[1]), num_classes, input_size, int(match[2] or CONV_WIDTH))
+    if match := _WRN.fullmatch(arch):
+        return WideResNet(int(match[1]), int(match[2]), num_classes)
     if arch.startswith(TIMM):
         model = _make_timm(arch.removeprefix(TIMM), num_classes, input_size)
     else:
@@ -94,8 +119,8 @@ def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
 def _make_torchvision(arch: str, num_classes: int, input_size: int, weights: str | None) -> nn.Module:
     if arch not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
-            f"architecture '{arch}' is not known; use conv1 to conv6 (conv3_w32: 32 channels wide), a torchvision "
-            "classification model such as resnet18, resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
+            f"architecture '{arch}' is not known; use {OWN}, a torchvision classification model such as resnet18, "
+            "resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
         )
     options = {"image_size": input_size} if arch.startswith("vit_") and weights is None else {}
     # These two bring auxiliary classifiers that nothing here uses.
@@ -173,7 +198,7 @@ def _shapes_of_stems(arch: str) -> tuple[dict, dict]:
         try:
             network = _make(arch, 2, 224, "imagenet", None)
             large = _shapes(network.state_dict())
-            if not isinstance(network, ConvNet):
+            if not isinstance(network, (ConvNet, WideResNet)):
                 _give_small_stem(network)
             return large, _shapes(network.state_dict())
         except (UserError, RuntimeError, AssertionError, ValueError):
@@ -194,3 +219,13 @@ def read_num_classes(weights: dict[str, torch.Tensor]) -> int | None:
     """The number of outputs of the last linear layer of a state_dict."""
     last = [tensor for tensor in weights.values() if tensor.ndim == 2]
     return last[-1].shape[0] if last else None
+
+
+def main() -> None:
+    with torch.device("meta"):
+        for name in sys.argv[1:]:
+            _make(name, 2, 224, "imagenet", None)
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -26,6 +26,7 @@ COMPILE = ("auto", "on", "off")
 # between the convolutions is most of a step, and fusing it saves most; in fp32 the convolutions are.
 COMPILE_FROM_STEPS = 2000
 COMPILE_FROM_STEPS_LOW_CPU = 300
+COMPILATIONS = 64  # of one function at most
 COMPILER = ("torch._dynamo", "torch._inductor", "torch.fx")  # where the errors of torch.compile are defined
 
 
@@ -79,6 +80,8 @@ class Runtime:
         """
         if not self.compiles(steps):
             return function
+        # Several teachers in turn, each at several sizes, are one function to torch; beyond its limit it gives up.
+        torch._dynamo.config.recompile_limit = COMPILATIONS
         # A graph would hold the exchange between ranks, which is not the same in every step.
         graphs = self.device.type == "cuda" and distributed.get_world_size() == 1
         mode = "reduce-overhead" if graphs else None
@@ -113,6 +116,9 @@ class _Compiled:
             # has one of its own, as torch.compile never takes a size of 1 for a variable one.
             if tensor.ndim and len(tensor) > 1:
                 torch._dynamo.mark_dynamic(tensor, 0)
+            # Images of another size have one, too, which is faster than one for sizes that vary.
+            for axis in range(1, tensor.ndim):
+                torch._dynamo.mark_static(tensor, axis)
         try:
             return self.faster(*tensors)
         except Exception as error:

@@ -171,12 +171,13 @@ def local_batches(keys: Iterable[tuple[tuple, Sequence[int]]]) -> Iterator[tuple
         yield (name, batch) if get_world_size() == 1 else ((*name, "rank", get_rank()), local_batch(batch))
 
 
-def global_mean(losses: torch.Tensor, batch_size: int) -> torch.Tensor:
+def global_mean(losses: torch.Tensor, batch_size: int, first: int = 0) -> torch.Tensor:
     """One loss for each image of this rank's part of a batch of `batch_size` images -> what it backpropagates.
 
     DistributedDataParallel averages the ranks' gradients: the result is the gradient of the mean over the global batch.
+    Where the losses come in pieces, which are to be added up, `first` images of the part came before this one.
     """
-    return losses[: _own(batch_size)].sum() * (get_world_size() / batch_size)
+    return losses[: max(_own(batch_size) - first, 0)].sum() * (get_world_size() / batch_size)
 
 
 def batch_mean(values: torch.Tensor, batch_size: int) -> torch.Tensor:

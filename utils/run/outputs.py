@@ -94,18 +94,18 @@ def _empty(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(output: str | Path) -> Iterator[None]:
+def locked(output: str | Path, wait: float = 0) -> Iterator[None]:
     """Let no other process write `output` within; the lock is a hidden file beside it.
 
     The system releases the lock however a process ends. The ranks of one run write into one output, so each has a
-    lock of its own. Raises UserError if another process holds the lock.
+    lock of its own. Raises UserError if another process still holds the lock after `wait` seconds.
     """
     output, rank = Path(output).absolute(), os.environ.get("RANK", "0")
     path = output.with_name(f".{output.name}.lock" if rank == "0" else f".{output.name}.rank{rank}.lock")
     made = make_folder(path.parent)
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout:
         owner = path.read_text(errors="replace") if path.exists() else ""
         raise UserError(

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import signal
+import threading
 import time
 from typing import Iterator
 
@@ -76,8 +77,12 @@ class _Signals:
     def held(self) -> Iterator[None]:
         """No signal cuts off what is within, however long it takes; one that was to end the process does so after it.
 
-        For what writes files, and for what ends by itself and looks for signals meanwhile.
+        For what writes files, and for what ends by itself and looks for signals meanwhile. Other threads than the first
+        one are cut off by none.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         self._holds += 1
         try:
             yield

@@ -1,6 +1,6 @@
 """python -m validate.report RUN...: one static page of what runs measured, to look at before reading.
 
-Beside the page are its figures as PNG, and its table as Markdown and CSV.
+Beside the page are its figures as PNG, and its tables as Markdown and CSV.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from utils.data import gallery
 from utils.run import entry
 from utils.run.files import write_text
 from utils.run.outputs import check_output
-from validate.report import charts, collect, figures, origins, page, scores, tables
+from validate.report import charts, collect, comparison, figures, origins, page, scores, tables
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Flags:
 def parse() -> Flags:
     parser = cli.Parser(
         "validate.report",
-        "One static HTML page of what runs measured: table, curves, diversity, times and pictures; its figures as PNG, "
-        "its table as Markdown and CSV.",
+        "One static HTML page of what runs measured: tables, curves, diversity, times and pictures; its figures as "
+        "PNG, its tables as Markdown and CSV.",
     )
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="--output-dir of python -m validate, or a script's run folder"
@@ -39,7 +39,7 @@ def parse() -> Flags:
     parser.add_argument(
         "--output-dir",
         metavar="DIR",
-        help="gets report.html, results.md, results.csv, scores.csv and figures/; RUN/report if left out",
+        help="gets report.html, figures/, scores.csv, results and comparison as .md and .csv; RUN/report if left out",
     )
     parser.add_argument("--title", default="DELT: what was measured", help="of the page")
     parser.add_argument("--classes", type=cli.positive, default=10, help="most classes in the gallery, evenly spaced")
@@ -60,11 +60,13 @@ def main() -> None:
     measured = collect.read(flags.runs)
     check_output(folder / "report.html")
     results = tables.results(measured)
+    compared = comparison.table(measured)
     sets = origins.image_sets(measured)
     contents = page.Contents(
         title=flags.title,
         command=shlex.join(["python", "-m", "validate.report", *flags.runs]),
         measured=measured,
+        compared=compared,
         results=results,
         scores=scores.table(measured, flags.full_hard),
         charts=charts.of_runs(flags.runs, measured),
@@ -73,6 +75,7 @@ def main() -> None:
     for chart in contents.charts:
         if chart.draw:
             figures.save(folder / "figures" / f"{chart.anchor}.png", chart.draw)
+    comparison.write(compared, folder)
     write_text(folder / "results.csv", results.to_csv(index=False, lineterminator="\n"))
     if contents.scores.empty:
         (folder / "scores.csv").unlink(missing_ok=True)  # an earlier report's
@@ -82,8 +85,8 @@ def main() -> None:
     write_text(folder / "report.html", page.render(contents))
     students = sum(len(one.seeds) for one in measured)
     print(
-        f"report: {len(measured)} results of {students} students: {folder / 'report.html'}; results.md, results.csv "
-        "and figures/ beside it"
+        f"report: {len(measured)} results of {students} students: {folder / 'report.html'}; its tables "
+        "and figures beside it"
     )
 
 

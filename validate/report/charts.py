@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Callable, Sequence
 
 import pandas as pd
@@ -11,6 +11,24 @@ from matplotlib.figure import Figure
 
 from validate.report import diversity, figures, origins
 from validate.report.collect import Measured
+from validate.results import file_name
+
+MOST_CURVES = 12  # in one figure
+# Anchor -> title, entry of the curves, label, text.
+CURVES = {
+    "curves": (
+        "Learning curves",
+        "top1",
+        "top-1, percent",
+        "Top-1 on the test images where it was measured, mean and standard deviation over seeds.",
+    ),
+    "loss": (
+        "Training loss",
+        "loss",
+        "loss",
+        "Mean over seeds; the losses of soft and of hard labels are different quantities.",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -24,20 +42,8 @@ class Chart:
 def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
     """Raises UserError for a table of diversity, a manifest or a teacher that cannot be read."""
     seconds = origins.stage_seconds(measured)
-    curves = [(entry.title, [student.curve for student in entry.seeds.values()]) for entry in measured]
     return [
-        Chart(
-            "curves",
-            "Learning curves",
-            "Top-1 on the test images where it was measured, mean and standard deviation over seeds.",
-            lambda: figures.curves(curves, "top1", "top-1, percent"),
-        ),
-        Chart(
-            "loss",
-            "Training loss",
-            "Mean over seeds; the losses of soft and of hard labels are different quantities.",
-            lambda: figures.curves(curves, "loss", "loss", log=True),
-        ),
+        *_curves(measured),
         _diversity(runs),
         Chart(
             "time",
@@ -48,9 +54,24 @@ def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
     ]
 
 
+def _curves(measured: Sequence[Measured]) -> list[Chart]:
+    """Accuracies and losses; of each protocol by itself where there are more than can be told apart in one figure."""
+    parts = {"": measured}
+    if len(measured) > MOST_CURVES:
+        names = dict.fromkeys(one.protocol for one in measured)
+        parts = {name: [one for one in measured if one.protocol == name] for name in names}
+    charts = []
+    for anchor, (title, entry, label, text) in CURVES.items():
+        for protocol, entries in parts.items():
+            found = [(one.title, [student.curve for student in one.seeds.values()]) for one in entries]
+            draw = partial(figures.curves, found, entry, label, log=entry == "loss")
+            name = file_name(anchor, protocol) if protocol else anchor
+            charts.append(Chart(name, f"{title}, {protocol}" if protocol else title, text, draw))
+    return charts
+
+
 def _diversity(runs: Sequence[str]) -> Chart:
-    paths = [Path(run) / diversity.FILE for run in runs]
-    tables = [diversity.read(path) for path in paths if path.is_file()]
+    tables = [table for run in runs if (table := diversity.of_run(run)) is not None]
     title = "Diversity"
     if not tables:
         text = (

@@ -23,6 +23,10 @@ NAMES = {
 }
 
 
+# What a result's settings say of the images alone: sets that differ in nothing else are compared.
+OF_THE_SET = ("method", "images", "weights", "syn_dir")
+
+
 @dataclass(frozen=True)
 class Student:
     """What one seed gave. Accuracies are in percent."""
@@ -47,6 +51,7 @@ class Measured:
     epochs: int
     syn_dir: str
     arguments: dict[str, Any]
+    settings: dict[str, Any]
     run: Path
     seeds: dict[int, Student]
 
@@ -54,6 +59,11 @@ class Measured:
     def group(self) -> tuple[str, int, str, str]:
         """Results are compared within these."""
         return self.dataset, self.ipc, self.teacher, self.student
+
+    @property
+    def conditions(self) -> str:
+        """Equal for all sets that were measured alike: by the same protocol, teachers, student and test images."""
+        return digest({name: value for name, value in self.settings.items() if name not in OF_THE_SET})
 
     @property
     def set_title(self) -> str:
@@ -96,7 +106,8 @@ def read(runs: Sequence[str | Path]) -> list[Measured]:
         for path in files:
             content = read_json(path)
             try:
-                measured, settings = _measured(content, run), digest(_typed(content["settings"], dict))
+                measured = _measured(content, run)
+                settings = digest(measured.settings)
             except (KeyError, TypeError, OverflowError):
                 raise UserError(f"{path}: is no result of validate; remove it, or give other runs") from None
             seeds = found.setdefault(settings, measured).seeds
@@ -111,7 +122,8 @@ def _measured(content: Any, run: Path) -> Measured:
     seeds = {_typed(entry["seed"], int): _student(entry) for entry in _typed(content["seeds"], list)}
     if not seeds:
         raise KeyError("seeds")
-    return Measured(**names, arguments=_typed(content.get("arguments", {}), dict), run=run, seeds=seeds)
+    parts = {"arguments": _typed(content.get("arguments", {}), dict), "settings": _typed(content["settings"], dict)}
+    return Measured(**names, **parts, run=run, seeds=seeds)
 
 
 def _student(entry: dict[str, Any]) -> Student:

@@ -57,6 +57,17 @@ def read(path: str | Path) -> pd.DataFrame:
     raise UserError(f"{path}: is no table of diversity ({reason}); run `python -m validate.report.diversity` again")
 
 
+def of_run(run: str | Path) -> pd.DataFrame | None:
+    """What was measured of a run's sets: together, or each in a folder of its own below `diversity`; None if nothing.
+
+    Raises UserError for a file that is no such table.
+    """
+    paths = [
+        path for path in (Path(run) / FILE, *sorted((Path(run) / "diversity").glob(f"*/{FILE}"))) if path.is_file()
+    ]
+    return pd.concat(map(read, paths)).drop_duplicates(["method", "class"]) if paths else None
+
+
 @dataclass(frozen=True)
 class Flags:
     syn_dir: tuple[str, ...]

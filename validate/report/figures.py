@@ -25,6 +25,7 @@ COLOURS = {
 }
 MARKERS = "osD^vPX*"
 LINES = ("solid", "dashed", "dotted", "dashdot")  # where there are more than colours and markers
+STAGES = ("squeeze", "ranking", "statistics", "recover", "validate")
 WIDTH = 6.2  # inches
 INK = {"light": "#22262b", "dark": "#e4e6e9"}
 GRID = {"light": "#d9dce0", "dark": "#3a3f46"}
@@ -86,6 +87,7 @@ def diversity(table: pd.DataFrame) -> Figure:
             marker=_marker(number) if few else None,
             markersize=5,
             linewidth=1.4,
+            linestyle=_line(number),
             label=f"{method}, mean {found.mean():.3f}",
         )
     if few:
@@ -118,7 +120,7 @@ def curves(
             linewidth=1.3,
             capsize=2,
             label=title,
-            linestyle=LINES[number // len(MARKERS) % len(LINES)],
+            linestyle=_line(number),
         )
     axes.set(xlabel="epoch", ylabel=label, yscale="log" if log else "linear")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -128,7 +130,7 @@ def curves(
 
 def stages(seconds: Mapping[str, Mapping[str, float]]) -> Figure:
     """Minutes of each stage (in order), one bar a set, of set -> stage -> seconds."""
-    names = list(dict.fromkeys(stage for found in seconds.values() for stage in found))
+    names = [stage for stage in STAGES if any(stage in found for found in seconds.values())]
     figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.38 * len(seconds)))
     left = [0.0] * len(seconds)
     for number, stage in enumerate(names):
@@ -156,6 +158,10 @@ def _legend(figure: Figure) -> None:
 
 def _colour(number: int) -> str:
     return f"C{number}"  # of the theme
+
+
+def _line(number: int) -> str:
+    return LINES[number // len(MARKERS) % len(LINES)]
 
 
 def _marker(number: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from pathlib import Path, PurePosixPath
@@ -10,7 +11,9 @@ from typing import Any, Sequence
 from utils.data import manifest
 from utils.data.gallery import ImageSet
 from utils.data.image_folder import ImageFolder
-from utils.nets import checkpoints
+from utils.nets import checkpoints, statistics
+from utils.run.errors import UserError
+from utils.run.files import read_json
 from validate.report.collect import Measured
 
 
@@ -56,13 +59,51 @@ def image_sets(measured: Sequence[Measured]) -> list[ImageSet]:
 def image_count(record: dict[str, Any]) -> int:
     """How many images a manifest speaks of, a recovered set's or a selection's."""
     chosen = _part(_part(record, "settings"), "images")
-    return len(_part(record, "images")) or sum(len(paths) for paths in chosen.values() if isinstance(paths, list))
+    return (
+        len(_part(record, "images"))
+        or len(_part(record, "sha256"))
+        or sum(len(paths) for paths in chosen.values() if isinstance(paths, list))
+    )
 
 
 def teacher_top1(entry: Measured) -> float | None:
     """The teacher's top-1 in percent, if it is one network, of the student's architecture, and says so."""
     teachers = _teachers(entry)
     return teachers[0].get("top1") if len(teachers) == 1 and entry.teacher == entry.student else None
+
+
+def making(folder: Path) -> dict[str, float]:
+    """Stage -> seconds that it took to make a set, with what it starts from; of stages that say nothing, nothing.
+
+    Statistics of several teachers are summed. What several sets share counts for each of them: alone it would take it.
+    """
+    found, seen = {}, set()
+    while folder is not None and folder not in seen:
+        seen.add(folder)
+        record = manifest.read(folder)
+        recovered = "units" in record
+        records = [("recover" if recovered else "ranking", record)]
+        if recovered:
+            records += [("statistics", _beside(path)) for path in _statistics(record)]
+        for stage, content in records:
+            if "seconds" in content:
+                found[stage] = found.get(stage, 0.0) + manifest.seconds(content)
+        folder = start_of(folder) if recovered else None
+    return found
+
+
+def _statistics(record: dict[str, Any]) -> list[str]:
+    """The files of statistics that a recovered set was made with."""
+    given = _part(record, "arguments").get("statistics")
+    return [path for path in given if isinstance(path, str)] if isinstance(given, list) else []
+
+
+def _beside(path: str) -> dict[str, Any]:
+    """What is said of a file of statistics in the one beside it; nothing where that is gone."""
+    with contextlib.suppress(UserError):
+        content = read_json(statistics.seconds_path(path))
+        return content if isinstance(content, dict) else {}
+    return {}
 
 
 def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
@@ -72,15 +113,8 @@ def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
         name = f"{entry.set_title}, {entry.student}"
         if name in found:
             continue
-        record = manifest.read(entry.set_dir)
-        recovered = "units" in record
-        start = start_of(entry.set_dir) if recovered else entry.set_dir
-        stages = {
-            "squeeze": sum(manifest.seconds(teacher) for teacher in _teachers(entry)),
-            "ranking": manifest.seconds(manifest.read(start)) if start else 0,
-            "recover": manifest.seconds(record) if recovered else 0,
-            "validate": entry.mean("seconds"),
-        }
+        squeeze = sum(manifest.seconds(teacher) for teacher in _teachers(entry))
+        stages = {"squeeze": squeeze, **making(entry.set_dir), "validate": entry.mean("seconds")}
         found[name] = {stage: value for stage, value in stages.items() if value}
     return found
 

@@ -12,7 +12,7 @@ import jinja2
 import pandas as pd
 
 from utils.data.gallery import Block
-from validate.report import figures, tables
+from validate.report import comparison, figures, tables
 from validate.report.charts import Chart
 from validate.report.collect import Measured
 from validate.report.scores import TITLES
@@ -27,6 +27,7 @@ class Contents:
     title: str
     command: str  # that made it
     measured: Sequence[Measured]
+    compared: pd.DataFrame  # of comparison.table
     results: pd.DataFrame  # of tables.results
     scores: pd.DataFrame  # of scores.table
     charts: Sequence[Chart]
@@ -50,7 +51,9 @@ def render(contents: Contents) -> str:
         students=sum(counts),
         sets=len({entry.syn_dir for entry in contents.measured}),
         seeds=f"{min(counts)} to {max(counts)} seeds each" if min(counts) < max(counts) else f"seeds each: {counts[0]}",
-        sections=[("results", "Results"), *charts, ("gallery", "Gallery")],
+        sections=[("comparison", "Comparison"), ("results", "Results"), *charts, ("gallery", "Gallery")],
+        groups=list(comparison.groups(contents.compared)),
+        note=comparison.note(contents.compared),
         columns=[{"title": title, "number": name in tables.NUMBERS} for name, title in tables.TITLES.items()],
         rows=[_row(row) for _, row in contents.results.iterrows()],
         scores=_scores(contents.scores),

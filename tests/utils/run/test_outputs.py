@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from threading import Timer
 
 import pytest
 
@@ -203,16 +204,37 @@ def test_the_ranks_of_a_run_write_into_one_output(tmp_path, holder, monkeypatch)
         ("ranking", "selected"),
         ("ranking", "ranking.csv"),
         ("recover", "syn"),
-        ("validate", "measured/results.csv"),
     ],
 )
 def test_a_stage_is_refused_while_another_process_writes_its_output(place, holder, stage, output):
-    line = {"epochs": 1} if stage == "validate" else {}
     process = holder(place / output)
-    outcome = place.run(stage, **line)
+    outcome = place.run(stage)
     assert outcome.code == 2 and f"process {process.pid}" in outcome.err and str(place / output) in outcome.err
     assert len(outcome.err.splitlines()) == 1 and not (place / output).exists()
     process.kill()
     process.wait()
-    place.works(stage, **line)
+    place.works(stage)
     assert not list(place.root.rglob(".*.lock")), "and no lock is left"
+
+
+def test_two_students_of_one_set_are_not_trained_by_two_processes(place, holder):
+    place.works("validate", epochs=1)
+    [result] = (place / "measured" / "results").glob("*.json")
+    result.unlink()
+    process = holder(result)
+    outcome = place.run("validate", epochs=1)
+    assert outcome.code == 2 and f"process {process.pid}" in outcome.err and not result.exists()
+    place.works("validate", epochs=2)  # another result, in the same folder
+    process.kill()
+    process.wait()
+    place.works("validate", epochs=1)
+    assert not list(place.root.rglob(".*.lock")), "and no lock is left"
+
+
+def test_a_row_waits_while_another_process_adds_one(tmp_path, holder):
+    process = holder(tmp_path / "results.csv")
+    Timer(0.3, process.kill).start()
+    with locked(tmp_path / "results.csv", wait=60):
+        assert process.wait(10) == -signal.SIGKILL
+    with pytest.raises(UserError), locked(tmp_path / "x"), locked(tmp_path / "x", wait=0.1):
+        pass

@@ -5,6 +5,7 @@ import os
 import random
 import shlex
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -51,6 +52,26 @@ def test_in_the_midst_of_work_a_signal_waits_until_the_state_is_saved(tmp_path):
             state.save_if_due(lambda: {"steps": steps})
     assert steps == [0, 1, 2]
     assert State(tmp_path / "x.state", {}).load() == {"steps": [0, 1, 2]}
+
+
+def test_what_another_thread_writes_holds_no_signal_back(tmp_path):
+    """No signal cuts it off: it comes to the first thread, which need not wait for the other."""
+    written, go_on = threading.Event(), threading.Event()
+
+    def write():
+        with replacing(tmp_path / "x") as temporary:
+            temporary.write_text("whole")
+            written.set()
+            go_on.wait(60)
+
+    thread = threading.Thread(target=write)
+    with pytest.raises(Stopped), SIGNALS.handled():
+        thread.start()
+        written.wait(60)
+        send(signal.SIGTERM)
+    go_on.set()
+    thread.join()
+    assert (tmp_path / "x").read_text() == "whole"
 
 
 def test_a_second_signal_does_not_wait_but_those_that_come_together_are_one(tmp_path, monkeypatch):

@@ -47,6 +47,8 @@ def test_the_files_of_a_report(made):
     folder = run / "report"
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         "report.html",
+        "comparison.csv",
+        "comparison.md",
         "results.md",
         "results.csv",
         "scores.csv",

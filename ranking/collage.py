@@ -1,0 +1,92 @@
+"""Collages: output images put together of tiles, which are images or crops of images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.nn.functional import interpolate
+
+from utils.data.images import read_rgb, save_image, to_batch
+from utils.data.tiles import Tile, cut
+from utils.run.cpus import available_cpus
+from utils.run.files import sha256, shortened
+from utils.run.progress import progress
+
+
+@dataclass(frozen=True)
+class Collages:
+    """The collages of a selection: `size` pixels, `tiles` tiles along a side, of images in `train_dir`."""
+
+    train_dir: Path
+    size: int
+    tiles: int
+
+    def write(
+        self, chosen: dict[str, list[Tile]], output_dir: Path, known: dict[str, str] | None
+    ) -> tuple[int, dict[str, str], dict[str, list[Tile]]]:
+        """Write each class's collages to output_dir/class/POSITION_name.png, name being that of the first tile.
+
+        Those that are there stay if they have the SHA-256 of `known` (by path), or in any case where it is None: files
+        appear whole. Returns how many were written, and of each by its path in `output_dir` its SHA-256 and its tiles,
+        with the SHA-256 of their files. The caller flushes them.
+        """
+        wanted = {}
+        for name, ranked in chosen.items():
+            groups = arranged(ranked, self.tiles**2)
+            width = max(3, len(str(len(groups) - 1)))
+            for position, tiles in enumerate(groups):
+                file = shortened(f"{position:0{width}d}_{Path(tiles[0].path).stem}.png")
+                wanted[f"{name}/{file}"] = tiles
+            (output_dir / name).mkdir(exist_ok=True)
+
+        def write(path: str) -> tuple[bool, str, list[Tile]]:
+            target = output_dir / path
+            tiles = [replace(tile, sha256=sha256(self.train_dir / tile.path)) for tile in wanted[path]]
+            anew = not (target.is_file() and (known is None or sha256(target) == known.get(path)))
+            if anew:
+                save_image(target, self.compose(tiles), flushed=False)
+            return anew, sha256(target), tiles
+
+        with (
+            ThreadPoolExecutor(available_cpus()) as pool,
+            progress(total=len(wanted), desc="collages", unit="img", delay=2) as bar,
+        ):
+            written, digests, sources = 0, {}, {}
+            for path, (anew, found, tiles) in zip(wanted, pool.map(write, wanted)):
+                written += anew
+                digests[path], sources[path] = found, tiles
+                bar.update(1)
+        return written, digests, sources
+
+    def compose(self, tiles: Sequence[Tile]) -> torch.Tensor:
+        """uint8 (3, size, size): the tiles row by row, each resized by its nearest pixels (RDED's code).
+
+        Pixels that are left over belong to the first rows and columns. Raises UserError for a damaged image.
+        """
+        side = self.size // self.tiles
+        edges = [side + (k < self.size % self.tiles) for k in range(self.tiles)]
+        rows = []
+        for row, height in enumerate(edges):
+            own = tiles[row * self.tiles : (row + 1) * self.tiles]
+            parts = [interpolate(self._pixels(tile), (height, width)) for tile, width in zip(own, edges)]
+            rows.append(torch.cat(parts, dim=3))
+        return torch.cat(rows, dim=2)[0]
+
+    def _pixels(self, tile: Tile) -> torch.Tensor:
+        """uint8 (1, 3, s, s): a crop at the size at which it was scored, an image at the full size."""
+        image = read_rgb(self.train_dir / tile.path)
+        return to_batch([cut(image, tile.box, self.size // self.tiles if tile.box else self.size)])
+
+
+def arranged(ranked: Sequence[Tile], tiles: int) -> list[list[Tile]]:
+    """Rank k * images + j is tile k of image j, with as many images as `tiles` tiles each are there for.
+
+    Where there are not even enough for one, they are repeated in their order.
+    """
+    images = max(len(ranked) // tiles, 1)
+    ranked = [ranked[rank % len(ranked)] for rank in range(images * tiles)]
+    return [ranked[number::images] for number in range(images)]

@@ -1,0 +1,157 @@
+"""The command line of ranking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ranking.criteria import CRITERIA, Criterion
+from utils import cli
+from utils.cli import MachineFlags, TeacherFlags
+from utils.data.geometry import GeometryFlags
+from utils.data.manifest import KEEP
+
+BATCH_SIZE = 256
+
+
+@dataclass(frozen=True)
+class PatchFlags:
+    """What is chosen among, and what an output image is made of: whole images, one each, unless they say more."""
+
+    candidates: int | None  # images of each class, at random; all if None
+    crops: int  # of each image, at random; 0: whole images
+    tiles: int  # along a side of an output image
+
+    @property
+    def per_image(self) -> int:
+        """What an image gives to choose from."""
+        return max(self.crops, 1)
+
+    @property
+    def in_output(self) -> int:
+        """How many of them an output image takes."""
+        return self.tiles**2
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether outputs are new images, and not copies."""
+        return bool(self.crops) or self.tiles > 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """The command line."""
+
+    train_dir: str
+    ranking_file: str | None
+    output_dir: str | None
+    criterion: str
+    ipc: int
+    short_classes: str
+    seed: int
+    overwrite: bool
+    patches: PatchFlags
+    teacher: TeacherFlags
+    geometry: GeometryFlags
+    machine: MachineFlags
+
+    @property
+    def chooses(self) -> Criterion:
+        return CRITERIA[self.criterion]
+
+    @property
+    def needed(self) -> int:
+        """What is to be chosen in each class."""
+        return self.ipc * self.patches.in_output
+
+    @property
+    def scores_all(self) -> bool:
+        """Whether all images are scored, as a ranking file has them, whoever are the candidates."""
+        return bool(self.ranking_file) and self.chooses.needs == "scores" and not self.patches.crops
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What decides, beside the images, which of them and which crops the teacher sees; empty for all images."""
+        found = {"candidates": self.patches.candidates, "seed": self.seed}
+        if self.patches.crops:
+            return {**found, "crops": self.patches.crops, "tiles": self.patches.tiles}
+        return found if self.patches.candidates and not self.scores_all else {}
+
+    @property
+    def output(self) -> Path:
+        """What the work is for; its pieces lie beside it."""
+        return Path(self.output_dir if self.chooses.needs == "features" or not self.ranking_file else self.ranking_file)
+
+    @property
+    def has_ranking(self) -> bool:
+        return bool(self.ranking_file) and Path(self.ranking_file).exists()
+
+    @property
+    def parts(self) -> Path:
+        return self.output.with_name(f".{self.output.name}.parts")
+
+
+def parse() -> Job:
+    parser = cli.Parser("ranking", "Score every image by the teacher's probability of its class; select --ipc a class.")
+    parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
+    parser.add_argument("--ranking-file", metavar="FILE.csv", help="scores: reused if the file is there, else written")
+    parser.add_argument("--output-dir", metavar="DIR", help="ImageFolder of the selection (none if left out)")
+    parser.add_argument(
+        "--criterion",
+        choices=tuple(CRITERIA),
+        default="medium",
+        help="by the scores, or herding and k-center by the teacher's features",
+    )
+    parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
+    parser.add_argument(
+        "--short-classes",
+        choices=("error", "repeat", KEEP),
+        default="error",
+        help="where a class has fewer than --ipc images: stop, select them again in their order, or select those that "
+        "are there (validate takes such a set, recover needs as many of each class)",
+    )
+    group = parser.add_argument_group("collages", "the selection is copied as it is without --crops and --tiles")
+    group.add_argument(
+        "--candidates", type=cli.positive, metavar="N", help="choose among N images of each class at random; all if few"
+    )
+    group.add_argument(
+        "--crops",
+        type=cli.non_negative,
+        default=0,
+        metavar="N",
+        help="make each image N random square crops, of which the best scored stands for it; 0: whole images",
+    )
+    group.add_argument(
+        "--tiles", type=cli.positive, default=1, metavar="F", help="put F x F of those chosen into each output image"
+    )
+    cli.add_teacher(parser)
+    cli.add_common(parser, f"images per batch; {BATCH_SIZE} if left out")
+    args = parser.parse_args()
+    if not args.ranking_file and not args.output_dir:
+        parser.error("nothing to do: give --ranking-file, --output-dir or both")
+    if CRITERIA[args.criterion].needs == "features" and not args.output_dir:
+        parser.error(f"--criterion {args.criterion} scores nothing: give --output-dir")
+    job = Job(
+        train_dir=args.train_dir,
+        ranking_file=args.ranking_file,
+        output_dir=args.output_dir,
+        criterion=args.criterion,
+        ipc=args.ipc,
+        short_classes=args.short_classes,
+        seed=args.seed,
+        overwrite=args.overwrite,
+        patches=cli.group(args, PatchFlags),
+        teacher=cli.group(args, TeacherFlags),
+        geometry=cli.group(args, GeometryFlags),
+        machine=cli.group(args, MachineFlags),
+    )
+    _check_candidates(parser, job)
+    return job
+
+
+def _check_candidates(parser: cli.Parser, job: Job) -> None:
+    patches = job.patches
+    if patches.candidates and patches.candidates * patches.per_image < job.needed and job.short_classes == "error":
+        least = -(-job.needed // patches.per_image)
+        parser.error(f"--candidates {patches.candidates} are too few: {job.needed} are chosen; give {least} or more")

@@ -1,0 +1,226 @@
+"""The command line of recover."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Mapping
+
+from recover import methods
+from recover.earlylate import CURRICULA, LR_SCHEDULES
+from recover.engine import LEARN, OPTIMIZERS
+from recover.methods import METHODS
+from recover.objectives import OBJECTIVES
+from recover.objectives.base import COMBINATIONS
+from recover.settings import Settings
+from recover.views import CROPS
+from utils import cli
+from utils.cli import MachineFlags, TeacherFlags
+from utils.data.geometry import GeometryFlags
+from utils.run import registry
+from utils.run.errors import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """The command line."""
+
+    method: str  # its name, and what was changed
+    settings: Settings
+    init_dir: str | None
+    classes_by: str  # name or position
+    syn_dir: Path
+    contact_sheet: Path
+    ipc: int | None
+    seed: int
+    image_format: str
+    save_every: float  # minutes
+    overwrite: bool
+    teacher: TeacherFlags
+    geometry: GeometryFlags
+    machine: MachineFlags
+    arguments: dict[str, Any]  # as they were given, for the manifest
+
+    def at_size(self, input_size: int) -> Job:
+        """With the settings for images of so many pixels, on which those of data sets that nobody names depend.
+
+        Raises UserError where they do not fit together.
+        """
+        method, settings = chosen_method(self.arguments, input_size)
+        return replace(self, method=method, settings=settings)
+
+
+def parse() -> Job:
+    parser = cli.Parser("recover", "Optimise images against frozen teachers, by the recipe of --method.")
+    parser.add_argument(
+        "--init-dir",
+        metavar="DIR",
+        help="ImageFolder of the selection, file names in order; with --init noise it only names the classes, and may "
+        "be left out if the teacher does",
+    )
+    cli.add_classes_by(parser, "--init-dir", "the teacher")
+    parser.add_argument("--syn-dir", required=True, metavar="DIR", help="ImageFolder to write")
+    parser.add_argument("--contact-sheet", metavar="FILE.png", help="SYN_DIR/contact_sheet.png if left out")
+    parser.add_argument("--ipc", type=cli.positive, help="images per class; as many as --init-dir has if left out")
+    parser.add_argument(
+        "--image-format", choices=("png", "jpg"), default="png", help="png is lossless; jpg has quality 95"
+    )
+    _add_method(parser)
+    _add_views(parser)
+    cli.add_save_every(parser, "the unit that is being optimised")
+    cli.add_teacher(parser, several="see --combine")
+    cli.add_common(parser, "images optimised together; the method's number if left out")
+    args = parser.parse_args()
+    sheet = args.contact_sheet or str(Path(args.syn_dir) / "contact_sheet.png")
+    if not sheet.endswith(".png") or Path(sheet).is_dir():
+        parser.error(f"--contact-sheet {sheet}: name a .png file")
+    for path in args.statistics or ():
+        if not Path(path).is_file():
+            parser.error(f"--statistics {path}: no such file; python -m squeeze.statistics makes one for each teacher")
+    method, settings = chosen_method(vars(args), args.input_size)
+    if settings.init == "images" and not args.init_dir:
+        parser.error("--init-dir is needed unless --init noise is given")
+    return Job(
+        method=method,
+        settings=settings,
+        init_dir=args.init_dir,
+        classes_by=args.classes_by,
+        syn_dir=Path(args.syn_dir),
+        contact_sheet=Path(sheet),
+        ipc=args.ipc,
+        seed=args.seed,
+        image_format=args.image_format,
+        save_every=args.save_every,
+        overwrite=args.overwrite,
+        teacher=cli.group(args, TeacherFlags),
+        geometry=cli.group(args, GeometryFlags),
+        machine=cli.group(args, MachineFlags),
+        arguments=vars(args),
+    )
+
+
+def _add_method(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("method", "given flags win over the recipe, and show in the set's name")
+    group.add_argument("--method", choices=tuple(METHODS), default="delt", help="the recipe, of recover/methods.py")
+    group.add_argument("--objective", choices=tuple(OBJECTIVES), help="what the images minimise")
+    group.add_argument("--iterations", type=cli.positive, help="ITR, of the images that start first")
+    group.add_argument("--round-iterations", type=cli.non_negative, help="ROUND_ITR; 0: all start at once")
+    group.add_argument(
+        "--iterations-share",
+        type=cli.positive_fraction,
+        metavar="SHARE",
+        help="of the recipe's iterations, in as many rounds and stages",
+    )
+    group.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
+    group.add_argument("--lr", type=cli.non_negative_float)
+    group.add_argument("--weight-decay", type=cli.non_negative_float, help="of what is learnt")
+    group.add_argument("--lr-schedule", choices=LR_SCHEDULES, help="cosine ends at 0")
+    group.add_argument("--learn", choices=LEARN, help="difference: what is added to the start, zero at first")
+    group.add_argument("--clamp", choices=("on", "off"), help="to valid pixels, after each step")
+    group.add_argument("--r-bn", type=cli.non_negative_float, help="weight of the BatchNorm statistics")
+    group.add_argument("--first-bn-multiplier", type=cli.non_negative_float, help="of the first BatchNorm's weight")
+    group.add_argument(
+        "--combine",
+        choices=tuple(COMBINATIONS),
+        help="several teachers: the mean of their losses, or one a step in turn",
+    )
+    group.add_argument(
+        "--statistics",
+        nargs="+",
+        metavar="FILE",
+        help="what squeeze.statistics collected, for methods that match it: one file for each teacher, in their order",
+    )
+    group.add_argument("--stages", type=cli.positive, help="of resolutions; the optimiser begins anew in each")
+    group.add_argument(
+        "--stage-sizes",
+        type=cli.positive_fraction,
+        nargs="+",
+        metavar="SHARE",
+        help="of the input size, for the stages in turn; that of the last stage is 1",
+    )
+    group.add_argument(
+        "--blend", type=cli.fraction, help="share of the starting image in what each stage but the first begins with"
+    )
+    group.add_argument("--init", choices=("images", "noise"))
+    group.add_argument("--batch-by", choices=("class", "index"))
+    group.add_argument(
+        "--option", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the method's objective"
+    )
+
+
+def _add_views(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("views", "through which each step looks at its images; of the method, too")
+    group.add_argument(
+        "--crop", choices=CROPS, help="resized: RandomResizedCrop; padded: a random crop with a padding of 4 pixels"
+    )
+    group.add_argument("--curriculum", choices=CURRICULA, help="how resized crops shrink")
+    group.add_argument("--milestone", type=cli.fraction, help="share of ITR until the crop is smallest")
+    group.add_argument("--min-crop", type=cli.positive_fraction, help="smallest share of the image in a crop")
+    group.add_argument("--flip", choices=("on", "off"), help="random horizontal flips")
+    group.add_argument(
+        "--jitter", type=cli.non_negative, metavar="PIXELS", help="random roll, by so much at most along each side"
+    )
+    group.add_argument("--jitter-low", type=whole, metavar="PIXELS", help="and at least; -JITTER if left out")
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+
+
+def chosen_method(flags: dict[str, Any], input_size: int | None) -> tuple[str, Settings]:
+    """What to call the method, and its settings for images of `input_size` pixels, where that is known.
+
+    Raises UserError for an option that it does not have, and for settings that do not fit together.
+    """
+    name, recipes = flags["method"], methods.recipes(flags["dataset"], input_size)
+    recipe = recipes[name]
+    # --batch-size is the machine's as well: a set made in other batches is not called another method.
+    given = {setting: flags[setting] for setting in recipe if setting in Settings.names() - {"batch_size"}}
+    for setting in ("clamp", "flip"):
+        given[setting] = {"on": True, "off": False, None: None}[given[setting]]
+    if flags["iterations_share"]:
+        given |= {**share(recipe, flags["iterations_share"]), **{name: v for name, v in given.items() if v is not None}}
+    given["stage_sizes"] = tuple(given["stage_sizes"]) if given["stage_sizes"] else None
+    options = {setting: value for setting, value in recipe.items() if setting not in Settings.names()}
+    for text in flags["option"]:
+        option, _, value = text.partition("=")
+        if option not in options:
+            known = ", ".join(options) or "none"
+            raise UserError(f"--option {text}: {name} has no such option; its options: {known}")
+        try:
+            given[option] = converted(value, type(options[option]))
+        except ValueError as error:
+            raise UserError(f"--option {text}: '{value}' is not {error}") from None
+    title, recipe = registry.with_changes(recipes, name, given)
+    settings = Settings.of(recipe, tuple(flags["statistics"] or ()))
+    if settings.jitter_low is not None and settings.jitter_low > settings.jitter:
+        raise UserError(f"--jitter-low {settings.jitter_low} is above --jitter {settings.jitter}; give at most that")
+    return title, settings
+
+
+def share(recipe: Mapping[str, Any], part: float) -> dict[str, int]:
+    """The iterations of a recipe, and of its rounds, for a `part` of the work: at least one in each round and stage."""
+    iterations, round_iterations = recipe["iterations"], recipe["round_iterations"]
+    pieces = iterations // round_iterations if round_iterations else recipe["stages"]
+    each = max(1, round(iterations * part / pieces))
+    return {"iterations": pieces * each, "round_iterations": each if round_iterations else 0}
+
+
+def converted(text: str, kind: type) -> Any:
+    """`text` as a value of this type. Raises ValueError, which names what is asked for."""
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError("true or false")
+        return text == "true"
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ValueError({int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")) from None
+    if kind is float and not math.isfinite(value):
+        raise ValueError("a finite number")
+    return value

@@ -1,0 +1,74 @@
+"""BatchNorm statistics class by class: each class of a batch against its own mean and variance."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from recover.objectives.batchnorm import MatchedBatchNorm, matched_norm, moments_alone
+
+
+def class_distance(
+    mean: torch.Tensor, var: torch.Tensor, labels: torch.Tensor, targets: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """The mean over the batch's classes of || mean - target ||_2 and of || variance - target ||_2, their sum.
+
+    `mean` and `var` (N, C) are those of each image, `targets` (K, C) each class's mean and variance over all its images
+    and pixels. A class's variance is the mean of its images' variances and the variance of their means.
+    """
+    same = (labels[:, None] == labels[None, :]).to(mean.dtype)
+    counts = same.sum(1)
+    share = same / counts[:, None]  # (N, N); in a row, of the images of this one's class
+    own_mean = share @ mean
+    own_var = share @ (var + (mean - own_mean).square())
+    norms = [torch.linalg.vector_norm(own - goal[labels], dim=1) for own, goal in zip((own_mean, own_var), targets)]
+    # Each class counts once, however many images it has.
+    return ((norms[0] + norms[1]) / counts).sum() / (1 / counts).sum()
+
+
+class ClassMatchedBatchNorm(MatchedBatchNorm):
+    """A frozen BatchNorm that measures how far each class's statistics are from its own.
+
+    `labels` (N,) are to be set before a forward pass; with None it measures nothing.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, class_mean: torch.Tensor, class_var: torch.Tensor):
+        super().__init__(norm)
+        self.register_buffer("class_mean", class_mean)
+        self.register_buffer("class_var", class_var)
+        self.labels: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Of each image on its own: its channels are channels of one image.
+        rows, images = x.reshape(1, -1, *x.shape[2:]), len(x)
+        y, mean, var = matched_norm(rows, self.scale.repeat(images), self.shift.repeat(images))
+        if self.labels is not None:
+            self.distance = _distance(x, mean, var, self.labels, (self.class_mean, self.class_var))
+        return y.view(x.shape)
+
+
+class ClassMeasuredBatchNorm:
+    """Measures the same of what a BatchNorm gets that is more than one; it stays as it is."""
+
+    def __init__(self, norm: nn.BatchNorm2d, class_mean: torch.Tensor, class_var: torch.Tensor):
+        norm.register_buffer("class_mean", class_mean, persistent=False)
+        norm.register_buffer("class_var", class_var, persistent=False)
+        self.labels, self.distance = None, torch.zeros(())
+        norm.register_forward_pre_hook(self._measure)
+
+    def _measure(self, norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+        if self.labels is not None:
+            moments = moments_alone(inputs[0].reshape(1, -1, *inputs[0].shape[2:]))
+            self.distance = _distance(inputs[0], *moments, self.labels, (norm.class_mean, norm.class_var))
+
+
+def _distance(
+    x: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    labels: torch.Tensor,
+    targets: tuple[torch.Tensor, torch.Tensor],
+) -> torch.Tensor:
+    """`class_distance` of the moments (N * C,) of x (N, C, H, W), in their own precision."""
+    with torch.autocast(x.device.type, enabled=False):
+        return class_distance(mean.view(x.shape[:2]), var.view(x.shape[:2]), labels, targets)

@@ -1,0 +1,89 @@
+"""Features of a collage's tiles, each at the full size, near those of the real images that they stand for (CIM)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from recover.objectives.base import Batch, Objective, combined
+from recover.settings import Settings
+from utils.data import dsa
+from utils.nets.features import Tap
+from utils.nets.moments import at_least_fp32
+from utils.nets.teacher import Teacher
+from utils.run.errors import UserError
+from utils.run.seeds import generator
+
+
+class FeatureMatching(Objective):
+    """sum over tiles of the mean absolute difference of penultimate features, tile to original.
+
+    CIM (arXiv 2607.00916): each step all tiles, enlarged, and all originals are augmented in one and the same way, by
+    one of `kinds` (utils/data/dsa.py). The teacher stays whole; its logits are not looked at. Raises UserError for a
+    network without a linear layer.
+    """
+
+    needs_originals = True
+
+    def __init__(self, teacher: Teacher, kinds: Sequence[str], iterations: int):
+        super().__init__()
+        self.network = teacher.network.eval().requires_grad_(False)
+        self.tap = Tap.of(self.network)
+        self.geometry, self.sha256, self.kinds = teacher.geometry, teacher.sha256, tuple(kinds)
+        # Of all steps, so that a step draws nothing.
+        self.register_buffer("which", torch.zeros(iterations, dtype=torch.long))
+        self.register_buffer("draws", torch.zeros(iterations, 1, dsa.DRAWS))
+
+    def begin(self, *stream: object) -> None:
+        source = generator(*stream, "augmentation")
+        if self.kinds:
+            self.which.copy_(torch.randint(len(self.kinds), self.which.shape, generator=source))
+        self.draws.copy_(torch.rand(self.draws.shape, generator=source))
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        originals = self.geometry.renormalise(batch.originals, batch.geometry)
+        tiles = enlarged_tiles(batch.normalised(self.geometry), math.isqrt(originals.shape[1]))
+        with torch.no_grad():
+            goals = self._features(originals.flatten(0, 1), batch.iteration)
+        return (self._features(tiles.flatten(0, 1), batch.iteration) - goals).abs().mean(1).sum()
+
+    def _features(self, images: torch.Tensor, iteration: torch.Tensor) -> torch.Tensor:
+        which, draws = self.which[iteration], self.draws[iteration].to(images.dtype)
+        images = dsa.one_of(self.kinds, images, which, draws)
+        self.network(images.contiguous(memory_format=torch.channels_last))
+        features = self.tap.features
+        return features.to(at_least_fp32(features))
+
+    def networks(self) -> list[nn.Module]:
+        return [self.network]
+
+    def identity(self) -> dict[str, Any]:
+        return {"teacher": self.sha256}
+
+
+def enlarged_tiles(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Collages (N, 3, S, S) of side x side tiles -> (N, side * side, 3, S, S), each tile bilinear at the full size.
+
+    Cut as ranking puts them together: pixels that are left over belong to the first rows and columns.
+    """
+    size = images.shape[-1]
+    edges = [size // side + (number < size % side) for number in range(side)]
+    parts = [part for row in images.split(edges, 2) for part in row.split(edges, 3)]
+    enlarged = [interpolate(part, (size, size), mode="bilinear", align_corners=False) for part in parts]
+    return torch.stack(enlarged, 1)
+
+
+def build(teachers: Sequence[Teacher], settings: Settings) -> Objective:
+    """The entry of the registry. Raises UserError for an augmentation that there is not."""
+    text = settings.options.get("augment", "none")
+    kinds = [] if text == "none" else text.split("_")
+    if unknown := [kind for kind in kinds if kind not in dsa.KINDS]:
+        raise UserError(
+            f"--option augment={text}: '{unknown[0]}' is no augmentation; known, joined by _: {', '.join(dsa.KINDS)}; "
+            "or none"
+        )
+    return combined([FeatureMatching(teacher, kinds, settings.iterations) for teacher in teachers], settings.combine)

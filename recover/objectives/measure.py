@@ -1,0 +1,61 @@
+"""What a convolution gets, measured on its way: one pass over the input for its gradient, whatever is asked of it."""
+
+from __future__ import annotations
+
+import torch
+
+from utils.nets.moments import at_least_fp32, channel_moments, cut_size, patch_moments, resampling, resized
+
+
+class _ConvolutionInput(torch.autograd.Function):
+    """x (N, C, H, W) itself, its channels' means and biased variances (C,), and its patches' (P,), in fp32 or above.
+
+    As in _MatchedNorm, the gradients of moments are affine in x. Those of channels and of patches, and the one that
+    comes back from the convolution, are added in one pass: d mean / dx = 1 / n, d var / dx = 2 (x - mean) / n, each
+    with its own n. Nothing is kept but x.
+    """
+
+    @staticmethod
+    def forward(ctx, x: torch.Tensor, patch: int) -> tuple[torch.Tensor, ...]:
+        mean, var = channel_moments(x)
+        patch_mean, patch_var = patch_moments(resized(x, patch), patch)
+        ctx.save_for_backward(x, mean, patch_mean)
+        ctx.patch = patch
+        return x.view_as(x), mean, var, patch_mean, patch_var
+
+    @staticmethod
+    def backward(ctx, grad, grad_mean, grad_var, grad_patch_mean, grad_patch_var) -> tuple[torch.Tensor, None]:
+        x, mean, patch_mean = ctx.saved_tensors
+        dtype, patch = at_least_fp32(x), ctx.patch
+        count, channels, height, width = x.shape
+        slope = (2 * grad_var / (count * height * width)).view(-1, 1, 1)
+        offset = (grad_mean / (count * height * width)).view(-1, 1, 1) - slope * mean.view(-1, 1, 1)
+
+        rows, columns = cut_size(height, patch), cut_size(width, patch)
+        values = count * channels * patch**2
+        patch_slope = 2 * grad_patch_var / values
+        patch_offset = grad_patch_mean / values - patch_slope * patch_mean
+        patch_slope, patch_offset = (_spread(part, rows, columns, patch) for part in (patch_slope, patch_offset))
+        if (rows, columns) == (height, width):
+            slope, offset = (
+                part.contiguous(memory_format=torch.channels_last)[0]
+                for part in ((slope + patch_slope)[None], (offset + patch_offset)[None])
+            )
+            found = torch.addcmul(offset, x.to(dtype), slope).add_(grad)
+        else:
+            found = torch.addcmul(offset, x.to(dtype), slope).add_(grad)
+            with torch.autocast(x.device.type, enabled=False):
+                down, across = resampling(height, rows, x), resampling(width, columns, x)
+                cut = torch.addcmul(patch_offset, resized(x, patch), patch_slope)
+                found = found.add_(down.T @ cut @ across)
+        return found.to(x.dtype), None
+
+
+def _spread(values: torch.Tensor, rows: int, columns: int, patch: int) -> torch.Tensor:
+    """(P,) of patches -> (rows, columns) of their pixels."""
+    return values.view(rows // patch, 1, columns // patch, 1).expand(-1, patch, -1, patch).reshape(rows, columns)
+
+
+def convolution_input(x: torch.Tensor, patch: int) -> tuple[torch.Tensor, ...]:
+    """(x, mean, var, patch_mean, patch_var): the convolution gets the first, so that gradients meet in one pass."""
+    return _ConvolutionInput.apply(x, patch)

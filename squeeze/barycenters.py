@@ -1,0 +1,226 @@
+"""python -m squeeze.barycenters: a few points that stand for the features of each class, for the method wmdd."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from squeeze.transport import barycenter, pot
+from utils import cli
+from utils.cli import MachineFlags, TeacherFlags
+from utils.data.geometry import GeometryFlags
+from utils.data.image_folder import ImageFolder
+from utils.data.loader import EvalBatches
+from utils.fit.batch_size import find_batch_size, try_evaluation
+from utils.nets import class_order, statistics
+from utils.nets.class_order import Answers
+from utils.nets.features import FeatureReader, extractor
+from utils.nets.frozen import frozen
+from utils.nets.teacher import Teacher
+from utils.run import entry
+from utils.run.device import Runtime
+from utils.run.errors import UserError
+from utils.run.files import differences
+from utils.run.memory import explain_out_of_memory
+from utils.run.outputs import check_output, locked
+from utils.run.seeds import generator
+from utils.run.shared_work import SharedWork
+
+BATCH_SIZE = 256
+KIND = "barycenters"
+SAMPLE = 2000  # images by which the order of a teacher's classes is judged
+
+
+@dataclass(frozen=True)
+class Job:
+    """The command line."""
+
+    train_dir: str
+    output: Path
+    ipc: int
+    learn_weights: bool
+    seed: int
+    overwrite: bool
+    teacher: TeacherFlags
+    geometry: GeometryFlags
+    machine: MachineFlags
+
+    @property
+    def parts(self) -> Path:
+        return self.output.with_name(f".{self.output.name}.parts")
+
+
+def parse() -> Job:
+    parser = cli.Parser(
+        "squeeze.barycenters",
+        "For each class the Wasserstein barycenter of its images' penultimate features, of --ipc points (WMDD).",
+    )
+    parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="file to write")
+    parser.add_argument("--ipc", type=cli.positive, default=10, help="points per class, one for each image")
+    parser.add_argument(
+        "--learn-weights", action="store_true", help="learn the points' weights too; recover gives them to the images"
+    )
+    cli.add_teacher(parser)
+    cli.add_common(parser, f"images per batch; {BATCH_SIZE} if left out")
+    args = parser.parse_args()
+    if not args.output.endswith(".safetensors"):
+        parser.error(f"--output {args.output}: name a .safetensors file")
+    return Job(
+        train_dir=args.train_dir,
+        output=Path(args.output),
+        ipc=args.ipc,
+        learn_weights=args.learn_weights,
+        seed=args.seed,
+        overwrite=args.overwrite,
+        teacher=cli.group(args, TeacherFlags),
+        geometry=cli.group(args, GeometryFlags),
+        machine=cli.group(args, MachineFlags),
+    )
+
+
+def main() -> None:
+    job = parse()
+    pot()  # for its error, before any work
+    check_output(job.output, job.train_dir)
+    runtime, workers = job.machine.runtime(), job.machine.workers
+    [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)
+    folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
+    with locked(job.output):
+        batch_size = batch_size_of(job, teacher, runtime)
+        settings = identity(job, folder, teacher, runtime, batch_size)
+        if finished(job, settings):
+            SharedWork(job.parts, {}, 0).remove()
+            print(f"barycenters: {job.output} is complete")
+            return
+        folder.check(workers)
+        print(f"barycenters: {len(folder):,} images by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
+        check_class_order(teacher, folder, runtime, workers)
+        features = FeatureReader(
+            frozen(extractor(teacher.network), runtime, teacher),
+            teacher.geometry,
+            runtime,
+            batch_size,
+            workers,
+            may_split=job.machine.finds_batch_size,
+        )
+        with explain_out_of_memory(batch_size):
+            records = find(job, features, folder, settings)
+        if records is None:
+            print("barycenters: this process has done its classes; the file follows when all are done")
+            return
+        write(job, records, settings)
+
+
+def batch_size_of(job: Job, teacher: Teacher, runtime: Runtime) -> int:
+    """As asked, or the largest that fits."""
+
+    def trial(images: int) -> None:
+        network = frozen(copy.deepcopy(teacher.network), runtime)
+        try_evaluation(network, images, teacher.geometry.input_size, runtime)
+
+    if job.machine.finds_batch_size:
+        work = {"teacher": teacher.sha256, "size": teacher.geometry.input_size, **runtime.kind}
+        return find_batch_size(BATCH_SIZE, 1, job.output, trial, **work)
+    return job.machine.batch_size or BATCH_SIZE
+
+
+def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, batch_size: int) -> dict[str, Any]:
+    """Everything that decides the points: a file of other settings is another run's."""
+    geometry = teacher.geometry
+    return {
+        "kind": KIND,
+        "teacher": teacher.sha256,
+        "arch": teacher.arch,
+        "classes": list(folder.classes),
+        "images": folder.fingerprint(),
+        "input_size": geometry.input_size,
+        "mean": list(geometry.mean),
+        "std": list(geometry.std),
+        "ipc": job.ipc,
+        "learn_weights": job.learn_weights,
+        "seed": job.seed,
+        "batch_size": batch_size,
+        "precision": runtime.precision,
+        "compile": job.machine.compile,
+    }
+
+
+def finished(job: Job, settings: dict[str, Any]) -> bool:
+    """Whether the output holds what this command makes. Raises UserError if it is another's."""
+    if not job.output.exists() or job.overwrite:
+        return False
+    found = statistics.read_settings(job.output)
+    if found != settings:
+        raise UserError(
+            f"--output {job.output}: holds another run ({differences(found, settings)}); choose another file, or give "
+            "--overwrite"
+        )
+    return True
+
+
+def check_class_order(teacher: Teacher, folder: ImageFolder, runtime: Runtime, workers: int | None) -> None:
+    """Judge the order of the classes of a teacher that does not say it itself. Raises UserError if it is not its own.
+
+    By some images of each class.
+    """
+    if teacher.order is None:
+        return
+    sample = folder.first(max(1, min(folder.fewest(), SAMPLE // len(folder.classes))))
+    network = frozen(copy.deepcopy(teacher.network), runtime)
+    answers = Answers.to(
+        EvalBatches(sample, teacher.geometry.input_size, workers=workers), network, teacher.geometry, runtime
+    )
+    class_order.check(answers, folder.classes, f"barycenters: {teacher.arch}", teacher.order)
+
+
+def find(job: Job, reader: FeatureReader, folder: ImageFolder, settings: dict[str, Any]) -> list[dict] | None:
+    """The points and weights of all classes, as `packed` has them; one class's features are held at a time.
+
+    Shared with other processes; None where they have not done their classes yet.
+    """
+
+    def is_done(label: int) -> bool:
+        return work.record(label) is not None or (not job.overwrite and job.output.exists())
+
+    with SharedWork(job.parts, settings, len(folder.classes), is_done) as work:
+        started = time.monotonic()
+        for label, features in reader.by_class(folder, "barycenters", work.take()):
+            name = folder.classes[label]
+            stream = generator(job.seed, "barycenter", name)
+            start = torch.randn(job.ipc, features.shape[1], generator=stream, dtype=torch.float64)
+            points, weights = barycenter(features.double().numpy(), start.numpy(), job.learn_weights)
+            found = {"points": torch.from_numpy(points).float(), "weights": torch.from_numpy(weights).float()}
+            seconds, started = time.monotonic() - started, time.monotonic()
+            work.save(label, {"tensors": packed(found), "seconds": seconds})
+        return work.records()
+
+
+def write(job: Job, records: list[dict], settings: dict[str, Any]) -> None:
+    """Put the classes together."""
+    classes = [unpacked(record["tensors"]) for record in records]
+    found = {name: torch.stack([entry[name] for entry in classes]) for name in ("points", "weights")}
+    statistics.write(job.output, found, settings, [], sum(record["seconds"] for record in records))
+    SharedWork(job.parts, {}, 0).remove()
+    spread = f", weights from {found['weights'].min():.2g} to {found['weights'].max():.2g}" if job.learn_weights else ""
+    print(f"barycenters: {job.ipc} points of each of {len(classes)} classes in {job.output}{spread}")
+
+
+def packed(found: dict[str, torch.Tensor]) -> str:
+    """Tensors as a text, for a record of shared work."""
+    return base64.b64encode(safetensors.torch.save(found)).decode()
+
+
+def unpacked(text: str) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load(base64.b64decode(text))
+
+
+if __name__ == "__main__":
+    entry.run(main)

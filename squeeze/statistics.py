@@ -1,0 +1,251 @@
+"""python -m squeeze.statistics: what a teacher's layers get of the real images, for methods that match it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import torch
+
+from squeeze.collect import Measured, Totals, What
+from squeeze.train import augmentation
+from utils import cli
+from utils.cli import MachineFlags, TeacherFlags
+from utils.data.geometry import GeometryFlags
+from utils.data.image_folder import ImageFolder
+from utils.data.images import SMALL_SIZE
+from utils.data.loader import AugmentedBatches
+from utils.fit.batch_size import find_batch_size, try_evaluation
+from utils.nets import class_order, statistics
+from utils.nets.class_order import Answers
+from utils.nets.frozen import frozen
+from utils.nets.teacher import Teacher
+from utils.run import entry
+from utils.run.device import Runtime
+from utils.run.distributed import rank_from_environment
+from utils.run.errors import UserError
+from utils.run.files import differences
+from utils.run.memory import explain_out_of_memory
+from utils.run.outputs import check_output, locked
+from utils.run.progress import progress
+from utils.run.resume import State
+from utils.run.seeds import generator
+
+BATCH_SIZE = 64  # G-VBSM's code
+CROP_PADDING = 4  # pixels, of the view: squeeze's own
+PATCH, LARGE_PATCH = 4, 16  # pixels, up to SMALL_SIZE and above: G-VBSM's code for CIFAR and for ImageNet
+
+
+@dataclass(frozen=True)
+class Job:
+    """The command line."""
+
+    train_dir: str
+    output: Path
+    patch: int | None
+    per_class: bool
+    norms: bool
+    seed: int
+    save_every: float  # minutes
+    overwrite: bool
+    teacher: TeacherFlags
+    geometry: GeometryFlags
+    machine: MachineFlags
+
+
+def parse() -> Job:
+    parser = cli.Parser(
+        "squeeze.statistics",
+        "One pass of the real images, seen as squeeze sees them, through a teacher; write the means and variances of "
+        "what its convolutions get, which some methods of recover match.",
+    )
+    parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
+    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="file to write")
+    parser.add_argument("--per-class", action="store_true", help="of each class too, and of BatchNorms (EDC, WMDD)")
+    parser.add_argument(
+        "--norms", action="store_true", help="of BatchNorms too; their own running averages serve otherwise"
+    )
+    parser.add_argument(
+        "--patch",
+        type=cli.positive,
+        metavar="PIXELS",
+        help=f"side of the patches of a map; {PATCH} for inputs up to {SMALL_SIZE} pixels, {LARGE_PATCH} above, if not "
+        "given",
+    )
+    cli.add_save_every(parser, "the pass")
+    cli.add_teacher(parser)
+    cli.add_common(parser, f"images whose statistics are taken together; {BATCH_SIZE} if left out")
+    args = parser.parse_args()
+    if not args.output.endswith(".safetensors") or Path(args.output).is_dir():
+        parser.error(f"--output {args.output}: name a .safetensors file")
+    return Job(
+        train_dir=args.train_dir,
+        output=Path(args.output),
+        patch=args.patch,
+        per_class=args.per_class,
+        norms=args.norms,
+        seed=args.seed,
+        save_every=args.save_every,
+        overwrite=args.overwrite,
+        teacher=cli.group(args, TeacherFlags),
+        geometry=cli.group(args, GeometryFlags),
+        machine=cli.group(args, MachineFlags),
+    )
+
+
+def main() -> None:
+    job = parse()
+    if rank_from_environment()[0]:
+        print("statistics: rank 0 collects them")
+        return
+    check_output(job.output, job.train_dir)
+    runtime, workers = job.machine.runtime(), job.machine.workers
+    [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)
+    if not statistics.measurable(teacher.network):
+        raise UserError(f"{teacher.arch}: has neither convolutions nor BatchNorms, whose inputs could be measured")
+    folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
+    with locked(job.output):
+        batch_size = size_of_batch(job, teacher, runtime)
+        small = teacher.geometry.input_size <= SMALL_SIZE
+        what = What(job.patch or (PATCH if small else LARGE_PATCH), job.per_class, job.norms)
+        settings = settings_of(job, teacher, folder, what, runtime) | {"batch_size": batch_size}
+        if finished(job, settings):
+            print(f"statistics: {job.output} is complete")
+            return
+        folder.load(workers)
+        print(
+            f"statistics: {len(folder):,} images of {len(folder.classes)} classes by {teacher.arch} "
+            f"({teacher.geometry.input_size} px), {runtime}"
+        )
+        with explain_out_of_memory(batch_size):
+            collect(job, teacher, folder, what, settings, runtime)
+
+
+def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, runtime: Runtime) -> dict[str, Any]:
+    """What decides the values: a file of other settings is another run's."""
+    geometry = teacher.geometry
+    return {
+        "teacher": teacher.sha256,
+        "arch": teacher.arch,
+        "classes": list(folder.classes),
+        "images": folder.fingerprint(),
+        "input_size": geometry.input_size,
+        "mean": list(geometry.mean),
+        "std": list(geometry.std),
+        "crop_padding": CROP_PADDING if geometry.input_size <= SMALL_SIZE else None,
+        "patch": what.patch,
+        "per_class": what.per_class,
+        "norms": what.norms,
+        "seed": job.seed,
+        "precision": runtime.precision,
+        "compile": job.machine.compile,
+    }
+
+
+def finished(job: Job, settings: dict[str, Any]) -> bool:
+    """Whether the file is there. Raises UserError if it is another run's."""
+    if not job.output.exists() or job.overwrite:
+        return False
+    found = statistics.read_settings(job.output)
+    if found != settings:
+        raise UserError(
+            f"--output {job.output}: holds another run ({differences(found, settings)}); choose another file, or give "
+            "--overwrite"
+        )
+    return True
+
+
+def collect(
+    job: Job, teacher: Teacher, folder: ImageFolder, what: What, settings: dict[str, Any], runtime: Runtime
+) -> None:
+    """The pass, from where the state of an interrupted one has it, and the file."""
+    batch_size = settings["batch_size"]
+    step, totals = collector(teacher, what, (len(folder), batch_size), runtime)
+    view = augmentation(teacher.geometry.input_size, CROP_PADDING)
+    batches = AugmentedBatches(folder, view, job.machine.workers)
+    with State(job.output.with_name(f".{job.output.name}.state"), settings, job.save_every) as state:
+        saved = state.restore({"totals": totals})
+        start = saved["batch"] if saved else 0
+        with progress(
+            total=len(folder), initial=min(start * batch_size, len(folder)), desc="statistics", unit="img"
+        ) as bar:
+            keys = list(batch_keys(len(folder), batch_size, (job.seed, "statistics")))
+            for number, (images, labels) in enumerate(batches.batches(keys[start:]), start):
+                step(images, labels)
+                bar.update(len(labels))
+                state.save_if_due(lambda: {"totals": totals.state_dict(), "batch": number + 1})
+        judge(totals, folder, teacher, runtime)
+        save(job, totals, settings, state.seconds)
+
+
+def collector(
+    teacher: Teacher, what: What, images: tuple[int, int], runtime: Runtime
+) -> tuple[Callable[[torch.Tensor, torch.Tensor], None], Totals]:
+    """What adds a batch, uint8 (b, 3, S, S) and labels (b,), to the totals, and those. It does not wait for the device.
+
+    `images`: of all batches, and of one. The teacher's network is taken over: it is as fast as without, but for the
+    measuring.
+    """
+    geometry, device = teacher.geometry, runtime.device
+    kinds = statistics.measurable(teacher.network)  # before some are replaced by faster ones
+    measured = Measured(frozen(teacher.network, runtime, teacher), kinds, what).eval()
+    with torch.no_grad(), runtime.autocast():
+        blank = torch.zeros(2, 3, geometry.input_size, geometry.input_size, dtype=torch.uint8)
+        layers = measured.layers(geometry.normalise(blank, device))
+    totals = Totals(layers, what, images[0], geometry.num_classes, device)
+    forward = runtime.compiled(measured, -(-images[0] // images[1]))
+
+    @torch.no_grad()
+    def step(batch: torch.Tensor, labels: torch.Tensor) -> None:
+        with runtime.autocast():
+            logits, row = forward(geometry.normalise(batch, device))
+        totals.add(row, labels.to(device, non_blocking=True), logits.argmax(1))
+
+    return step, totals
+
+
+def batch_keys(images: int, batch_size: int, stream: tuple[object, ...]) -> Iterator[tuple[tuple, list[int]]]:
+    """(stream name, indices) of each batch of one pass in a random order; a last one of a single image too."""
+    order = torch.randperm(images, generator=generator(*stream))
+    for number, indices in enumerate(order.split(batch_size)):
+        yield (*stream, number), indices.tolist()
+
+
+def judge(totals: Totals, folder: ImageFolder, teacher: Teacher, runtime: Runtime) -> None:
+    """Raises UserError where a value is not a number, or the order of the classes cannot be the teacher's."""
+    if not totals.total.isfinite().all():
+        raise UserError(
+            f"{teacher.arch}: a layer gets NaN or infinity (precision {runtime.precision}); give --precision fp32, or "
+            "another teacher"
+        )
+    answers = Answers(totals.answers.cpu())
+    class_order.check(answers, folder.classes, f"statistics: {teacher.arch}", teacher.order)
+
+
+def save(job: Job, totals: Totals, settings: dict[str, Any], seconds: float) -> None:
+    statistics.write(job.output, totals.tensors(), settings, totals.layers, seconds)
+    kinds = [layer.kind for layer in totals.layers]
+    print(
+        f"statistics: {kinds.count(statistics.CONVOLUTION)} convolutions"
+        f"{f' and {kinds.count(statistics.BATCHNORM)} BatchNorms' if statistics.BATCHNORM in kinds else ''}"
+        f"{' of all images and of each class' if job.per_class else ''}; {seconds:.0f} s; {job.output}"
+    )
+
+
+def size_of_batch(job: Job, teacher: Teacher, runtime: Runtime) -> int:
+    """As asked, or the largest that fits."""
+
+    def trial(images: int) -> None:
+        network = frozen(copy.deepcopy(teacher.network), runtime)
+        try_evaluation(network, images, teacher.geometry.input_size, runtime)
+
+    if job.machine.finds_batch_size:
+        work = {"teacher": teacher.sha256, "size": teacher.geometry.input_size, **runtime.kind}
+        return find_batch_size(BATCH_SIZE, 1, job.output, trial, **work)
+    return job.machine.batch_size or BATCH_SIZE
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,264 @@
+"""compare.sh: what is made once and shared, what is measured, and what happens when it stops or something fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+
+from recover.methods import NEEDS, Needs, names
+from script_stubs import ROOT, SCRIPTS, command, parse
+
+STUB = ROOT / "tests" / "scripts" / "compare_stub.py"
+COLLECTED = ("squeeze.statistics", "squeeze.barycenters")
+FEW = dict(METHODS="delt cda", BASELINES="random")
+
+
+class Compare:
+    """Runs compare.sh with a Python that only leaves files, on folders that hold nothing."""
+
+    def __init__(self, folder):
+        self.folder, self.run, self.record = folder, folder / "run", folder / "record"
+        self.python = command(folder / "python", f'#!/bin/sh\nexec {sys.executable} {STUB} "$@"\n')
+        for name in "train", "val":
+            (folder / name).mkdir()
+
+    def start(self, **variables):
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHON_BIN": self.python,
+            "RECORD": self.record,
+            "TRAIN_DIR": self.folder / "train",
+            "VAL_DIR": self.folder / "val",
+            "RUN_DIR": self.run,
+            "GO": self.folder / "go",
+            **variables,
+        }
+        return subprocess.Popen(
+            ["bash", SCRIPTS / "compare.sh"],
+            cwd=ROOT,
+            env={name: str(value) for name, value in environment.items() if value is not None},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __call__(self, **variables):
+        """[(stage, {flag: value})] of this start, and the process, which has ended."""
+        self.record.write_text("")
+        process = self.start(**variables)
+        process.out, process.err = process.communicate(timeout=300)
+        return self.calls, process
+
+    @property
+    def calls(self):
+        lines = self.record.read_text().splitlines() if self.record.exists() else []
+        return [parse("\t".join(["python", "-m", *json.loads(line), ""])) for line in lines]
+
+    def waits_for(self, word):
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (self.record.exists() and f'"{word}"' in self.record.read_text()):
+            time.sleep(0.05)
+        assert f'"{word}"' in self.record.read_text()
+
+
+@pytest.fixture
+def compare(tmp_path):
+    return Compare(tmp_path)
+
+
+def of(calls, stage):
+    return [flags for name, flags in calls if name == stage]
+
+
+def test_each_set_is_made_once_and_measured_under_each_protocol(compare):
+    calls, process = compare(METHODS="delt cda rded", BASELINES="random herding k-center", IPC=3, SEEDS=2, VAL_EPOCHS=5)
+    assert process.returncode == 0, process.err
+    run = compare.run
+    starts = {flags["criterion"]: flags["output-dir"] for flags in of(calls, "ranking")}
+    assert list(starts) == ["medium", "top", "random", "herding", "k-center"] and len(of(calls, "ranking")) == 5
+    [collages] = [flags for flags in of(calls, "ranking") if flags["criterion"] == "top"]
+    assert (collages["candidates"], collages["crops"], collages["tiles"]) == ("300", "5", "1")
+    assert all("ranking-file" not in flags for flags in of(calls, "ranking")), "each scores for itself"
+    assert [(flags["method"], flags["init-dir"], flags["syn-dir"]) for flags in of(calls, "recover")] == [
+        (name, starts["medium"], f"{run}/sets/{name}") for name in ("delt", "cda")
+    ]
+    sets = {"delt": f"{run}/sets/delt", "cda": f"{run}/sets/cda", "rded": starts["top"]}
+    sets |= {name: starts[name] for name in ("random", "herding", "k-center", "medium")}
+    students = of(calls, "validate")
+    assert {(flags["method"], flags["syn-dir"], flags["protocol"]) for flags in students} == {
+        (name, folder, protocol) for name, folder in sets.items() for protocol in ("delt", "hard")
+    }
+    assert len(students) == 14
+    for flags in students:
+        assert (flags["output-dir"], flags["seeds"], flags["epochs"]) == (str(run), "2", "5")
+        assert (flags["teacher-path"], flags["student-arch"]) == (f"{run}/teacher.pth", "resnet18")
+    assert {flags["method"] for flags in of(calls, "validate.report.diversity")} == set(sets)
+    stages = [stage for stage, _ in calls]
+    assert stages[0] == "squeeze" and stages[-2:] == ["validate.report", "validate.report.comparison"]
+    assert Counter(stages)["squeeze"] == 1
+
+
+def test_the_same_command_skips_what_is_finished(compare):
+    assert compare(**FEW)[1].returncode == 0
+    calls, process = compare(**FEW)
+    assert process.returncode == 0 and [stage for stage, _ in calls] == ["validate.report.comparison"]
+    calls, _ = compare(**{**FEW, "METHODS": "delt cda sre2l"})
+    assert [flags["method"] for flags in of(calls, "recover")] == ["sre2l"]
+    assert {flags["method"] for flags in of(calls, "validate")} == {"sre2l"} and of(calls, "validate.report")
+
+
+def test_without_a_list_all_methods_are_compared(compare):
+    """Each registered method's command line is built from what it needs, and from nothing else."""
+    calls, process = compare(TEACHERS="resnet18 conv3")
+    assert process.returncode == 0, process.err
+    measured = {flags["method"]: flags for flags in of(calls, "validate")}
+    made = {flags["method"]: flags for flags in of(calls, "recover")}
+    for name in names():
+        assert name in measured
+        assert (name in made) == (name not in NEEDS or NEEDS[name].recovers)
+    for name, flags in made.items():
+        needs = NEEDS.get(name, Needs())
+        count = len(flags["teacher-path"].split())
+        assert count == (2 if needs.teachers == "several" else 1) and flags["teacher-arch"].split()[0] == "resnet18"
+        assert len(flags.get("statistics", "").split()) == count * (bool(needs.statistics) + needs.barycenters)
+    read = {path for flags in made.values() for path in flags.get("statistics", "").split()}
+    collected = [flags["output"] for stage in COLLECTED for flags in of(calls, stage)]
+    assert sorted(collected) == sorted(read), "each file is collected once"
+
+
+@pytest.mark.parametrize("method", names())
+def test_one_script_and_a_variable_are_a_row_s_command(compare, method, tmp_path):
+    """DELT_METHOD=NAME bash scripts/distill.sh makes what the method needs, and recovers unless it does not."""
+    compare.record.write_text("")
+    process = subprocess.run(
+        ["bash", SCRIPTS / "distill.sh"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHON_BIN": str(compare.python),
+            "RECORD": str(compare.record),
+            "TRAIN_DIR": str(tmp_path / "train"),
+            "VAL_DIR": str(tmp_path / "val"),
+            "RUN_DIR": str(compare.run),
+            "DELT_METHOD": method,
+            "PROTOCOL": "own",
+            "BASELINES": "random selection",
+        },
+    )
+    assert process.returncode == 0, process.stderr
+    calls, needs = compare.calls, NEEDS.get(method, Needs())
+    assert [flags["method"] for flags in of(calls, "recover")] == [method] * needs.recovers
+    made = f"{compare.run}/syn" if needs.recovers else f"{compare.run}/init"
+    validate = of(calls, "validate")[0]
+    assert validate["syn-dir"].split()[0] == made and validate["method"].split()[0] == method
+    assert validate["protocol"] == needs.protocol
+    collected = [flags["output"] for stage in COLLECTED for flags in of(calls, stage)]
+    assert len(collected) == bool(needs.statistics) + needs.barycenters
+    if collected:
+        assert of(calls, "recover")[0]["statistics"].split() == collected
+
+
+def test_own_protocols_are_those_of_each_method_and_all_of_them_the_baselines(compare):
+    calls, _ = compare(METHODS="delt sre2l rded", BASELINES="random", PROTOCOLS="hard own", STARTS="")
+    found = {}
+    for flags in of(calls, "validate"):
+        found.setdefault(flags["method"], []).append(flags["protocol"])
+    assert found == {
+        "delt": ["hard", "delt"],
+        "sre2l": ["hard", "sre2l"],
+        "rded": ["hard", "rded"],
+        "random": ["hard", "delt", "sre2l", "rded"],
+    }
+
+
+def test_several_teachers_are_trained_once_and_the_first_ones_label(compare):
+    calls, process = compare(**FEW, TEACHERS="resnet18 conv3 mobilenet_v2", LABELLERS=2)
+    assert process.returncode == 0, process.err
+    assert [flags["arch"] for flags in of(calls, "squeeze")] == ["resnet18", "conv3", "mobilenet_v2"]
+    assert {flags["teacher-arch"] for flags in of(calls, "recover")} == {"resnet18"}
+    assert {flags["teacher-arch"] for flags in of(calls, "validate")} == {"resnet18 conv3"}
+
+
+def test_a_share_of_the_iterations(compare):
+    calls, _ = compare(**FEW, ITR_SHARE="0.25", RECOVER_ARGS="--lr 0.1")
+    assert [(flags["iterations-share"], flags["lr"]) for flags in of(calls, "recover")] == [("0.25", "0.1")] * 2
+    assert "iterations-share" not in of(compare(METHODS="cda", RUN_DIR=compare.folder / "b")[0], "recover")[0]
+
+
+def test_the_quickstarts_images_where_none_are_given(compare):
+    calls, process = compare(**FEW, TRAIN_DIR=None, VAL_DIR=None)
+    assert process.returncode == 0, process.err
+    assert calls[0][0] == "utils.data.prepare" and calls[0][1]["output"] == f"{compare.run}/data"
+    assert of(calls, "squeeze")[0]["train-dir"] == f"{compare.run}/data/train"
+    assert {flags["teacher-arch"] for flags in of(calls, "recover")} == {"conv3"}
+
+
+def test_a_method_that_cannot_run_is_named_and_the_rest_goes_on(compare):
+    calls, process = compare(**FEW, FAILING=f"{compare.run}/sets/cda")
+    assert process.returncode == 1
+    [line] = [line for line in process.err.splitlines() if "that need it are left out" in line]
+    assert line.startswith(f"cells: sets/cda failed: {compare.run}/sets/cda cannot run here")
+    assert {flags["method"] for flags in of(calls, "validate")} == {"delt", "random", "medium"}
+    assert [stage for stage, _ in calls][-2:] == ["validate.report", "validate.report.comparison"]
+    calls, process = compare(**FEW)
+    assert process.returncode == 0 and [flags["method"] for flags in of(calls, "recover")] == ["cda"]
+
+
+def test_killed_in_the_middle_it_goes_on(compare):
+    slow = compare.run / "sets" / "cda"
+    process = compare.start(**FEW, SLOW=slow)
+    compare.waits_for(slow)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    calls, process = compare(**FEW)
+    assert process.returncode == 0, process.err
+    assert [flags["method"] for flags in of(calls, "recover")] == ["cda"], "the others are finished"
+
+
+def test_a_signal_to_the_script_alone_ends_what_it_started(compare):
+    slow = compare.run / "sets" / "cda"
+    process = compare.start(**FEW, SLOW=slow)
+    compare.waits_for(slow)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)  # until nobody writes there any more
+    assert process.returncode == 128 + signal.SIGTERM and "stopped by SIGTERM" in err
+    calls, process = compare(**FEW)
+    assert process.returncode == 0 and [flags["method"] for flags in of(calls, "recover")] == ["cda"]
+
+
+def test_two_processes_share_the_cells(compare):
+    processes = [compare.start(**FEW, DELT_NPROC=count) for count in (1, 2)]
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    lines = Counter(compare.record.read_text().splitlines())
+    table = [line for line in lines if "validate.report.comparison" in line]
+    assert lines.pop(table[0]) == 2, "each shows it"
+    assert set(lines.values()) == {1} and len(lines) == 1 + 2 + 2 + 4 * 2 + 4 + 1
+
+
+@pytest.mark.parametrize(
+    "variables, told",
+    [
+        (dict(METHODS="delt unknown"), "METHODS: method 'unknown' is not known; known: delt"),
+        (dict(PROTOCOLS="own unknown"), "PROTOCOLS: protocol 'unknown' is not known"),
+        (dict(BASELINES="random selection"), "BASELINES: criterion 'selection' is not known"),
+        (dict(DATASET="unknown"), "DATASET"),
+        (dict(TRAIN_DIR="nowhere"), "TRAIN_DIR: no folder nowhere"),
+        (dict(DATASET="cifar10", VAL_DIR="nowhere"), "prepare_data.sh cifar10"),
+        (dict(STARTS="no"), "STARTS: 'no' is neither"),
+        (dict(LABELLERS=2), "LABELLERS: there are 1 TEACHERS"),
+        (dict(RANKER_PATH="nowhere.pth"), "no file nowhere.pth"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_cell(compare, variables, told):
+    calls, process = compare(**variables)
+    assert process.returncode == 2 and not calls and not compare.run.exists()
+    assert told in process.err and len(process.err.splitlines()) == 1

@@ -1,0 +1,187 @@
+"""The comparison: seconds, bytes and margins of small results, worked out by hand."""
+
+import csv
+import json
+import math
+
+import pytest
+
+from conftest import Place
+from helpers import noise
+from result_files import DIGEST, write_manifest, write_result
+from validate.report import collect, comparison
+
+NAMES = [f"{label}/{position:03d}_x.png" for label in ("ant", "moth") for position in range(2)]
+SOFT, HARD = {"labels": "soft", "lr": 0.001}, {"labels": "hard", "lr": 0.001}
+
+
+def images(folder):
+    """Two classes of two images; their bytes."""
+    for number, name in enumerate(NAMES):
+        noise(folder / name, number)
+    return sum(path.stat().st_size for path in folder.glob("*/*.png"))
+
+
+def recovered(folder, start, seconds, **arguments):
+    images(folder)
+    write_manifest(
+        folder,
+        settings={"iterations": 200, "round_iterations": 100, "init": "images" if start else "noise"},
+        arguments={"init_dir": str(start) if start else None, **arguments},
+        units=1,
+        seconds=seconds,
+        images={name: {"round": 0, "sha256": DIGEST} for name in NAMES},
+        finished=True,
+    )
+
+
+def selected(folder, seconds):
+    images(folder)
+    write_manifest(folder, settings={"criterion": "medium", "ipc": 2}, seconds=seconds, finished=True)
+
+
+def measured(run, method, protocol, top1, settings=SOFT, **changes):
+    seeds = tuple(enumerate(top1))
+    place = {"syn_dir": str(run / method), "ipc": 2, "epochs": 30, **changes}
+    write_result(run, method, protocol, seeds, settings={**settings, "syn_dir": place["syn_dir"]}, **place)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """delt from a selection, with statistics of two teachers; random images; both under two protocols."""
+    run = tmp_path / "run"
+    selected(run / "medium", 12)
+    selected(run / "random", 0)
+    for name, seconds in (("a", 5.5), ("b", 2)):
+        (run / f"{name}.json").write_text(json.dumps({"seconds": seconds}))
+    statistics = [str(run / "a.safetensors"), str(run / "b.safetensors")]
+    recovered(run / "delt", run / "medium", 60, statistics=statistics)
+    measured(run, "delt", "delt", (44.0, 46.0, 48.0))
+    measured(run, "random", "delt", (40.0, 43.0))
+    measured(run, "delt", "hard", (30.0,), HARD)
+    measured(run, "random", "hard", (31.0, 33.0), HARD)
+    (run / "diversity" / "delt").mkdir(parents=True)
+    lines = [
+        "method,class,images,similarity,extractor,syn_dir",
+        "delt,ant,2,0.5,conv3,s",
+        "delt,moth,2,0.7,conv3,s",
+        "",
+    ]
+    (run / "diversity" / "delt" / "diversity.csv").write_text("\n".join(lines))
+    return run
+
+
+def table(run):
+    frame = comparison.table(collect.read([run]))
+    return {(row["method"], row["protocol"]): row for _, row in frame.iterrows()}
+
+
+def test_margin_and_its_deviation(run):
+    rows = table(run)
+    row = rows["delt", "delt"]
+    assert (row["top1"], row["top1_std"], row["margin"]) == (46.0, 2.0, 46.0 - 41.5)
+    # Variances 4 over 3 seeds and 4.5 over 2.
+    assert row["margin_std"] == pytest.approx(math.sqrt(4 / 3 + 4.5 / 2))
+    row = rows["delt", "hard"]
+    assert row["margin"] == -2.0 and math.isnan(row["margin_std"]) and math.isnan(row["top1_std"]), "a single seed"
+    assert all(math.isnan(rows["random", protocol]["margin"]) for protocol in ("delt", "hard"))
+
+
+def test_seconds_are_those_of_all_that_made_the_set(run):
+    rows = table(run)
+    row = rows["delt", "delt"]
+    assert [row[f"{stage}_seconds"] for stage in comparison.STAGES] == [12, 7.5, 60] and row["seconds"] == 79.5
+    row = rows["random", "delt"]
+    assert row["seconds"] == row["ranking_seconds"] == 0 and math.isnan(row["recover_seconds"])
+    assert rows["delt", "delt"]["iterations"] == 200 and rows["random", "delt"].isna()["iterations"]
+
+
+def test_a_set_from_noise_has_no_ranking_and_one_of_a_recovered_start_has_its_own(run):
+    recovered(run / "noise", None, 7)
+    recovered(run / "again", run / "delt", 3)
+    measured(run, "noise", "delt", (50.0,))
+    measured(run, "again", "delt", (50.0,))
+    rows = table(run)
+    assert rows["noise", "delt"]["seconds"] == 7 and math.isnan(rows["noise", "delt"]["ranking_seconds"])
+    row = rows["again", "delt"]
+    assert [row[f"{stage}_seconds"] for stage in comparison.STAGES] == [12, 7.5, 63]
+
+
+def test_bytes_of_images_and_labels(run):
+    rows = table(run)
+    row = rows["delt", "delt"]
+    assert row["image_bytes"] == images(run / "delt") > 0
+    # 30 epochs of 4 images, 2 classes of 2 bytes.
+    assert (row["label_bytes"], row["labels"]) == (30 * 4 * 2 * 2, "computed")
+    assert (rows["delt", "hard"]["label_bytes"], rows["delt", "hard"]["labels"]) == (0, "none")
+
+
+def test_labels_on_disk_are_measured(run):
+    for seed, size in ((0, 1000), (1, 1200)):
+        (run / "labels" / f"seed{seed}").mkdir(parents=True)
+        (run / "labels" / f"seed{seed}" / "00000.safetensors").write_bytes(bytes(size))
+        (run / "labels" / f"seed{seed}" / "index.json").write_bytes(bytes(10))
+    measured(run, "delt", "stored", (44.0, 46.0), arguments={"save_labels": str(run / "labels")})
+    row = table(run)["delt", "stored"]
+    assert (row["label_bytes"], row["labels"]) == (1110, "stored")
+    text = comparison.note(comparison.table(collect.read([run])))
+    assert comparison.STORED in text and comparison.COMPUTED in text
+
+
+def test_only_what_was_measured_alike_is_compared(run):
+    measured(run, "cda", "delt", (50.0, 52.0), {**SOFT, "lr": 0.5}, syn_dir=str(run / "delt"))
+    measured(run, "sre2l", "delt", (50.0, 52.0), ipc=50, syn_dir=str(run / "delt"))
+    rows = table(run)
+    assert math.isnan(rows["cda", "delt"]["margin"]) and math.isnan(rows["sre2l", "delt"]["margin"])
+    assert rows["delt", "delt"]["margin"] == 4.5
+
+
+def test_of_two_random_sets_none_is_the_baseline(run):
+    write_result(run, "random", "delt", ((0, 1.0),), name="again", settings={**SOFT, "images": "x"}, ipc=2, epochs=30)
+    assert math.isnan(table(run)["delt", "delt"]["margin"])
+
+
+def test_similarity_is_the_mean_over_classes(run):
+    rows = table(run)
+    assert rows["delt", "delt"]["similarity"] == pytest.approx(0.6)
+    assert math.isnan(rows["random", "delt"]["similarity"])
+
+
+def test_a_set_that_is_gone(tmp_path):
+    measured(tmp_path, "delt", "delt", (50.0,), syn_dir="/nowhere/syn")
+    row = table(tmp_path)["delt", "delt"]
+    assert row[["seconds", "image_bytes", "label_bytes", "iterations", "similarity"]].isna().all()
+
+
+def test_for_people(run):
+    outcome = Place(run).start("validate.report.comparison", run)
+    assert outcome.code == 0, outcome.err
+    lines = (run / "report" / "comparison.md").read_text().splitlines()
+    assert lines[0] == "**cifar10, IPC 2, teacher resnet18, student resnet18, 1 to 3 seeds**"
+    size = f"{images(run / 'delt') / 1000:.1f} kB"
+    assert lines[2] == (
+        "| set | delt | over random | hard | over random | seconds | ranking | statistics | recover | images | "
+        "labels, delt | similarity | iterations |"
+    )
+    assert lines[4] == (
+        f"| delt | 46.00 ± 2.00 | +4.50 ± 1.89 | 30.00 | -2.00 | 80 | 12 | 8 | 60 | {size} | 480 B | 0.600 | 200 |"
+    )
+    assert lines[5] == f"| random | 41.50 ± 2.12 |  | 32.00 ± 1.41 |  | 0 | 0 |  |  | {size} | 480 B |  |  |"
+    assert "46.00 ± 2.00" in outcome.out and "comparison.csv" in outcome.out
+    with open(run / "report" / "comparison.csv", newline="") as file:
+        rows = {(row["method"], row["protocol"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 4 and rows["delt", "delt"]["margin"] == "4.5" and rows["delt", "hard"]["margin_std"] == ""
+    assert rows["random", "delt"]["recover_seconds"] == "" and rows["delt", "delt"]["recover_seconds"] == "60"
+
+
+def test_the_best_set_stands_on_top_and_names_are_escaped(run):
+    measured(run, "a|b", "delt", (60.0,), syn_dir=str(run / "delt"))
+    [group] = comparison.groups(comparison.table(collect.read([run])))
+    assert [row[0].text for row in group.rows] == ["a|b", "delt", "random"]
+    assert "| a\\|b |" in comparison.markdown(comparison.table(collect.read([run])))
+    assert [cell.value for cell in group.rows[2]][1] == 41.5, "to sort by"
+
+
+@pytest.mark.parametrize("size, text", [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_000_000, "2.0 MB")])
+def test_bytes_for_people(size, text):
+    assert comparison._bytes(size).text == text

@@ -1,0 +1,160 @@
+"""Statistics files: what the layers of a network get of the real images, from `python -m squeeze.statistics`.
+
+A safetensors file. For each layer NAME that is called, in the order of the modules:
+
+    NAME.mean  NAME.var                      (C,)    of the input's channels; of convolutions, of BatchNorms if asked
+    NAME.patch_mean  NAME.patch_var          (P,)    of convolutions: of the patches of the map (utils/nets/moments.py)
+
+each the mean over batches of the statistics within a batch, weighted by the batch's share of the images (G-VBSM). With
+statistics of the classes, in label order, also
+
+    NAME.class_mean  NAME.class_var          (K, C)  means over a class's images of each image's own (EDC)
+    NAME.class_patch_mean  .class_patch_var  (K, P)  the same of convolutions' patches
+    NAME.class_total_var                     (K, C)  of BatchNorms: over all of a class's images and pixels (WMDD); the
+                                                     mean over them is class_mean
+
+A file of `python -m squeeze.barycenters` is of the same kind, without layers: for each class in label order the points
+that stand for its images' penultimate features, `points` (K, N, D), and their weights, `weights` (K, N), whose sum in a
+class is 1 (WMDD).
+
+Its metadata are one JSON object: `settings`, all that decides the values, and `layers`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from utils.nets.teacher import Teacher
+from utils.run.errors import UserError
+from utils.run.files import replacing, sha256, write_json
+
+COMMAND = "python -m squeeze.statistics"
+ENTRY = "statistics"  # of the metadata: safetensors keeps no order of several
+CONVOLUTION, BATCHNORM = "convolution", "batchnorm"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that is called, and how many numbers its input's statistics have."""
+
+    name: str
+    kind: str
+    channels: int
+    patches: int  # 0 for BatchNorms
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A file's content."""
+
+    path: str
+    sha256: str  # of the file
+    settings: Mapping[str, Any]
+    layers: tuple[Layer, ...]
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def command(self) -> str:
+        """What makes a file of this kind."""
+        return "python -m squeeze.barycenters" if "points" in self.tensors else COMMAND
+
+    def require(self, teacher: Teacher, per_class: bool = False, norms: bool = False) -> None:
+        """Raises UserError where they are another network's, or do not hold what is asked for."""
+        if self.settings.get("teacher") != teacher.sha256:
+            raise UserError(
+                f"--statistics {self.path}: was collected with another teacher ({self.settings.get('arch')}, SHA-256 "
+                f"{str(self.settings.get('teacher'))[:12]}...) than this {teacher.arch} ({teacher.sha256[:12]}...); "
+                f"give one file for each teacher, in their order, or collect them anew: {self.command}"
+            )
+        for name in ("input_size", "mean", "std"):
+            own = getattr(teacher.geometry, name)
+            own = list(own) if isinstance(own, tuple) else own
+            if self.settings.get(name) != own:
+                raise UserError(
+                    f"--statistics {self.path}: was collected with {name} {self.settings.get(name)}, and the teacher's "
+                    f"is {own} here; collect them anew: {self.command}"
+                )
+        classes, known = self.settings.get("classes"), teacher.geometry.classes
+        if known is not None and list(known) != classes:
+            raise UserError(
+                f"--statistics {self.path}: has the classes in another order than the teacher; {self.command}"
+            )
+        for flag, needed in (("per_class", per_class), ("norms", norms)):
+            if needed and not self.settings.get(flag):
+                name = flag.replace("_", "-")
+                raise UserError(f"--statistics {self.path}: was collected without --{name}; {self.command} --{name}")
+
+
+def measurable(network: nn.Module) -> dict[str, str]:
+    """Name -> kind of each convolution and BatchNorm of a network, in the order of its modules.
+
+    A BatchNorm without running statistics is left out: nothing could be matched to them.
+    """
+    found = {}
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            found[name] = CONVOLUTION
+        elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+            found[name] = BATCHNORM
+    return found
+
+
+def write(
+    path: str | Path,
+    tensors: Mapping[str, torch.Tensor],
+    settings: Mapping[str, Any],
+    layers: list[Layer],
+    seconds: float,
+) -> None:
+    """Write a file that `read` reads, whole or not at all.
+
+    The `seconds` that it took stand in a file beside it: the same command gives the same bytes.
+    """
+    write_json(seconds_path(path), {"seconds": round(seconds, 1)})
+    facts = {"settings": dict(settings), "layers": [asdict(layer) for layer in layers]}
+    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(held, {ENTRY: json.dumps(facts, sort_keys=True)})
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def seconds_path(path: str | Path) -> Path:
+    """Of the JSON file that says how many seconds the file of statistics took."""
+    return Path(path).with_suffix(".json")
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings of a file alone. Raises UserError where it is none."""
+    return _facts(path)["settings"]
+
+
+def read(path: str | Path) -> Statistics:
+    """Raises UserError where the file is missing, damaged, or not one of statistics, or holds NaN or infinity."""
+    facts = _facts(path)
+    layers = tuple(Layer(**entry) for entry in facts["layers"])
+    tensors = safetensors.torch.load_file(path)
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} is not finite; remove the file and collect it anew: {COMMAND}")
+    return Statistics(str(path), sha256(path), facts["settings"], layers, tensors)
+
+
+def _facts(path: str | Path) -> dict[str, Any]:
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file of statistics; collect them with `{COMMAND} --output {path}`")
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()[ENTRY])
+        if isinstance(facts["settings"], dict) and isinstance(facts["layers"], list):
+            return facts
+    except Exception:  # whatever a file of another kind makes the reader raise
+        pass
+    raise UserError(f"{path}: is no file of statistics, or damaged; collect them with `{COMMAND}`")

@@ -1,0 +1,281 @@
+"""python -m validate.report.comparison RUN...: every set beside random real images, and what it cost to make.
+
+One row a set, below one another those of the same data set, images per class, teacher and student. Writes
+comparison.md, the table for people, and comparison.csv, a row for each set and protocol.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+import pandas as pd
+
+from utils import cli
+from utils.data import manifest
+from utils.data.image_folder import ImageFolder
+from utils.run import entry
+from utils.run.errors import UserError
+from utils.run.files import write_text
+from utils.run.outputs import check_output
+from validate.labels import folder_of
+from validate.report import collect, diversity, origins, tables
+from validate.report.collect import Measured
+
+BASELINE = "random"
+LABEL_BYTES = 2  # of a class in a stored label: fp16
+STAGES = ("ranking", "statistics", "recover")
+OVER = "over random"  # heads what stands beside each top-1
+COLUMNS = (
+    *("dataset", "ipc", "teacher", "student", "method", "protocol", "iterations"),
+    *("seconds", *(f"{stage}_seconds" for stage in STAGES), "image_bytes", "label_bytes", "labels"),
+    *("seeds", "top1", "top1_std", "margin", "margin_std", "similarity"),
+)
+NOTE = (
+    "Top-1 in percent by protocol: the last epoch's, mean and sample standard deviation over seeds. Over random: the "
+    "mean minus that of random real images under the same protocol, teacher and student, with the root of the sum of "
+    "both variances over their seeds. Seconds to make the set, on the machine that did, without the teachers; what "
+    "several sets share counts for each. Bytes of the images, and of the labels for one student: {labels}. Similarity: "
+    "of the images of a class, lower is more diverse. Iterations: of the images that start first."
+)
+COMPUTED = "epochs x images x classes x 2, as if they were stored"
+STORED = "as they are stored"
+
+
+def table(measured: Sequence[Measured]) -> pd.DataFrame:
+    """One row for each set under each protocol, with COLUMNS; what is not known is missing.
+
+    Accuracies in percent, bytes of one student's labels, `labels` how these are known: stored, computed, or none.
+    """
+    similarities = {run: _similarities(run) for run in {one.run for one in measured}}
+    baselines: dict[str, list[Measured]] = {}
+    for one in measured:
+        if one.method == BASELINE:
+            baselines.setdefault(one.conditions, []).append(one)
+    rows = []
+    for one in measured:
+        made = origins.making(one.set_dir)
+        label_bytes, labels = bytes_of_labels(one)
+        margin, margin_std = _margin(one, baselines.get(one.conditions, []))
+        rows.append(
+            {
+                **{name: getattr(one, name) for name in ("dataset", "ipc", "teacher", "student", "method", "protocol")},
+                "iterations": _iterations(one.set_dir),
+                "seconds": sum(made.values()) if made else None,
+                **{f"{stage}_seconds": made.get(stage) for stage in STAGES},
+                "image_bytes": bytes_of_images(one.set_dir),
+                "label_bytes": label_bytes,
+                "labels": labels,
+                "seeds": len(one.seeds),
+                "top1": statistics.fmean(one.top1),
+                "top1_std": statistics.stdev(one.top1) if len(one.seeds) > 1 else None,
+                "margin": margin,
+                "margin_std": margin_std,
+                "similarity": similarities[one.run].get(one.method),
+            }
+        )
+    frame = pd.DataFrame(rows, columns=COLUMNS)
+    whole = ["iterations", "image_bytes", "label_bytes"]
+    frame[whole] = frame[whole].astype("Int64")
+    numbers = [name for name in COLUMNS[7:] if name not in (*whole, "labels", "seeds")]
+    frame[numbers] = frame[numbers].astype(float)
+    return frame
+
+
+def difference(top1: Sequence[float], baseline: Sequence[float]) -> tuple[float, float | None]:
+    """Mean minus mean, and its standard error: the root of both sample variances over their numbers of seeds.
+
+    None for the latter where one of them has a single seed.
+    """
+    error = None
+    if min(len(top1), len(baseline)) > 1:
+        error = math.sqrt(sum(statistics.variance(values) / len(values) for values in (top1, baseline)))
+    return statistics.fmean(top1) - statistics.fmean(baseline), error
+
+
+def bytes_of_images(folder: Path) -> int | None:
+    """Of the image files of a set; None where it is gone."""
+    found = _images(folder)
+    return sum(os.stat(found.root / path).st_size for path in found.paths) if found else None
+
+
+def bytes_of_labels(one: Measured) -> tuple[int | None, str]:
+    """What one student's labels take, and how that is known: stored, computed, or none for hard labels."""
+    if one.settings.get("labels") == "hard":
+        return 0, "none"
+    root = one.arguments.get("save_labels") or one.arguments.get("load_labels")
+    folders = [folder_of(root, seed) for seed in one.seeds] if isinstance(root, str) else []
+    stored = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders if folder.is_dir()]
+    if stored:
+        return round(statistics.fmean(stored)), "stored"
+    images = _images(one.set_dir)
+    if images is None:
+        return None, "computed"
+    return one.epochs * len(images) * len(images.classes) * LABEL_BYTES, "computed"
+
+
+def _images(folder: Path) -> ImageFolder | None:
+    try:
+        return ImageFolder(folder, "set")
+    except UserError:
+        return None
+
+
+def _iterations(folder: Path) -> int | None:
+    """Of a recovered set, those of the images that start first."""
+    record = manifest.read(folder)
+    settings = record.get("settings")
+    value = settings.get("iterations") if isinstance(settings, dict) and "units" in record else None
+    return value if isinstance(value, int) else None
+
+
+def _similarities(run: Path) -> dict[str, float]:
+    found = diversity.of_run(run)
+    return {} if found is None else found.groupby("method")["similarity"].mean().to_dict()
+
+
+def _margin(one: Measured, baselines: Sequence[Measured]) -> tuple[float | None, float | None]:
+    """Over the random images that were measured alike; of several sets of them over none."""
+    if one.method == BASELINE or len(baselines) != 1:
+        return None, None
+    return difference(one.top1, baselines[0].top1)
+
+
+# --- for people --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    value: float | str  # to sort by
+
+
+@dataclass(frozen=True)
+class Group:
+    """The sets that are compared: of one data set, images per class, teacher and student."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+def groups(frame: pd.DataFrame) -> Iterator[Group]:
+    """The table by groups, a column for each protocol, the best set under the first soft one on top."""
+    names = ["dataset", "ipc", "teacher", "student"]
+    for (dataset, ipc, teacher, student), found in frame.groupby(names, sort=False):
+        hard = found.groupby("protocol", sort=False)["labels"].agg(lambda labels: (labels == "none").all())
+        protocols = [*hard[~hard].index, *hard[hard].index]
+        seeds = sorted(set(found["seeds"]))
+        soft = [protocol for protocol in protocols if not hard[protocol]]
+        columns = ["set", *(title for protocol in protocols for title in (protocol, OVER))]
+        columns += ["seconds", *STAGES, "images", *(f"labels, {protocol}" for protocol in soft)]
+        columns += ["similarity", "iterations"]
+        # What was measured several times under one name, by other settings, has a row each.
+        found = found.assign(again=found.groupby(["method", "protocol"]).cumcount())
+        sets = [_by_protocol(one) for _, one in found.groupby(["method", "again"], sort=False)]
+        sets.sort(key=lambda one: -_top1(one, protocols[0]))
+        rows = [_row(one, protocols, soft) for one in sets]
+        count = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
+        yield Group(f"{dataset}, IPC {ipc}, teacher {teacher}, student {student}, {count}", columns, rows)
+
+
+def _by_protocol(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    return {row["protocol"]: row for _, row in rows.iterrows()}
+
+
+def _top1(one: dict[str, pd.Series], protocol: str) -> float:
+    return one[protocol]["top1"] if protocol in one else -1.0
+
+
+def _row(one: dict[str, pd.Series], protocols: Sequence[str], soft: Sequence[str]) -> list[Cell]:
+    first = next(iter(one.values()))
+    cells = [Cell(first["method"], first["method"])]
+    for protocol in protocols:
+        row = one.get(protocol, {})
+        cells += [_cell(row.get("top1"), "{:.2f}", row.get("top1_std"))]
+        cells += [_cell(row.get("margin"), "{:+.2f}", row.get("margin_std"))]
+    cells += [_cell(first[name], "{:,.0f}") for name in ("seconds", *(f"{stage}_seconds" for stage in STAGES))]
+    cells += [_bytes(first["image_bytes"]), *(_bytes(one.get(protocol, {}).get("label_bytes")) for protocol in soft)]
+    return [*cells, _cell(first["similarity"], "{:.3f}"), _cell(first["iterations"], "{:,}")]
+
+
+def _cell(value: Any, form: str, deviation: Any = None) -> Cell:
+    if value is None or pd.isna(value):
+        return Cell("", "")
+    text = form.format(value)
+    return Cell(text if deviation is None or pd.isna(deviation) else f"{text} ± {deviation:.2f}", float(value))
+
+
+def _bytes(value: Any) -> Cell:
+    if value is None or pd.isna(value):
+        return Cell("", "")
+    number, unit = float(value), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if number < 1000:
+            break
+        number, unit = number / 1000, larger
+    return Cell(f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}", float(value))
+
+
+def note(frame: pd.DataFrame) -> str:
+    """What the columns say."""
+    kinds = [text for kind, text in (("stored", STORED), ("computed", COMPUTED)) if (frame["labels"] == kind).any()]
+    return NOTE.format(labels=" or ".join(kinds) or "none for hard ones")
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    lines = []
+    for group in groups(frame):
+        lines += [f"**{tables.escaped(group.title)}**", "", _line(group.columns), "|" + "---|" * len(group.columns)]
+        lines += [*(_line([cell.text for cell in row]) for row in group.rows), ""]
+    return "\n".join([*lines, note(frame), ""])
+
+
+def _line(texts: Sequence[str]) -> str:
+    return "| " + " | ".join(map(tables.escaped, texts)) + " |"
+
+
+def write(frame: pd.DataFrame, folder: Path) -> None:
+    write_text(folder / "comparison.csv", frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_text(folder / "comparison.md", markdown(frame))
+
+
+@dataclass(frozen=True)
+class Flags:
+    runs: tuple[str, ...]
+    output_dir: str | None
+
+
+def parse() -> Flags:
+    parser = cli.Parser(
+        "validate.report.comparison",
+        "One table: each set's seconds and bytes, its top-1 under each protocol, and its margin over random images.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="--output-dir of python -m validate, or a script's run")
+    parser.add_argument(
+        "--output-dir", metavar="DIR", help="gets comparison.md and comparison.csv; RUN/report if left out"
+    )
+    return cli.group(parser.parse_args(), Flags)
+
+
+def main() -> None:
+    flags = parse()
+    folder = Path(flags.output_dir or Path(flags.runs[0]) / "report")
+    check_output(folder / "comparison.md")
+    frame = table(collect.read(flags.runs))
+    write(frame, folder)
+    print()
+    for group in groups(frame):
+        print(f"{group.title}:")
+        most = group.columns.index("seconds") + 1  # what a terminal is wide enough for
+        texts = [[cell.text or "-" for cell in row[:most]] for row in group.rows]
+        print(pd.DataFrame(texts, columns=group.columns[:most]).to_string(index=False), end="\n\n")
+    print(f"{note(frame)}\n{folder / 'comparison.md'}, {folder / 'comparison.csv'}")
+
+
+if __name__ == "__main__":
+    entry.run(main)
