@@ -1,7 +1,6 @@
 """An objective with state, added from outside of the package: it is saved, restored and reset with the units."""
 
 import json
-import os
 import shutil
 import signal
 
@@ -52,7 +51,7 @@ class Calls:
         self.batches.append(batch)
         self.averages.append(average)
         if len(self.batches) == self.stop_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
 
     @property
     def iterations(self):

@@ -206,10 +206,10 @@ def test_a_run_that_was_killed_resumes_with_what_is_finished(unbroken, place, mo
 
     save = synthetic_set.save_image
 
-    def dies_at_the_fourth_image(path, image):
+    def dies_at_the_fourth_image(path, image, **options):
         if path.parent.name == "moth" and path.name.startswith("001"):
             raise KeyboardInterrupt
-        save(path, image)
+        save(path, image, **options)
 
     monkeypatch.setattr(synthetic_set, "save_image", dies_at_the_fourth_image)
     assert place.run("recover", **SMALL_UNITS).code == 130

@@ -202,6 +202,7 @@ def test_seconds_of_ranks_that_work_together_are_summed(tmp_path, monkeypatch):
     clock, ranks = [100.0], [3]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr("utils.run.distributed.get_world_size", lambda: ranks[0])
+    monkeypatch.setattr("utils.run.distributed.broadcast_bytes", lambda content: content())
     first = JointState(tmp_path / "x.state", {})
     clock[0] += 7
     first.save({})

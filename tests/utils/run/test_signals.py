@@ -30,7 +30,7 @@ LONG = {
 
 
 def send(number):
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
