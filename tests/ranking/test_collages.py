@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from PIL import Image
 from conftest import CLASSES, INPUT, MEAN, STD, images, snapshot
 from helpers import noise
 from plain_teacher import logits_of
+from ranking import collage
 from ranking.collage import Collages, arranged
 from refusals import refused
 from utils.data import tiles as collage_tiles
 from utils.data.tiles import Tile
 from utils.run.errors import UserError
+from utils.run.shared_work import SharedWork
 
 TILE = INPUT // 2
 RDED = dict(criterion="top", crops=3, tiles=2, ipc=2)
@@ -140,11 +143,11 @@ def test_collages_by_hand(small):
         assert [file.name for file in files] == [f"{j:03d}_{stem}.png" for j, stem in enumerate(stems)]
         for j, file in enumerate(files):
             own = [ranked[k * 2 + j] for k in range(4)]
-            collage = pixels(file)
-            assert collage.shape == (INPUT, INPUT, 3)
+            found = pixels(file)
+            assert found.shape == (INPUT, INPUT, 3)
             for k, (path, box) in enumerate(own):
                 y, x = TILE * (k // 2), TILE * (k % 2)
-                assert np.array_equal(collage[y : y + TILE, x : x + TILE], cut(small.train / path, box, TILE))
+                assert np.array_equal(found[y : y + TILE, x : x + TILE], cut(small.train / path, box, TILE))
             tiles = record["tiles"][f"{name}/{file.name}"]
             assert [(tile["path"], tuple(tile["box"])) for tile in tiles] == own
 
@@ -291,6 +294,25 @@ def test_a_place_that_is_none_is_named(place, value):
     lines[2] = ",".join([*lines[2].split(",")[:3], value, *lines[2].split(",")[4:]])
     (place / "ranking.csv").write_text("\n".join(lines) + "\n")
     refused(place, "ranking", "line 3", f"top '{value}'", **RDED)
+
+
+@pytest.mark.parametrize("owner, name", [(SharedWork, "save"), (collage, "save_image")], ids=["scores", "collages"])
+def test_killed_after_the_first_piece_the_same_command_ends_well(place, monkeypatch, owner, name):
+    line, function = {**RDED, "batch_size": 3}, getattr(owner, name)
+    place.works("ranking", **line, output_dir=place / "whole", ranking_file=place / "whole.csv")
+
+    def then_die(*args):
+        function(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(owner, name, then_die)
+    child = place.fork("ranking", **line)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    monkeypatch.undo()
+    place.works("ranking", **line)
+    assert images(place / "selected") == images(place / "whole")
+    assert (place / "ranking.csv").read_bytes() == (place / "whole.csv").read_bytes()
+    assert not list(place.root.rglob(".*"))
 
 
 def test_lost_and_damaged_collages_are_made_again(place):
