@@ -16,7 +16,7 @@ from timm.data import auto_augment
 from timm.data.auto_augment import rand_augment_transform
 from torch.distributions import Beta
 from torchvision.transforms import RandomResizedCrop
-from torchvision.transforms.v2 import functional
+from torchvision.transforms.v2 import RandAugment, functional
 
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
@@ -27,6 +27,7 @@ from utils.run.seeds import seeded
 from validate.protocols import Protocol
 
 ALPHA = {"cutmix": 1.0, "mixup": 0.8, "none": None}  # the parameter of both sides of the Beta distribution
+TORCHVISION = "torchvision"  # its RandAugment, of 2 operations and magnitude 9 of 30
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of the crop, as torchvision's default
 
 
@@ -35,7 +36,7 @@ class Augmentation:
     view, which five numbers do."""
 
     def __init__(self, protocol: Protocol, geometry: Geometry):
-        """Raises UserError for another configuration of RandAugment than timm's, or "none"."""
+        """Raises UserError for another configuration of RandAugment than timm's, "torchvision" or "none"."""
         self.size, self.flip, self.patches = geometry.input_size, protocol.flip, protocol.shuffle_patches
         self.scale = (protocol.min_scale, protocol.max_scale)
         self.rand_augment = _rand_augment(protocol.rand_augment, self.size, geometry.mean)
@@ -68,13 +69,15 @@ class Augmentation:
 def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
     if config == "none":
         return None
+    if config == TORCHVISION:
+        return RandAugment()
     fill = tuple(round(255 * value) for value in mean)
     try:
         transform = rand_augment_transform(config, {"translate_const": int(size * 0.45), "img_mean": fill})
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
             f"--rand-augment {config}: not a configuration of timm's RandAugment ({error}); "
-            "for example rand-m6-n2-mstd1.0, or none"
+            f"for example rand-m6-n2-mstd1.0, or {TORCHVISION} for its own, or none"
         ) from None
     for operation in transform.ops:
         if operation.aug_fn is auto_augment.posterize:

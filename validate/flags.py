@@ -168,7 +168,7 @@ def add_protocol(parser: cli.Parser) -> None:
         "--temperature", type=cli.positive_float, help="20, and 4 for mixup, if left out; 1 with the loss ce"
     )
     group.add_argument("--mix", choices=tuple(ALPHA))
-    group.add_argument("--rand-augment", metavar="CONFIG", help="timm's, as rand-m6-n2-mstd1.0, or none")
+    group.add_argument("--rand-augment", metavar="CONFIG", help="timm's, as rand-m6-n2-mstd1.0; torchvision; none")
     group.add_argument(
         "--shuffle-patches",
         type=cli.positive,

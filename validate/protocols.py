@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from utils.data.datasets import SMALL_SIZE, own_settings
+from utils.data.datasets import SMALL, SMALL_SIZE, own_settings
 from utils.run import registry
 
 
@@ -121,6 +121,26 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "rand_augment": "none",
         "min_scale": 0.08,
     },
+    # G-VBSM (arXiv 2311.17950) and its code, for ImageNet-1K: logits, and some cross-entropy to the class.
+    "gvbsm": {
+        **DELT,
+        "batch_size": 1024,
+        "lr_schedule": "cosine",
+        "loss": "mse",
+        "class_weight": 0.1,
+        "rand_augment": "none",
+        "min_scale": 0.08,
+    },
+    # EDC (arXiv 2404.13733) and its code, for ImageNet-1K: small batches, mild crops, an average of the weights.
+    "edc": {
+        **DELT,
+        "batch_size": 100,
+        "loss": "mse",
+        "class_weight": 0.025,
+        "weight_average": 0.99,
+        "rand_augment": "none",
+        "min_scale": 0.5,
+    },
     # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0.
     "sre2l": {**DELT, "batch_size": 1024, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
     # No teacher: what the images alone teach.
@@ -132,8 +152,40 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 # Of ten classes of ImageNet, by FADRM's code for ResNet-18.
 _FADRM_TEN = {"lr": 0.0005, "lr_schedule": lambda facts: "cosine" if 10 <= facts.ipc < 30 else "half-cosine"}
 
+_SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
+
+# By EDC's code: CIFAR-10, and CIFAR-100. Its RandAugment is torchvision's, of 2 operations and magnitude 9.
+_EDC_TEN = {
+    "epochs": 1000,
+    "batch_size": lambda facts: 10 if facts.ipc == 1 else 25,
+    "lr_schedule": "steps",  # half the rate at 800, 900 and 950
+    "rand_augment": "torchvision",
+    "min_scale": 0.08,
+}
+_EDC_SMALL = {
+    **_SGD,
+    "momentum": 0.875,
+    "epochs": 1000,
+    "batch_size": 50,
+    "lr_schedule": "half-cosine-linear",
+    "rand_augment": "torchvision",
+}
+
 # By protocol, then by data set; `small`: those that are not named there, of 64 pixels and less.
 DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    # G-VBSM's code: ResNet-18 for CIFAR-10 and Tiny-ImageNet, its ConvNet for CIFAR-100.
+    "gvbsm": {
+        "cifar100": {**_SGD, "epochs": 1000, "batch_size": 64, "class_weight": 0.15},
+        "tinyimagenet": {**_SGD, "epochs": 100, "batch_size": 100, "accumulate": 2},
+        SMALL: {"epochs": 1000, "batch_size": 100, "class_weight": 0.15, "weight_decay": 0.0},  # CIFAR-10
+    },
+    "edc": {
+        "cifar10": _EDC_TEN,
+        "fashion_mnist": _EDC_TEN,
+        "fashion_mnist_cut": _EDC_TEN,
+        "tinyimagenet": {**_EDC_SMALL, "epochs": 300, "batch_size": 100, "lr_schedule": "half-cosine"},
+        SMALL: _EDC_SMALL,
+    },
     "fadrm": {
         # By its code, which has more epochs for one image a class of Tiny-ImageNet, and half the rate for CIFAR-100's.
         "cifar100": {"epochs": 1000, "lr": lambda facts: 0.0005 if facts.ipc < 10 else 0.001},

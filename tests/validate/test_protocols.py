@@ -5,7 +5,7 @@ import json
 import pytest
 
 from utils.run.registry import with_changes
-from validate.protocols import PROTOCOLS, SetFacts, resolve
+from validate.protocols import PROTOCOLS, SetFacts, recipes, resolve
 
 
 def resolved(name, arch="resnet18", facts=SetFacts(10, 10, 100, 32), **given):
@@ -29,6 +29,41 @@ def test_rdeds_protocol_crops_at_least_a_tile_and_shuffles_the_tiles():
     assert small.rand_augment == large.rand_augment == "none"
     assert resolved("rded", max_scale=0.5).min_scale == 0.5, "unless no crop may be so large"
     assert (small.epochs, small.loss, small.temperature, small.mix, small.batch_size) == (300, "kl", 20, "cutmix", 50)
+
+
+def test_rd3s_protocol():
+    """RD3: 400 epochs of Adam in batches of 50, with RDED's augmentation, for all."""
+    for classes, size in ((10, 32), (1000, 224)):
+        facts = SetFacts(classes, 10, 10 * classes, size)
+        rd3, rded = resolved("rd3", arch="mobilenet_v2", facts=facts), resolved("rded", facts=facts)
+        assert (rd3.epochs, rd3.batch_size, rd3.optimizer, rd3.lr, rd3.weight_decay) == (400, 50, "adam", 0.001, 0)
+        assert (rd3.lr_schedule, rd3.loss, rd3.labels) == ("cosine", "kl", "soft")
+        view = ("mix", "rand_augment", "shuffle_patches", "min_scale", "max_scale", "flip", "temperature")
+        assert all(getattr(rd3, name) == getattr(rded, name) for name in view)
+
+
+@pytest.mark.parametrize(
+    "dataset, classes, ipc, expected",
+    [
+        ("imagenet1k", 1000, 10, (16, 300, 0.001, "half-cosine")),
+        ("imagenet1k", 1000, 50, (16, 300, 0.001, "cosine")),
+        ("tinyimagenet", 200, 1, (16, 1000, 0.001, "half-cosine")),
+        ("tinyimagenet", 200, 50, (16, 300, 0.001, "cosine")),
+        ("cifar100", 100, 1, (16, 1000, 0.0005, "half-cosine")),
+        ("cifar100", 100, 50, (16, 1000, 0.001, "cosine")),
+        ("cifar10", 10, 10, (10, 300, 0.001, "half-cosine")),
+        ("imagenette", 10, 10, (10, 300, 0.0005, "cosine")),
+        ("imagenette", 10, 50, (10, 300, 0.0005, "half-cosine")),
+        ("imagewoof", 10, 50, (10, 300, 0.001, "half-cosine")),
+        (None, 3, 10, (10, 300, 0.001, "half-cosine")),
+    ],
+)
+def test_fadrms_protocol(dataset, classes, ipc, expected):
+    """Its code for ResNet-18."""
+    found = resolve(recipes(dataset)["fadrm"], "resnet18", SetFacts(classes, ipc, classes * ipc, 64), 3)
+    assert (found.batch_size, found.epochs, found.lr, found.lr_schedule) == expected
+    assert (found.accumulate, found.teacher_statistics, found.temperature, found.loss) == (2, "batch", 20, "kl")
+    assert (found.optimizer, found.mix, found.rand_augment, found.min_scale) == ("adamw", "cutmix", "none", 0.08)
 
 
 def test_sre2ls_protocol_has_large_batches_and_ends_at_0():
