@@ -7,6 +7,7 @@ by data set in DATASET_SETTINGS, and what it needs besides recover in NEEDS. Run
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import sys
 from dataclasses import dataclass, fields, replace
@@ -205,13 +206,19 @@ def needs(name: str, where: str = "") -> Needs:
 
 
 def main() -> None:
-    """[NAME...], or --needs NAME [DATASET|PIXELS]."""
-    words = sys.argv[1:]
-    if words[:1] != ["--needs"] or len(words) not in (2, 3):
-        return registry.main("method", names())
-    sys.argv[1:] = words[1:2]
+    parser = argparse.ArgumentParser("python -m recover.methods", description="The methods, one a line.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="ends with exit code 2 if one is not known")
+    parser.add_argument(
+        "--needs",
+        nargs="+",
+        metavar=("NAME", "WHERE"),
+        help="what it needs, for a data set or inputs of so many pixels",
+    )
+    args = parser.parse_args()
+    name, where = [*(args.needs or ()), "", ""][:2]
+    sys.argv[1:] = args.names + [name] * bool(name)
     registry.main("method", names())
-    for line in shell_lines(needs(*words[1:])):
+    for line in shell_lines(needs(name, where)) if name else ():
         print(line)
 
 

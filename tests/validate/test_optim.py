@@ -72,9 +72,14 @@ def assert_measured(result, losses, top1s):
     assert (result.top1, result.best_top1, result.top5) == pytest.approx((top1s[-1], max(top1s), 100))
 
 
-@pytest.mark.parametrize("lr_schedule, halves", [("half-cosine", 1), ("cosine", 2)])
-def test_adamw_at_a_cosine(sets, lr_schedule, halves):
-    result, student, steps, said = trained(sets, lr_schedule=lr_schedule)
+@pytest.mark.parametrize(
+    "optimizer, lr_schedule, halves", [("adamw", "half-cosine", 1), ("adamw", "cosine", 2), ("adam", "cosine", 2)]
+)
+def test_adam_at_a_cosine(sets, optimizer, lr_schedule, halves):
+    """AdamW's decay is apart from the moments, Adam's a part of the gradient."""
+    apart, within = (0.1, 0.0) if optimizer == "adamw" else (0.0, 1e-4)  # gradients are small at this temperature
+    changes = dict(optimizer=optimizer, lr_schedule=lr_schedule, weight_decay=apart + within)
+    result, student, steps, said = trained(sets, **changes)
     plain, losses, top1s = small_student(), [], []
     moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in plain.parameters()]
     for t, (step, logits) in enumerate(zip(steps, said), 1):
@@ -82,8 +87,9 @@ def test_adamw_at_a_cosine(sets, lr_schedule, halves):
         p, log_q = (logits / 20).softmax(1), (plain.train()(step.images) / 20).log_softmax(1)
         losses.append((loss := (p * (p.log() - log_q)).sum() / len(p)).item())
         for w, g, (m, v) in zip(plain.parameters(), torch.autograd.grad(loss, [*plain.parameters()]), moments):
+            g = g + within * w.data * (w.ndim > 1)
             m.mul_(0.9).add_(g, alpha=0.1), v.mul_(0.999).add_(g * g, alpha=0.001)
-            w.data -= lr * (0.1 * w.data * (w.ndim > 1) + m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
+            w.data -= lr * (apart * w.data * (w.ndim > 1) + m / (1 - 0.9**t) / ((v / (1 - 0.999**t)).sqrt() + 1e-8))
         top1s += [top1(plain.eval(), sets[1])] if t % STEPS == 0 else []
     assert_same(student, plain)
     assert_measured(result, losses, top1s)
