@@ -6,7 +6,6 @@ one that has $SLOW until the file $GO is there.
 
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,7 +29,8 @@ def main(words):
         return 0
     module = words[1]
     if module in OWN:
-        return subprocess.call([sys.executable, *words], cwd=ROOT)
+        os.chdir(ROOT)
+        os.execv(sys.executable, [sys.executable, *words])  # in its place, as signals come to it
     with open(os.environ["RECORD"], "a") as file:
         file.write(json.dumps(words[1:]) + "\n")
     if (slow := os.environ.get("SLOW")) and slow in words:
