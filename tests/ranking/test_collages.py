@@ -301,8 +301,8 @@ def test_killed_after_the_first_piece_the_same_command_ends_well(place, monkeypa
     line, function = {**RDED, "batch_size": 3}, getattr(owner, name)
     place.works("ranking", **line, output_dir=place / "whole", ranking_file=place / "whole.csv")
 
-    def then_die(*args):
-        function(*args)
+    def then_die(*args, **options):
+        function(*args, **options)
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(owner, name, then_die)
