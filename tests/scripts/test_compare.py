@@ -94,7 +94,7 @@ def test_each_set_is_made_once_and_measured_under_each_protocol(compare):
     assert {(flags["method"], flags["syn-dir"], flags["protocol"]) for flags in students} == {
         (name, folder, protocol) for name, folder in sets.items() for protocol in ("delt", "hard")
     }
-    assert len(students) == 14
+    assert len(students) == 14 and not any("iterations-share" in flags for flags in of(calls, "recover"))
     for flags in students:
         assert (flags["output-dir"], flags["seeds"], flags["epochs"]) == (str(run), "2", "5")
         assert (flags["teacher-path"], flags["student-arch"]) == (f"{run}/teacher.pth", "resnet18")
@@ -113,6 +113,7 @@ def test_the_same_command_skips_what_is_finished(compare):
     assert {flags["method"] for flags in of(calls, "validate")} == {"sre2l"} and of(calls, "validate.report")
 
 
+@pytest.mark.slow
 def test_without_a_list_all_methods_are_compared(compare):
     """Each registered method's command line is built from what it needs, and from nothing else."""
     calls, process = compare(TEACHERS="resnet18 conv3")
@@ -190,7 +191,6 @@ def test_several_teachers_are_trained_once_and_the_first_ones_label(compare):
 def test_a_share_of_the_iterations(compare):
     calls, _ = compare(**FEW, ITR_SHARE="0.25", RECOVER_ARGS="--lr 0.1")
     assert [(flags["iterations-share"], flags["lr"]) for flags in of(calls, "recover")] == [("0.25", "0.1")] * 2
-    assert "iterations-share" not in of(compare(METHODS="cda", RUN_DIR=compare.folder / "b")[0], "recover")[0]
 
 
 def test_the_quickstarts_images_where_none_are_given(compare):

@@ -91,23 +91,23 @@ def test_it_loads_and_fits(opened, width, scheme):
 
 
 def column(page, number):
-    return page.locator(f"table.sortable tbody tr td:nth-child({number})").all_inner_texts()
+    return page.locator(f"table.results tbody tr td:nth-child({number})").all_inner_texts()
 
 
 def test_a_click_sorts_and_another_turns_it_round(opened):
     page = opened()
-    heads = page.locator("table.sortable th").all_inner_texts()
+    heads = page.locator("table.results th").all_inner_texts()
     top1 = next(k for k, text in enumerate(heads, start=1) if text.startswith("top-1"))
-    button = page.get_by_role("button", name="top-1")
+    button = page.locator("table.results").get_by_role("button", name="top-1")
     button.click()
     rising = [float(text.split()[0]) for text in column(page, top1)]
     # 9.75 comes before 29.3: by number, not by letter.
     assert rising == sorted(rising) and rising[0] == 9.75 and len(rising) == 6
     button.click()
     assert [float(text.split()[0]) for text in column(page, top1)] == rising[::-1]
-    assert page.locator("th[aria-sort]").all_inner_texts() == [heads[top1 - 1]]
+    assert page.locator("table.results th[aria-sort]").all_inner_texts() == [heads[top1 - 1]]
     seeds = next(k for k, text in enumerate(heads, start=1) if text.startswith("seeds"))
-    page.get_by_role("button", name="seeds").click()
+    page.locator("table.results").get_by_role("button", name="seeds").click()
     assert column(page, seeds) == ["1", "1", "2", "", "", ""], "published rows have no seeds, and come last"
 
 
@@ -146,3 +146,19 @@ def test_images_are_shown_as_they_are_stored(opened, page_file):
 
 def test_scores_are_shown(opened):
     assert "LRS" in opened().locator("main").inner_text()
+
+
+def test_the_comparison_stands_first_and_its_sets_stay_in_sight(opened):
+    page = opened(400)
+    table = page.locator("table.pinned").first
+    assert table.bounding_box()["y"] < page.locator("table.results").bounding_box()["y"]
+    heads = table.locator("th").all_inner_texts()
+    assert [head.split(" \u2195")[0] for head in heads[:3]] == ["set", "delt", "over random"]
+    first = table.locator("tbody tr").first
+    assert first.locator("td").all_inner_texts()[:3] == ["delt", "45.00 ± 2.12", "+35.25"]
+    name, top1 = (first.locator("td").nth(k) for k in (0, 1))
+    before = name.bounding_box()["x"], top1.bounding_box()["x"]
+    table.evaluate("table => table.parentElement.scrollLeft = 150")
+    assert name.bounding_box()["x"] == before[0] and top1.bounding_box()["x"] == before[1] - 150
+    table.locator("th button").nth(1).click()
+    assert [text.split()[0] for text in table.locator("tbody td:nth-child(2)").all_inner_texts()] == ["9.75", "45.00"]

@@ -47,10 +47,7 @@ def test_the_files_of_a_report(made):
     folder = run / "report"
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
         "report.html",
-        "comparison.csv",
-        "comparison.md",
-        "results.md",
-        "results.csv",
+        *(f"{table}.{ending}" for table in ("comparison", "results") for ending in ("md", "csv")),
         "scores.csv",
         *(f"figures/{name}.png" for name in FIGURES),
     }
