@@ -114,7 +114,7 @@ def test_auto_takes_the_default_where_that_fits(tmp_path):
     tried = []
     assert find_batch_size(96, 1, tmp_path / "out", tried.append) == 96
     assert tried == [120], "a quarter to spare"
-    assert find_batch_size(64, 1, tmp_path / "out", tried.append) == 96
+    assert find_batch_size(96, 1, tmp_path / "out", tried.append) == 96
     assert tried == [120], "the same command has the same batches, without another trial"
 
 
