@@ -114,6 +114,10 @@ def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
                 sys.stdout.flush()
         except BrokenPipeError:
             raise
+        except UserError as error:
+            if type(error) is UserError:
+                raise
+            raise UserError(str(error)) from error  # the launcher knows one kind by its name
         except OSError as error:
             if threads.is_thread_limit(error):
                 raise threads.explained() from error

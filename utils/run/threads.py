@@ -15,17 +15,18 @@ CANNOT_START = "can't start new thread"  # as Python says it
 def require(count: int) -> None:
     """Raises UserError where this process cannot have `count` threads more.
 
-    To be asked before a library starts its own, which would end the process where it cannot.
+    To be asked before a library starts its own, which would end the process where it cannot. Where the address space
+    is limited nothing is asked: threads would take of it.
     """
+    if _has_limited_memory():
+        return
     done = threading.Event()
     started: list[threading.Thread] = []
     try:
         for _ in range(count):
             started.append(threading.Thread(target=done.wait, daemon=True))
             started[-1].start()
-    except RuntimeError as error:
-        if not is_thread_limit(error):
-            raise
+    except RuntimeError:
         raise explained() from None
     finally:
         done.set()
@@ -41,8 +42,11 @@ def is_thread_limit(error: BaseException) -> bool:
     text = str(error)
     if not isinstance(error, RuntimeError) or (CANNOT_START not in text and "Resource temporarily" not in text):
         return False
-    # Where the address space is limited, there may be none for a thread's stack.
-    return resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
+    return not _has_limited_memory()  # else there may be none left for a thread's stack
+
+
+def _has_limited_memory() -> bool:
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 
 def explained() -> UserError:
