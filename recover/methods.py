@@ -65,20 +65,6 @@ METHODS = {
     "cda": {**DELT, "round_iterations": 0, "batch_by": "index"},
     # SRe2L (arXiv 2306.13092): from noise, with the smallest crop from the start.
     "sre2l": {**DELT, "round_iterations": 0, "batch_by": "index", "init": "noise", "milestone": 0.0},
-    # WMDD (arXiv 2311.18531) and its code: features at the points of their class's barycenter; whole classes, from
-    # noise. Its code rolls by 0 to 32 of 224 pixels.
-    "wmdd": {
-        **DELT,
-        "objective": "wasserstein",
-        "iterations": 2000,
-        "round_iterations": 0,
-        "first_bn_multiplier": 1.0,
-        "init": "noise",
-        "milestone": 0.0,
-        "jitter": 32,
-        "jitter_low": 0,
-        "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
-    },
     # CIM (arXiv 2607.00916): what is added to collages, so that their tiles have the features of their originals.
     "cim": {
         **DELT,
@@ -131,6 +117,20 @@ METHODS = {
     # With one teacher, and as it is called with several in turn: ResNet-18, DenseNet-121, ShuffleNetV2, MobileNetV2.
     "fadrm": _FADRM,
     "fadrm+": _FADRM,
+    # WMDD (arXiv 2311.18531) and its code: features at the points of their class's barycenter; whole classes, from
+    # noise. Its code rolls by 0 to 32 of 224 pixels.
+    "wmdd": {
+        **DELT,
+        "objective": "wasserstein",
+        "iterations": 2000,
+        "round_iterations": 0,
+        "first_bn_multiplier": 1.0,
+        "init": "noise",
+        "milestone": 0.0,
+        "jitter": 32,
+        "jitter_low": 0,
+        "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
+    },
 }
 
 # --- what differs by data set ------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ class StatisticsMatching(Objective):
         super().__init__()
         found.require(teacher, per_class=weights.class_share > 0)
         self.geometry, self.weights = teacher.geometry, weights
-        self.facts = {"teacher": teacher.sha256, "statistics": found.sha256}
+        self.digests = {"teacher": teacher.sha256, "statistics": found.sha256}
         network = teacher.network.eval().requires_grad_(False)
         dtype = at_least_fp32(next(network.parameters()))
         targets, of_classes, sizes, owners, factors = [], [], [], [], []
@@ -191,7 +191,7 @@ class StatisticsMatching(Objective):
         return {"average": self.average}
 
     def identity(self) -> dict[str, Any]:
-        return self.facts
+        return self.digests
 
 
 def _measured(network: nn.Module, name: str, patch: int) -> _Norm | _Convolution | _Hooked:
