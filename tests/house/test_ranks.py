@@ -62,7 +62,8 @@ from utils.fit.loop import Learner, Training
 from utils.run import distributed
 from utils.run.device import Runtime
 
-folder, out, batch_size = ImageFolder(sys.argv[1], "it"), sys.argv[2], int(sys.argv[3])
+folder, out = ImageFolder(sys.argv[1], "it"), sys.argv[2]
+batch_size, parts = map(int, sys.argv[3:])
 runtime, geometry = Runtime.create("cpu", "fp32", "off"), Geometry(16, (0.5,) * 3, (0.5,) * 3, 3, None, "cifar")
 with distributed.process_group(runtime.device):
     torch.manual_seed(distributed.get_rank())  # rank 0's weights are everybody's
@@ -76,7 +77,8 @@ with distributed.process_group(runtime.device):
         logits = forward(geometry.normalise(batch[0], runtime.device))
         return nn.functional.cross_entropy(logits, batch[1], reduction="none")
     test = EvalBatches(folder, 16, batch_size=4)
-    training = Training("x", batches.schedule(batch_size, 3), runtime, geometry, test, evaluations=1)
+    training = Training("x", batches.schedule(batch_size, 3), runtime, geometry, test, evaluations=1,
+                        parts=lambda batch: list(zip(*(tensor.chunk(parts) for tensor in batch))))
     history = training.run(Learner(model, optimizer, scheduler),
                            lambda start: batches.stream(batch_size, 3, "order", start=start), losses)
     if distributed.is_main_process():
@@ -85,15 +87,15 @@ with distributed.process_group(runtime.device):
 """
 
 
-@pytest.mark.parametrize("ranks, batch_size", [(2, 8), (3, 10)])
-def test_ranks_train_as_one_process_does(place, ranks, batch_size):
+@pytest.mark.parametrize("ranks, batch_size, parts", [(2, 8, 1), (3, 10, 1), (2, 8, 2)])
+def test_ranks_train_as_one_process_does(place, ranks, batch_size, parts):
     """A network without BatchNorm; 21 images, so last batches of 5 and of 1 (which is left out, as ever)."""
     script = place / "together.py"
     script.write_text(TOGETHER)
     found = []
     for start in ([sys.executable], [*LAUNCH, "--nproc-per-node", str(ranks)]):
         out = place / f"{len(found)}.pth"
-        line = [*start, str(script), str(place.train), str(out), str(batch_size)]
+        line = [*start, str(script), str(place.train), str(out), str(batch_size), str(parts)]
         subprocess.run(line, cwd=ROOT, check=True, env={**ENV, "PYTHONPATH": str(ROOT)})
         found.append(torch.load(out))
     one, several = found

@@ -1,10 +1,14 @@
 """Stages of resolutions: resized and blended pixel by pixel, an optimiser of their own, one cosine, and resume."""
 
 import math
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from conftest import ROOT
 from helpers import CPU, recipe, small_net
 from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
@@ -212,3 +216,40 @@ def test_a_teacher_that_cannot_take_a_size_is_named():
     with pytest.raises(UserError, match="conv3 was made for 16 pixels and cannot take 12"):
         stages.check([resnet, conv])
     Stages.of(recipe(stages=2, iterations=12), 16).check([conv])
+
+
+COMPILED = """
+import sys
+sys.path.insert(0, "tests")
+import torch
+from helpers import recipe, small_net
+from recover.earlylate import EarlyLate
+from recover.engine import Engine, Recovery, Start
+from recover.objectives.base import combined
+from recover.objectives.batchnorm import BatchNormMatching
+from utils.data.geometry import Geometry
+from utils.nets.teacher import Teacher
+from utils.run.device import Runtime
+
+space = Geometry(8, (0.5,) * 3, (0.5,) * 3, 4, None, "cifar")
+settings = recipe(iterations=8, round_iterations=4, stages=4, stage_sizes=(0.75, 1.0), jitter=1)
+images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+results = []
+for compile in ("off", "on"):
+    teachers = [Teacher(small_net(seed=seed), "net", space, "") for seed in (0, 1)]
+    objective = combined([BatchNormMatching(teacher, 0.05, 10.0) for teacher in teachers], "turn")
+    runtime = Runtime(torch.device("cpu"), "fp32", compile)
+    engine = Engine(objective, space, EarlyLate(5, **settings.schedule), runtime, settings, 8)
+    results.append(Recovery(engine, Start(images, torch.arange(5) % 4, [0, 0, 0, 4, 4]), 0).run(lambda *_: None))
+torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler")
+def test_each_size_is_compiled_once_for_teachers_in_turn():
+    """Whatever the number of images: two sizes; teachers of one shape share what is compiled, or have two."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) in (2, 4)
