@@ -114,6 +114,20 @@ METHODS = {
         "class_share": 0.5,
         "densification": 0.0,
     },
+    # WMDD (arXiv 2311.18531) and its code: features at the points of their class's barycenter; whole classes, from
+    # noise. Its code rolls by 0 to 32 of 224 pixels.
+    "wmdd": {
+        **DELT,
+        "objective": "wasserstein",
+        "iterations": 2000,
+        "round_iterations": 0,
+        "first_bn_multiplier": 1.0,
+        "init": "noise",
+        "milestone": 0.0,
+        "jitter": 32,
+        "jitter_low": 0,
+        "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
+    },
     # With one teacher, and as it is called with several in turn: ResNet-18, DenseNet-121, ShuffleNetV2, MobileNetV2.
     "fadrm": _FADRM,
     "fadrm+": _FADRM,
