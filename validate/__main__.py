@@ -24,7 +24,7 @@ from utils.run import distributed, entry
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
 from utils.run.memory import explain_out_of_memory
-from utils.run.outputs import check_output
+from utils.run.outputs import check_output, locked
 from utils.run.resume import JointState
 from utils.run.seeds import seeded
 from validate.augment import Augmentation, Views
@@ -212,7 +212,8 @@ def fitted(
         "stem": experiment.job.geometry.stem,
     }
     work |= {"teachers": list(experiment.teachers.digests), "images": len(folder) + len(experiment.test.folder)}
-    batch_size = find_batch_size(protocol.batch_size, 2, output, trial, **work)
+    with locked(output, wait=600):  # one process tries, and notes what it found, before another one does
+        batch_size = find_batch_size(protocol.batch_size, 2, output, trial, **work)
     if batch_size == protocol.batch_size:
         return title, protocol
     return f"{title} batch_size={batch_size}", replace(protocol, batch_size=batch_size)
