@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from utils.data import datasets
+from validate import protocols
 
 
 @pytest.fixture
@@ -50,6 +51,19 @@ def test_what_names_none_decides_nothing(place, own_batch, said):
     torch.save({**teacher, **said}, place.teacher)
     (place.init / "manifest.json").write_text(json.dumps({"dataset": ["insects"], "arguments": 3}))
     assert batch_sizes(place) == {10}
+
+
+@pytest.mark.parametrize("named", [None, "flag", "teacher", "manifest"])
+def test_the_settings_of_a_protocol_for_a_data_set_are_found_in_the_same_way(place, own_batch, monkeypatch, named):
+    monkeypatch.setitem(protocols.DATASET_SETTINGS, "sre2l", {"insects": {"weight_decay": 0.25}})
+    if named == "teacher":
+        torch.save({**torch.load(place.teacher, weights_only=True), "dataset": "insects"}, place.teacher)
+    if named == "manifest":
+        (place.init / "manifest.json").write_text(json.dumps({"dataset": "insects"}))
+    place.works("validate", epochs=1, protocol="sre2l", dataset="insects" if named == "flag" else None)
+    [path] = (place / "measured" / "results").iterdir()
+    content = json.loads(path.read_text())
+    assert content["settings"]["weight_decay"] == (0.25 if named else 0.01) and content["protocol"] == "sre2l epochs=1"
 
 
 def test_stages_write_it_down(place, own_batch):
