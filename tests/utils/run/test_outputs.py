@@ -209,10 +209,35 @@ def test_the_ranks_of_a_run_write_into_one_output(tmp_path, holder, monkeypatch)
 def test_a_stage_is_refused_while_another_process_writes_its_output(place, holder, stage, output):
     line = {"epochs": 1} if stage == "validate" else {}
     process = holder(place / output)
-    outcome = place.run(stage, **line)
+    before = tree(place.root)
+    outcome = place.run(stage, **line, batch_size="auto")
+    assert tree(place.root) == before, "not even a note of the batch size is written"
     assert outcome.code == 2 and f"process {process.pid}" in outcome.err and str(place / output) in outcome.err
     assert len(outcome.err.splitlines()) == 1 and not (place / output).exists()
     process.kill()
     process.wait()
     place.works(stage, **line)
     assert not list(place.root.rglob(".*.lock")), "and no lock is left"
+
+
+def test_a_row_that_a_kill_lost_is_not_added_while_another_process_writes(place, holder):
+    place.works("validate", epochs=1)
+    (place / "measured" / "results.csv").unlink()
+    process = holder(place / "measured" / "results.csv")
+    outcome = place.run("validate", epochs=1)
+    assert outcome.code == 2 and not (place / "measured" / "results.csv").exists()
+    process.kill()
+    process.wait()
+    place.works("validate", epochs=1)
+    assert len((place / "measured" / "results.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("module", ["utils.from_tensors", "utils.data.prepare"])
+def test_what_makes_a_folder_of_images_is_refused_too(tmp_path, holder, module):
+    process = holder(tmp_path / "out")
+    words = [tmp_path / "set.pt", tmp_path / "out"]
+    if module == "utils.data.prepare":
+        words = ["cifar10", "--source", tmp_path, "--output", tmp_path / "out"]
+    line = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(line, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 2 and f"process {process.pid}" in done.stderr and tree(tmp_path) == [".out.lock"]
