@@ -9,8 +9,10 @@ import time
 
 import pytest
 from launching import ENV, LAUNCH, launch, ranks_of
+from torch.distributed import run
 
 from conftest import ROOT
+from utils.run import launch as launcher
 
 pytestmark = pytest.mark.slow
 
@@ -197,6 +199,44 @@ def test_an_error_has_a_line_of_its_own_behind_a_bar(place):
     )
     done = run_script(place, text)
     assert done.stderr.splitlines()[-1].startswith("error: rank 1 was ended by SIGKILL")
+
+
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_have_their_grace_and_time_to_save_before_they_are_killed(monkeypatch):
+    for name in ("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "DELT_GRACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "argv", ["launch", "--nproc-per-node", "2", "x.py"])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    launcher.prepare()
+    assert float(os.environ.pop("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")) >= 8 + 30
+    os.environ["DELT_GRACE"] = "90"
+    launcher.prepare()
+    config, _, _ = run.config_from_args(run.parse_args(sys.argv[1:]))
+    assert config.shutdown_timeout >= 90 + 30
+
+
+def test_a_grace_that_is_no_number_is_one_line(place):
+    line = [*LAUNCH, "--nproc-per-node", "2", "-m", "squeeze", *place.command("squeeze")]
+    done = subprocess.run(line, cwd=ROOT, text=True, capture_output=True, env={**ENV, "DELT_GRACE": "soon"})
+    assert the_error(done).startswith("DELT_GRACE=soon") and done.returncode == 2
+
+
+def test_ranks_that_are_signalled_twice_save(place):
+    """Ctrl-C goes to all processes of a terminal, and the launcher sends its own signal to the ranks."""
+    words = place.command("squeeze", epochs=4000, save_every=1000)
+    line = [*LAUNCH, "--nproc-per-node", "2", "-m", "squeeze", *words]
+    begun = subprocess.Popen(line, cwd=ROOT, env=ENV, stderr=subprocess.PIPE, start_new_session=True)
+    told = b""
+    while b"squeeze:   0%" not in told:
+        told += (read := os.read(begun.stderr.fileno(), 1000))
+        assert read, told
+    time.sleep(3)
+    os.killpg(begun.pid, signal.SIGINT)
+    _, more = begun.communicate(timeout=60)
+    assert begun.returncode == 128 + signal.SIGINT and b"stopped by SIGINT" in more
+    assert (place / ".squeezed.pth.state").exists(), more
 
 
 # --- an end without errors -------------------------------------------------------------------------------------------

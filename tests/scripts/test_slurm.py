@@ -1,7 +1,10 @@
 """The jobs for Slurm, on a cluster of stubs."""
 
 import os
+import re
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -66,6 +69,7 @@ def test_processes_can_be_chosen(slurm, job):
     assert seen["DELT_NPROC"] == "2"
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("job, more", [("one_node", {}), ("several_nodes", {}), ("recover_array", ARRAY)])
 def test_a_job_is_not_queued_again_for_ever(slurm, job, more):
     for restarts, limit, again in ((None, None, True), (2, 3, True), (3, 3, False), (4, 3, False), (0, 0, False)):
@@ -76,6 +80,54 @@ def test_a_job_is_not_queued_again_for_ever(slurm, job, more):
         assert ("not queued once more (MAX_REQUEUES=" in done.stdout) is not again
     assert "requeue" in slurm(job, CODE="143", SLURM_RESTART_COUNT="29", **more)[2]
     assert "requeue" not in slurm(job, CODE="143", SLURM_RESTART_COUNT="1000", **more)[2], "there is a limit by itself"
+=======
+@pytest.mark.parametrize("job", ["one_node", "several_nodes", "recover_array"])
+def test_the_grace_of_a_signal_is_the_lead_time_of_the_job(slurm, tmp_path, job):
+    """But for half a minute, in which the state is saved."""
+    script = tmp_path / "experiment.sh"
+    script.write_text(f"echo GRACE=$DELT_GRACE > {tmp_path}/seen\n")
+    [seconds] = re.findall(
+        r"^#SBATCH --signal=TERM@(\d+)$", (SCRIPTS / "slurm" / f"{job}.sh").read_text(), re.MULTILINE
+    )
+    _, seen, _ = slurm(job, **ARRAY)
+    assert int(seen["GRACE"]) == int(seconds) - 30 > 8
+    _, seen, _ = slurm(job, DELT_GRACE="500", **ARRAY)
+    assert seen["GRACE"] == "500"
+
+
+def test_a_signal_to_the_script_alone_reaches_the_stage_which_saves(tmp_path):
+    """As Slurm sends it: to the task's first process, the end of which would end everything else in it."""
+    stage = """#!/bin/bash
+case "$*" in *"-m recover "*) ;; *) exit 0;; esac
+trap 'sleep 1; echo saved >> "$RECORD"; exit 143' TERM
+echo started >> "$RECORD"
+for _ in $(seq 300); do sleep 0.1; done
+"""
+    record = tmp_path / "record"
+    for name in ("init", "val", "run"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "teacher.pth").touch()
+    env = {
+        "PATH": os.environ["PATH"],
+        "PYTHON_BIN": str(command(tmp_path / "python", stage)),
+        "RECORD": str(record),
+        "DELT_STAGES": "recover validate",
+        "VAL_DIR": str(tmp_path / "val"),
+        "RANKER_PATH": str(tmp_path / "teacher.pth"),
+        "RUN_DIR": str(tmp_path / "run"),
+        "BASELINES": "",
+        "DELT_GRACE": "90",
+    }
+    script = subprocess.Popen(["bash", SCRIPTS / "distill.sh"], text=True, env=env, stdout=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not (record.exists() and record.read_text()):
+        assert time.monotonic() < until and script.poll() is None
+        time.sleep(0.05)
+    script.send_signal(signal.SIGTERM)
+    out, _ = script.communicate(timeout=60)
+    assert script.returncode == 143 and record.read_text() == "started\nsaved\n", "and no other stage begins"
+    assert "DELT_GRACE" not in out, "it is not said to be ignored"
+>>>>>>> c17ea7966e68f7d5e79a850b724857c5612e4019
 
 
 def test_a_job_that_a_signal_ended_is_queued_again(slurm):

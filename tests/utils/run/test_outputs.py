@@ -208,7 +208,9 @@ def test_the_ranks_of_a_run_write_into_one_output(tmp_path, holder, monkeypatch)
 )
 def test_a_stage_is_refused_while_another_process_writes_its_output(place, holder, stage, output):
     process = holder(place / output)
-    outcome = place.run(stage)
+    before = tree(place.root)
+    outcome = place.run(stage, batch_size="auto")
+    assert tree(place.root) == before, "not even a note of the batch size is written"
     assert outcome.code == 2 and f"process {process.pid}" in outcome.err and str(place / output) in outcome.err
     assert len(outcome.err.splitlines()) == 1 and not (place / output).exists()
     process.kill()
@@ -238,3 +240,14 @@ def test_a_row_waits_while_another_process_adds_one(tmp_path, holder):
         assert process.wait(10) == -signal.SIGKILL
     with pytest.raises(UserError), locked(tmp_path / "x"), locked(tmp_path / "x", wait=0.1):
         pass
+
+
+@pytest.mark.parametrize("module", ["utils.from_tensors", "utils.data.prepare"])
+def test_what_makes_a_folder_of_images_is_refused_too(tmp_path, holder, module):
+    process = holder(tmp_path / "out")
+    words = [tmp_path / "set.pt", tmp_path / "out"]
+    if module == "utils.data.prepare":
+        words = ["cifar10", "--source", tmp_path, "--output", tmp_path / "out"]
+    line = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(line, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 2 and f"process {process.pid}" in done.stderr and tree(tmp_path) == [".out.lock"]
