@@ -69,7 +69,6 @@ def test_processes_can_be_chosen(slurm, job):
     assert seen["DELT_NPROC"] == "2"
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("job, more", [("one_node", {}), ("several_nodes", {}), ("recover_array", ARRAY)])
 def test_a_job_is_not_queued_again_for_ever(slurm, job, more):
     for restarts, limit, again in ((None, None, True), (2, 3, True), (3, 3, False), (4, 3, False), (0, 0, False)):
@@ -80,7 +79,8 @@ def test_a_job_is_not_queued_again_for_ever(slurm, job, more):
         assert ("not queued once more (MAX_REQUEUES=" in done.stdout) is not again
     assert "requeue" in slurm(job, CODE="143", SLURM_RESTART_COUNT="29", **more)[2]
     assert "requeue" not in slurm(job, CODE="143", SLURM_RESTART_COUNT="1000", **more)[2], "there is a limit by itself"
-=======
+
+
 @pytest.mark.parametrize("job", ["one_node", "several_nodes", "recover_array"])
 def test_the_grace_of_a_signal_is_the_lead_time_of_the_job(slurm, tmp_path, job):
     """But for half a minute, in which the state is saved."""
@@ -127,7 +127,6 @@ for _ in $(seq 300); do sleep 0.1; done
     out, _ = script.communicate(timeout=60)
     assert script.returncode == 143 and record.read_text() == "started\nsaved\n", "and no other stage begins"
     assert "DELT_GRACE" not in out, "it is not said to be ignored"
->>>>>>> c17ea7966e68f7d5e79a850b724857c5612e4019
 
 
 def test_a_job_that_a_signal_ended_is_queued_again(slurm):
