@@ -110,8 +110,8 @@ class _Compiled:
     def __init__(self, function: Callable, faster: Callable, required: bool):
         self.function, self.faster, self.required = function, faster, required
 
-    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
-        for tensor in tensors:
+    def __call__(self, *tensors: torch.Tensor | None) -> torch.Tensor:
+        for tensor in filter(torch.is_tensor, tensors):
             # One compilation serves every number of images: rounds add some, last batches lack some. A single image
             # has one of its own, as torch.compile never takes a size of 1 for a variable one.
             if tensor.ndim and len(tensor) > 1:
