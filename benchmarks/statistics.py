@@ -70,7 +70,7 @@ def targets(path: Path, teacher: Teacher) -> Path:
     facts = {name: list(getattr(geometry, name)) for name in ("mean", "std", "classes")}
     facts |= dict(teacher=teacher.sha256, arch=teacher.arch, input_size=geometry.input_size)
     facts |= dict(patch=totals.what.patch, per_class=True, norms=False)
-    statistics.write(path, totals.tensors(), facts, totals.layers)
+    statistics.write(path, totals.tensors(), facts, totals.layers, 0.0)
     return path
 
 

@@ -83,7 +83,8 @@ def test_out_of_memory_names_a_smaller_batch_and_auto_halves_until_it_fits(place
         text=True,
         capture_output=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Each thread's own heap would take address space, whenever the machine happens to run it.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"},
     )
     assert done.returncode == 0 and len(done.stdout.splitlines()) == len(work), done.stderr
     for (stage, line), (code, told) in zip(work, map(json.loads, done.stdout.splitlines())):
