@@ -15,4 +15,6 @@ fi
 bash scripts/setup.sh requirements-test.txt
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m ruff check .
-exec .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal tests "$@"
+# One worker more than cores: those of the stages' tests wait for processes of their own much of the time.
+workers=$(.venv/bin/python -c 'from utils.run.cpus import available_cpus as cpus; print(min(cpus() + 1, 8))')
+exec .venv/bin/python -m pytest -q -n "$workers" --dist worksteal tests "$@"

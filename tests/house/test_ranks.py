@@ -70,13 +70,13 @@ with distributed.process_group(runtime.device):
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 3))
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
-    batches = AugmentedBatches(folder, lambda image: image)
+    batches = AugmentedBatches(folder, lambda image: image, workers=0)
     shown = []
     def losses(forward, batch):
         shown.append(len(batch[1]))
         logits = forward(geometry.normalise(batch[0], runtime.device))
         return nn.functional.cross_entropy(logits, batch[1], reduction="none")
-    test = EvalBatches(folder, 16, batch_size=4)
+    test = EvalBatches(folder, 16, batch_size=4, workers=0)
     training = Training("x", batches.schedule(batch_size, 3), runtime, geometry, test, evaluations=1,
                         parts=lambda batch: list(zip(*(tensor.chunk(parts) for tensor in batch))))
     history = training.run(Learner(model, optimizer, scheduler),
