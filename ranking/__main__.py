@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from utils.data.images import resize_for_test
 from utils.data.loader import EvalBatches, Resize
 from utils.data.manifest import MANIFEST
 from utils.data.tiles import Tile
-from utils.fit.batch_size import find_batch_size, try_evaluation
 from utils.nets import class_order
 from utils.nets.class_order import Answers
 from utils.nets.features import FeatureReader, extractor
@@ -246,16 +244,7 @@ def prepare(job: Job) -> tuple[Runtime, Teacher, ImageFolder, int]:
     runtime = job.machine.runtime()
     [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", job.machine.workers)
     folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
-
-    def trial(images: int) -> None:
-        network = frozen(copy.deepcopy(teacher.network), runtime)
-        try_evaluation(network, images, teacher.geometry.input_size, runtime)
-
-    batch_size = job.machine.batch_size or BATCH_SIZE
-    if job.machine.finds_batch_size:
-        work = {"teacher": teacher.sha256, "size": teacher.geometry.input_size, **runtime.kind}
-        batch_size = find_batch_size(BATCH_SIZE, 1, job.output, trial, **work)
-    return runtime, teacher, folder, batch_size
+    return runtime, teacher, folder, job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
 
 
 def check_images(images: ImageFolder, teacher: Teacher, runtime: Runtime, workers: int | None) -> None:

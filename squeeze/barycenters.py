@@ -18,7 +18,6 @@ from utils.cli import MachineFlags, TeacherFlags
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
-from utils.fit.batch_size import find_batch_size, try_evaluation
 from utils.nets import class_order, statistics
 from utils.nets.class_order import Answers
 from utils.nets.features import FeatureReader, extractor
@@ -26,8 +25,6 @@ from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
 from utils.run import entry
 from utils.run.device import Runtime
-from utils.run.errors import UserError
-from utils.run.files import differences
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output, locked
 from utils.run.seeds import generator
@@ -35,7 +32,6 @@ from utils.run.shared_work import SharedWork
 
 BATCH_SIZE = 256
 KIND = "barycenters"
-SAMPLE = 2000  # images by which the order of a teacher's classes is judged
 
 
 @dataclass(frozen=True)
@@ -94,9 +90,9 @@ def main() -> None:
     [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)
     folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
     with locked(job.output):
-        batch_size = batch_size_of(job, teacher, runtime)
+        batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
         settings = identity(job, folder, teacher, runtime, batch_size)
-        if finished(job, settings):
+        if not job.overwrite and statistics.is_written(job.output, settings):
             SharedWork(job.parts, {}, 0).remove()
             print(f"barycenters: {job.output} is complete")
             return
@@ -117,19 +113,6 @@ def main() -> None:
             print("barycenters: this process has done its classes; the file follows when all are done")
             return
         write(job, records, settings)
-
-
-def batch_size_of(job: Job, teacher: Teacher, runtime: Runtime) -> int:
-    """As asked, or the largest that fits."""
-
-    def trial(images: int) -> None:
-        network = frozen(copy.deepcopy(teacher.network), runtime)
-        try_evaluation(network, images, teacher.geometry.input_size, runtime)
-
-    if job.machine.finds_batch_size:
-        work = {"teacher": teacher.sha256, "size": teacher.geometry.input_size, **runtime.kind}
-        return find_batch_size(BATCH_SIZE, 1, job.output, trial, **work)
-    return job.machine.batch_size or BATCH_SIZE
 
 
 def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, batch_size: int) -> dict[str, Any]:
@@ -153,19 +136,6 @@ def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, 
     }
 
 
-def finished(job: Job, settings: dict[str, Any]) -> bool:
-    """Whether the output holds what this command makes. Raises UserError if it is another's."""
-    if not job.output.exists() or job.overwrite:
-        return False
-    found = statistics.read_settings(job.output)
-    if found != settings:
-        raise UserError(
-            f"--output {job.output}: holds another run ({differences(found, settings)}); choose another file, or give "
-            "--overwrite"
-        )
-    return True
-
-
 def check_class_order(teacher: Teacher, folder: ImageFolder, runtime: Runtime, workers: int | None) -> None:
     """Judge the order of the classes of a teacher that does not say it itself. Raises UserError if it is not its own.
 
@@ -173,7 +143,7 @@ def check_class_order(teacher: Teacher, folder: ImageFolder, runtime: Runtime, w
     """
     if teacher.order is None:
         return
-    sample = folder.first(max(1, min(folder.fewest(), SAMPLE // len(folder.classes))))
+    sample = folder.first(max(1, min(folder.fewest(), class_order.SAMPLE // len(folder.classes))))
     network = frozen(copy.deepcopy(teacher.network), runtime)
     answers = Answers.to(
         EvalBatches(sample, teacher.geometry.input_size, workers=workers), network, teacher.geometry, runtime

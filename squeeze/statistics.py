@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -17,7 +16,6 @@ from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.images import SMALL_SIZE
 from utils.data.loader import AugmentedBatches
-from utils.fit.batch_size import find_batch_size, try_evaluation
 from utils.nets import class_order, statistics
 from utils.nets.class_order import Answers
 from utils.nets.frozen import frozen
@@ -26,7 +24,6 @@ from utils.run import entry
 from utils.run.device import Runtime
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
-from utils.run.files import differences
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output, locked
 from utils.run.progress import progress
@@ -107,11 +104,11 @@ def main() -> None:
         raise UserError(f"{teacher.arch}: has neither convolutions nor BatchNorms, whose inputs could be measured")
     folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
     with locked(job.output):
-        batch_size = size_of_batch(job, teacher, runtime)
+        batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
         small = teacher.geometry.input_size <= SMALL_SIZE
         what = What(job.patch or (PATCH if small else LARGE_PATCH), job.per_class, job.norms)
         settings = settings_of(job, teacher, folder, what, runtime) | {"batch_size": batch_size}
-        if finished(job, settings):
+        if not job.overwrite and statistics.is_written(job.output, settings):
             print(f"statistics: {job.output} is complete")
             return
         folder.load(workers)
@@ -142,19 +139,6 @@ def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, run
         "precision": runtime.precision,
         "compile": job.machine.compile,
     }
-
-
-def finished(job: Job, settings: dict[str, Any]) -> bool:
-    """Whether the file is there. Raises UserError if it is another run's."""
-    if not job.output.exists() or job.overwrite:
-        return False
-    found = statistics.read_settings(job.output)
-    if found != settings:
-        raise UserError(
-            f"--output {job.output}: holds another run ({differences(found, settings)}); choose another file, or give "
-            "--overwrite"
-        )
-    return True
 
 
 def collect(
@@ -232,19 +216,6 @@ def save(job: Job, totals: Totals, settings: dict[str, Any], seconds: float) -> 
         f"{f' and {kinds.count(statistics.BATCHNORM)} BatchNorms' if statistics.BATCHNORM in kinds else ''}"
         f"{' of all images and of each class' if job.per_class else ''}; {seconds:.0f} s; {job.output}"
     )
-
-
-def size_of_batch(job: Job, teacher: Teacher, runtime: Runtime) -> int:
-    """As asked, or the largest that fits."""
-
-    def trial(images: int) -> None:
-        network = frozen(copy.deepcopy(teacher.network), runtime)
-        try_evaluation(network, images, teacher.geometry.input_size, runtime)
-
-    if job.machine.finds_batch_size:
-        work = {"teacher": teacher.sha256, "size": teacher.geometry.input_size, **runtime.kind}
-        return find_batch_size(BATCH_SIZE, 1, job.output, trial, **work)
-    return job.machine.batch_size or BATCH_SIZE
 
 
 if __name__ == "__main__":

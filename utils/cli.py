@@ -15,6 +15,7 @@ from utils.data.geometry import Geometry, GeometryFlags
 from utils.data.image_folder import ImageFolder, by_number, has_mixed_numbers
 from utils.data.images import MIN_SIZE, common_size
 from utils.fit import curves
+from utils.fit.batch_size import find_evaluation_batch_size
 from utils.fit.curves import Curves
 from utils.nets.class_order import SORTED
 from utils.nets.models import STEMS, default_stem
@@ -71,6 +72,12 @@ class MachineFlags:
     @property
     def finds_batch_size(self) -> bool:
         return self.batch_size == AUTO
+
+    def batch_size_for(self, teacher: Teacher, default: int, output: str | Path, runtime: Runtime) -> int:
+        """Images that a teacher looks at together: as asked, or the largest number that fits."""
+        if self.finds_batch_size:
+            return find_evaluation_batch_size(default, output, teacher, runtime)
+        return self.batch_size or default
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Callable
@@ -11,6 +12,8 @@ from filelock import FileLock
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from utils.nets.frozen import frozen
+from utils.nets.teacher import Teacher
 from utils.run import distributed
 from utils.run.device import Runtime, release_memory
 from utils.run.errors import UserError
@@ -102,6 +105,17 @@ def try_evaluation(model: nn.Module, images: int, size: int, runtime: Runtime) -
     """`model` (on the device) on random images."""
     with runtime.autocast():
         model(_random(images, size, runtime)).float().sum().item()
+
+
+def find_evaluation_batch_size(default: int, output: str | Path, teacher: Teacher, runtime: Runtime) -> int:
+    """`find_batch_size` for a teacher that is only asked; its network stays as it is."""
+
+    def trial(images: int) -> None:
+        network = frozen(copy.deepcopy(teacher.network), runtime)
+        try_evaluation(network, images, teacher.geometry.input_size, runtime)
+
+    work = {"teacher": teacher.sha256, "size": teacher.geometry.input_size, **runtime.kind}
+    return find_batch_size(default, 1, output, trial, **work)
 
 
 def _random(images: int, size: int, runtime: Runtime) -> torch.Tensor:

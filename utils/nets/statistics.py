@@ -34,7 +34,7 @@ from torch import nn
 
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
-from utils.run.files import replacing, sha256, write_json
+from utils.run.files import differences, replacing, sha256, write_json
 
 COMMAND = "python -m squeeze.statistics"
 ENTRY = "statistics"  # of the metadata: safetensors keeps no order of several
@@ -134,6 +134,19 @@ def seconds_path(path: str | Path) -> Path:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The settings of a file alone. Raises UserError where it is none."""
     return _facts(path)["settings"]
+
+
+def is_written(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the file is there. Raises UserError if it is of other settings."""
+    if not path.exists():
+        return False
+    found = read_settings(path)
+    if found != settings:
+        raise UserError(
+            f"--output {path}: holds another run ({differences(found, settings)}); choose another file, or give "
+            "--overwrite"
+        )
+    return True
 
 
 def read(path: str | Path) -> Statistics:

@@ -18,7 +18,6 @@ from utils import cli
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.images import resize_whole
-from utils.fit.batch_size import find_batch_size, try_evaluation
 from utils.nets.features import FeatureReader, extractor
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
@@ -137,14 +136,10 @@ def read_folders(paths: tuple[str, ...], classes_by: str = "name") -> list[Image
 def feature_reader(teacher: Teacher, machine: cli.MachineFlags, output: Path) -> FeatureReader:
     """What reads the teacher's features; its batch size is found by trying if that is asked for."""
     runtime = machine.runtime()
+    size = machine.batch_size_for(teacher, BATCH_SIZE, output, runtime)
     network = frozen(extractor(teacher.network), runtime, teacher)
-
-    def trial(images: int) -> None:
-        try_evaluation(network, images, teacher.geometry.input_size, runtime)
-
-    found = machine.finds_batch_size
-    size = find_batch_size(BATCH_SIZE, 1, output, trial) if found else machine.batch_size or BATCH_SIZE
-    return FeatureReader(network, teacher.geometry, runtime, size, machine.workers, resize_whole, may_split=found)
+    may_split = machine.finds_batch_size
+    return FeatureReader(network, teacher.geometry, runtime, size, machine.workers, resize_whole, may_split=may_split)
 
 
 def measure(reader: FeatureReader, arch: str, method: str, folder: ImageFolder) -> Iterator[list]:

@@ -15,7 +15,7 @@ from utils.run.device import Runtime
 
 TRIES = {
     "squeeze": "squeeze.__main__.try_training_step",
-    "ranking": "ranking.__main__.try_evaluation",
+    "ranking": "utils.fit.batch_size.try_evaluation",
     "recover": "recover.__main__.find_batch_size",
     "validate": "validate.__main__.try_training_step",
 }
