@@ -182,11 +182,13 @@ def house(tmp_path):
     for name in "setup", "quickstart":
         command(tmp_path / "scripts" / f"{name}.sh", 'exit "${QUICKSTART:-0}"\n' if name == "quickstart" else "")
     command(tmp_path / "bin" / "chromium", "")
-    says = (
-        'case "$*" in *"$FAILING"*) exit 1;; *pytest*) echo "3 passed in 1.00s";; *) echo "All checks passed!";; esac'
-    )
     record = tmp_path / "record"
-    command(tmp_path / ".venv" / "bin" / "python", f'#!/bin/sh\necho "$*" >> {record}\n{says}\n')
+    says = f"""#!/bin/sh
+case "$1" in -c) echo 3; exit;; esac
+echo "$*" >> {record}
+case "$*" in *"$FAILING"*) exit 1;; *pytest*) echo "3 passed in 1.00s";; *) echo "All checks passed!";; esac
+"""
+    command(tmp_path / ".venv" / "bin" / "python", says)
 
     def run(script, *arguments, **variables):
         record.write_text("")
@@ -202,7 +204,7 @@ def house(tmp_path):
 def test_format_and_style_are_checked_before_the_tests(house):
     done, (form, style, tests) = house("scripts/test.sh", "-k", "recover")
     assert done.returncode == 0 and "ruff format --check" in form and "ruff check" in style
-    assert "pytest" in tests and tests.endswith(" -k recover") and "not slow" not in tests
+    assert "pytest" in tests and " -n 3 " in tests and tests.endswith(" -k recover") and "not slow" not in tests
     done, lines = house("scripts/test.sh", FAILING="ruff check")
     assert done.returncode == 1 and not any("pytest" in line for line in lines)
 
