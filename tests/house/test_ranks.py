@@ -106,6 +106,21 @@ def test_ranks_train_as_one_process_does(place, ranks, batch_size, parts):
     assert several["shown"] < one["shown"], "a rank has seen a part of the images only"
 
 
+def test_ranks_have_workers_that_a_server_without_threads_forks(place):
+    """As connections' threads do not survive a fork; what a worker draws is the same, RandAugment and tiles too."""
+    lines = ("squeeze", dict(epochs=2)), ("validate", dict(epochs=2, rand_augment="rand-m6-n2-mstd1.0", tiles=2))
+    results = []
+    for workers in 0, 2:
+        for stage, line in lines:
+            done = launch(place, stage, 2, workers=workers, overwrite=True, **line)
+            assert done.returncode == 0, done.stderr
+            assert not any(word in done.stderr.lower() for word in ("warn", "leaked", "traceback")), done.stderr
+        [run] = (place / "measured" / "results").glob("*.json")
+        [seed] = json.loads(run.read_text())["seeds"]
+        results.append([weights(place / "squeezed.pth"), [(entry["loss"], entry["top1"]) for entry in seed["curve"]]])
+    assert equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+
+
 SMALL_SHARDS = """
 import validate.labels
 from utils.run import entry
@@ -195,6 +210,16 @@ def test_a_signal_to_the_launcher_saves(place, whole):
     assert "Traceback" not in told and "error" not in told
     done = launch(place, "squeeze", 2, **LONG)
     assert done.returncode == 0 and equal(weights(place / "squeezed.pth"), whole)
+
+
+def test_an_image_that_a_worker_of_a_rank_cannot_read_is_named_in_one_line(place):
+    launcher = started(place, "squeeze", 2, workers=1, **LONG)
+    when_training(place, launcher)
+    (place.train / "moth" / "moth3.png").write_bytes(b"gone bad")
+    _, told = launcher.communicate(timeout=60)
+    [line] = [line for line in told.splitlines() if line.startswith("error:")]
+    assert line.startswith(f"error: {place.train / 'moth' / 'moth3.png'}: ") and launcher.returncode == 2
+    assert not any(word in told for word in ("Traceback", "leaked", "Warning")), told
 
 
 def test_a_signal_to_one_rank_ends_the_job(place, whole):

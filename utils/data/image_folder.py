@@ -77,6 +77,10 @@ class ImageFolder:
             self.labels += [label] * len(files)
         _say_left_out(self.root, role, left_out)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: it reads the images from the disk, as copies of them all would take memory."""
+        return {**self.__dict__, "_kept": []}
+
     def _class_folders(self) -> list[str]:
         if self.root.is_file():
             raise UserError(f"{self.role} {self.root}: is a file, not a folder of images; {_advice(self.root)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -172,6 +173,17 @@ def _workers(folder: ImageFolder, asked: int | None) -> int:
     return 0 if folder.in_memory and not uses_gpu() else min(8, available_cpus())
 
 
+def _context() -> str | None:
+    """How workers start. The threads of a rank's connections do not survive a fork, and one may wait in it for ever.
+
+    Such ranks have their workers forked by a server that has no threads (torch.distributed's advice for Gloo and NCCL).
+    """
+    if distributed.get_world_size() == 1:
+        return None
+    multiprocessing.set_forkserver_preload([__name__])
+    return "forkserver"
+
+
 def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
     """What `source` has at `keys`.
 
@@ -179,7 +191,14 @@ def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
     """
     try:
         threads.require(THREADS_PER_WORKER * workers)
-        yield from DataLoader(source, sampler=keys, batch_size=None, num_workers=workers, pin_memory=uses_gpu())
+        yield from DataLoader(
+            source,
+            sampler=keys,
+            batch_size=None,
+            num_workers=workers,
+            multiprocessing_context=_context() if workers else None,
+            pin_memory=uses_gpu(),
+        )
     except UserError as error:
         # Its traceback is in a circle with the loader, whose workers would wait for the garbage collector.
         error.__traceback__ = None

@@ -197,6 +197,21 @@ def test_no_batch_of_a_single_image_but_where_there_is_no_other(images, batch_si
     assert all(len(batch) > 1 for _, batch in schedule.keys(("x",)))
 
 
+def parent(image):
+    """An image that says whose child the worker is: as many low bits of the id as its three channels hold."""
+    return Image.new("RGB", (8, 8), tuple(os.getppid().to_bytes(8, "little")[:3]))
+
+
+@pytest.mark.parametrize("ranks, forked_here", [(1, True), (2, False)])
+def test_workers_of_ranks_are_not_forked_from_a_process_with_connections(folder, monkeypatch, ranks, forked_here):
+    batches = AugmentedBatches(folder, parent, workers=1)
+    keys = [(("x",), [0])]
+    monkeypatch.setattr(distributed, "get_world_size", lambda: ranks)
+    [(images, _)] = batches.batches(keys)
+    own = list(os.getpid().to_bytes(8, "little")[:3])
+    assert (images[0, :, 0, 0].tolist() == own) == forked_here
+
+
 def test_batches_that_are_kept_hold_no_descriptors(folder):
     """What a worker sends lies in shared memory, with a file descriptor a tensor as long as it is there."""
     batches = EvalBatches(folder, 8, batch_size=1, workers=2)
