@@ -20,6 +20,7 @@ from recover.starts import Starts
 from recover.synthetic_set import SyntheticSet
 from recover.units import Unit, split
 from utils.data import gallery, manifest
+from utils.data.datasets import first_known
 from utils.data.gallery import ImageSet
 from utils.data.geometry import Geometry, plain
 from utils.data.images import resize_whole
@@ -42,7 +43,7 @@ def main() -> None:
     runtime, workers = job.machine.runtime(), job.machine.workers
     teachers = job.teacher.load(job.geometry, job.init_dir, "--init-dir", workers)
     geometry = teachers[0].geometry  # of the pixels that are optimised
-    job = job.at_size(geometry.input_size)
+    job = job.of_images(dataset_of(job, teachers), geometry.input_size)
     settings = job.settings
     Stages.of(settings, geometry.input_size).check(teachers)
     if settings.init == "noise":
@@ -87,6 +88,12 @@ def main() -> None:
             with explain_out_of_memory(batch_size, least):
                 synthesise(job, engine, starts, originals, synthetic_set, missing)
         finish(job, teachers, schedule, starts, synthetic_set, runtime)
+
+
+def dataset_of(job: Job, teachers: list[Teacher]) -> str | None:
+    """The known data set that the flag names, or a teacher, or the manifest of the starting images."""
+    start = manifest.dataset(job.init_dir) if job.init_dir else None
+    return first_known(job.geometry.dataset, *(teacher.dataset for teacher in teachers), start)
 
 
 def check_class_order(job: Job, teachers: list[Teacher], starts: Starts, runtime: Runtime) -> None:

@@ -43,12 +43,12 @@ class Job:
     machine: MachineFlags
     arguments: dict[str, Any]  # as they were given, for the manifest
 
-    def at_size(self, input_size: int) -> Job:
-        """With the settings for images of so many pixels, on which those of data sets that nobody names depend.
+    def of_images(self, dataset: str | None, input_size: int) -> Job:
+        """With the method's settings for a known data set, or for images of so many pixels where nobody names one.
 
         Raises UserError where they do not fit together.
         """
-        method, settings = chosen_method(self.arguments, input_size)
+        method, settings = chosen_method(self.arguments, dataset, input_size)
         return replace(self, method=method, settings=settings)
 
 
@@ -79,7 +79,7 @@ def parse() -> Job:
     for path in args.statistics or ():
         if not Path(path).is_file():
             parser.error(f"--statistics {path}: no such file; python -m squeeze.statistics makes one for each teacher")
-    method, settings = chosen_method(vars(args), args.input_size)
+    method, settings = chosen_method(vars(args), args.dataset, args.input_size)
     if settings.init == "images" and not args.init_dir:
         parser.error("--init-dir is needed unless --init noise is given")
     return Job(
@@ -172,12 +172,12 @@ def whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
 
 
-def chosen_method(flags: dict[str, Any], input_size: int | None) -> tuple[str, Settings]:
-    """What to call the method, and its settings for images of `input_size` pixels, where that is known.
+def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | None) -> tuple[str, Settings]:
+    """What to call the method, and its settings for images of the data set or of `input_size` pixels, if known.
 
     Raises UserError for an option that it does not have, and for settings that do not fit together.
     """
-    name, recipes = flags["method"], methods.recipes(flags["dataset"], input_size)
+    name, recipes = flags["method"], methods.recipes(dataset, input_size)
     recipe = recipes[name]
     # --batch-size is the machine's as well: a set made in other batches is not called another method.
     given = {setting: flags[setting] for setting in recipe if setting in Settings.names() - {"batch_size"}}

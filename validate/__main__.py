@@ -12,7 +12,7 @@ from torch import nn
 
 from utils import cli
 from utils.data import manifest
-from utils.data.datasets import DATASETS
+from utils.data.datasets import first_known
 from utils.data.geometry import Geometry, plain
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
@@ -154,8 +154,7 @@ def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> 
 
 def dataset_of(job: Job, teachers: Teachers) -> str | None:
     """The known data set that the flag names, or the teachers, or the manifest of a set: one for all sets."""
-    said = (job.geometry.dataset, teachers.dataset, *map(manifest.dataset, job.sets))
-    return next((name for name in said if name in DATASETS), None)
+    return first_known(job.geometry.dataset, teachers.dataset, *map(manifest.dataset, job.sets))
 
 
 def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:

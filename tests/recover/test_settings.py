@@ -239,6 +239,25 @@ def test_fadrm_from_images_to_images(place):
     assert far(place / "start") < far(place.syn) < far(place / "plain")
 
 
+def test_settings_of_the_data_set_that_the_teacher_or_the_start_names(place):
+    """SRe2L's code has r_bn 1 for Tiny-ImageNet, and another one for small images in general."""
+
+    def made(name):
+        place.works("recover", method="sre2l", syn_dir=place / name, iterations=2, round_iterations=0)
+        return json.loads((place / name / "manifest.json").read_text())["settings"]
+
+    unknown = made("unknown")
+    (place.init / "manifest.json").write_text(json.dumps({"arguments": {"dataset": "tinyimagenet"}}))
+    by_start = made("by start")
+    (place.init / "manifest.json").unlink()
+    content = torch.load(place.teacher, weights_only=True)
+    torch.save({**content, "dataset": "tinyimagenet"}, place.teacher)
+    by_teacher = made("by teacher")
+    said = {"r_bn": 1.0, "lr": 0.1, "jitter": 4}
+    assert all(by_start[name] == by_teacher[name] == value for name, value in said.items())
+    assert unknown["r_bn"] != 1
+
+
 def pixels(path):
     image = Image.open(path).convert("RGB")
     return np.asarray(image.resize((INPUT, INPUT), Image.Resampling.BILINEAR)).astype(float)

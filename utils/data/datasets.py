@@ -169,6 +169,11 @@ def known(name: str | None) -> DataSet | None:
     return DATASETS[name]
 
 
+def first_known(*names: str | None) -> str | None:
+    """The first of `names` that is a known data set's; None without one."""
+    return next((name for name in names if name in DATASETS), None)
+
+
 def own_settings(
     settings: Mapping[str, Mapping[str, Any]], name: str | None, input_size: int | None
 ) -> Mapping[str, Any]:
