@@ -24,6 +24,7 @@ if [ -z "${DATASET:-}${TRAIN_DIR:-}${VAL_DIR:-}" ]; then
     SQUEEZE_ARGS=${SQUEEZE_ARGS---batch-size 64 --crop-padding 0}
     ITR_SHARE=${ITR_SHARE:-0.05}
     VAL_EPOCHS=${VAL_EPOCHS:-60}
+    DATASET=fashion_mnist_cut
     EMBEDDED=$RUN_DIR/data
 fi
 EMBEDDED=${EMBEDDED-}
@@ -177,7 +178,7 @@ real=    # the cell that makes the real images, if one does
 if [ -n "$EMBEDDED" ]; then
     real=images
     cell images "$VAL_DIR"
-    line=("$PYTHON_BIN" -m utils.data.prepare fashion_mnist_cut --output "$EMBEDDED")
+    line=("$PYTHON_BIN" -m utils.data.prepare "$DATASET" --output "$EMBEDDED")
     run
 fi
 

@@ -15,6 +15,7 @@ cd "$ROOT"
 case ${TRAIN_DIR:+train}/${VAL_DIR:+val} in
     train/) fail "TRAIN_DIR is set and VAL_DIR is not: set both, or none" ;;
     /val) fail "VAL_DIR is set and TRAIN_DIR is not: set both, or none" ;;
+    /) [ -z "${DATASET:-}" ] || fail "DATASET is set and TRAIN_DIR is not: set TRAIN_DIR and VAL_DIR to its folders, too" ;;
 esac
 
 RUN_DIR=${RUN_DIR:-runs/quickstart}
@@ -36,7 +37,8 @@ if [ -z "$own_python" ]; then
     PYTHON_BIN=$ROOT/.venv/bin/python
 fi
 if [ -z "${TRAIN_DIR:-}" ]; then
-    "$PYTHON_BIN" -m utils.data.prepare fashion_mnist_cut --output "$RUN_DIR/data"
+    DATASET=fashion_mnist_cut
+    "$PYTHON_BIN" -m utils.data.prepare "$DATASET" --output "$RUN_DIR/data"
     TRAIN_DIR=$RUN_DIR/data/train
     VAL_DIR=$RUN_DIR/data/val
 fi

@@ -277,7 +277,7 @@ def claimed_run(
         settings["stored_labels"] = kept
         title += " stored" if kept == experiment.geometry.num_classes else f" stored top-{kept}"
     columns = {
-        "dataset": job.geometry.dataset or Path(job.val_dir).resolve().parent.name,
+        "dataset": experiment.dataset or Path(job.val_dir).resolve().parent.name,
         "method": method,
         "ipc": nominal_ipc(folder),
         "teacher": experiment.teachers.name,

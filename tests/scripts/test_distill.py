@@ -299,8 +299,12 @@ def test_quickstart(distill, tmp_path):
     assert process.returncode == 0, process.stderr
     stages = dict(calls)
     assert stages["squeeze"]["train-dir"] == f"{tmp_path}/data/train" and stages["squeeze"]["arch"] == "conv3"
+    assert all(stages[name]["dataset"] == "fashion_mnist_cut" for name in ("squeeze", "recover", "validate"))
     assert (stages["validate"]["method"], stages["validate"]["protocol"]) == ("delt random", "delt hard")
     given = dict(TRAIN_DIR=tmp_path / "data" / "val", VAL_DIR=tmp_path / "data" / "val")
     calls, process = distill("quickstart", **given)
     assert process.returncode == 0 and calls[0][0] == "squeeze"
     assert dict(calls)["ranking"]["train-dir"] == f"{tmp_path}/data/val"
+    assert "dataset" not in dict(calls)["ranking"]
+    calls, process = distill("quickstart", **own, DATASET="cifar10")
+    assert process.returncode == 2 and not calls and "DATASET" in process.stderr and "TRAIN_DIR" in process.stderr

@@ -73,8 +73,10 @@ def main() -> None:
         blocks=gallery.blocks(class_names(sets), sets, flags.classes, flags.images),
     )
     for chart in contents.charts:
-        if chart.draw:
+        if chart.numbers is not None:
             figures.save(folder / "figures" / f"{chart.anchor}.png", chart.draw)
+            text = chart.numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+            write_text(folder / "figures" / f"{chart.anchor}.csv", text)
     comparison.write(compared, folder)
     write_text(folder / "results.csv", results.to_csv(index=False, lineterminator="\n"))
     if contents.scores.empty:

@@ -36,12 +36,16 @@ class Chart:
     anchor: str  # on the page, and the name of its file
     title: str
     text: str
-    draw: Callable[[], Figure] | None  # None where there is nothing to draw
+    numbers: pd.DataFrame | None = None  # None where there is nothing to draw
+    drawn: Callable[[pd.DataFrame], Figure] | None = None  # how
+
+    def draw(self) -> Figure:
+        return self.drawn(self.numbers)
 
 
 def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
     """Raises UserError for a table of diversity, a manifest or a teacher that cannot be read."""
-    seconds = origins.stage_seconds(measured)
+    seconds = pd.DataFrame.from_dict(origins.stage_seconds(measured), orient="index", columns=list(figures.STAGES))
     return [
         *_curves(measured),
         _diversity(runs),
@@ -49,7 +53,8 @@ def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
             "time",
             "Time per stage",
             "Wall time on the machine that ran it; what was trained or made elsewhere has no bar.",
-            lambda: figures.stages(seconds),
+            seconds.rename_axis("set").reset_index(),
+            figures.stages,
         ),
     ]
 
@@ -64,9 +69,10 @@ def _curves(measured: Sequence[Measured]) -> list[Chart]:
     for anchor, (title, entry, label, text) in CURVES.items():
         for protocol, entries in parts.items():
             found = [(one.title, [student.curve for student in one.seeds.values()]) for one in entries]
-            draw = partial(figures.curves, found, entry, label, log=entry == "loss")
             name = file_name(anchor, protocol) if protocol else anchor
-            charts.append(Chart(name, f"{title}, {protocol}" if protocol else title, text, draw))
+            heading = f"{title}, {protocol}" if protocol else title
+            draw = partial(figures.curves, label=label, log=entry == "loss")
+            charts.append(Chart(name, heading, text, figures.points(found, entry), draw))
     return charts
 
 
@@ -78,10 +84,10 @@ def _diversity(runs: Sequence[str]) -> Chart:
             f"Not measured yet: run python -m validate.report.diversity SET... --output-dir {runs[0]}, then make this "
             "page again."
         )
-        return Chart("diversity", title, text, None)
+        return Chart("diversity", title, text)
     table = pd.concat(tables).drop_duplicates(["method", "class"])
     text = (
         "Mean cosine similarity of the pairs of images within a class, in a network's penultimate features: lower is "
         "more diverse."
     )
-    return Chart("diversity", title, text, lambda: figures.diversity(table))
+    return Chart("diversity", title, text, table, figures.diversity)

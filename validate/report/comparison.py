@@ -29,7 +29,7 @@ from validate.report.collect import Measured
 BASELINE = "random"
 LABEL_BYTES = 2  # of a class in a stored label: fp16
 STAGES = ("ranking", "statistics", "recover")
-OVER = "over random"  # heads what stands beside each top-1
+OVER = "over random"  # heads what stands before each top-1
 COLUMNS = (
     *("dataset", "ipc", "teacher", "student", "method", "protocol", "iterations"),
     *("seconds", *(f"{stage}_seconds" for stage in STAGES), "image_bytes", "label_bytes", "labels"),
@@ -160,6 +160,7 @@ class Group:
 
     title: str
     columns: list[str]
+    main: int  # how many of them are accuracies, or name the set; what follows are details
     rows: list[list[Cell]]
 
 
@@ -171,7 +172,8 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
         protocols = [*hard[~hard].index, *hard[hard].index]
         seeds = sorted(set(found["seeds"]))
         soft = [protocol for protocol in protocols if not hard[protocol]]
-        columns = ["set", *(title for protocol in protocols for title in (protocol, OVER))]
+        columns = ["set", *(title for protocol in protocols for title in (f"{protocol} {OVER}", protocol))]
+        main = len(columns)
         columns += ["seconds", *STAGES, "images", *(f"labels, {protocol}" for protocol in soft)]
         columns += ["similarity", "iterations"]
         # What was measured several times under one name, by other settings, has a row each.
@@ -180,7 +182,7 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
         sets.sort(key=lambda one: -_top1(one, protocols[0]))
         rows = [_row(one, protocols, soft) for one in sets]
         count = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
-        yield Group(f"{dataset}, IPC {ipc}, teacher {teacher}, student {student}, {count}", columns, rows)
+        yield Group(f"{dataset}, IPC {ipc}, teacher {teacher}, student {student}, {count}", columns, main, rows)
 
 
 def _by_protocol(rows: pd.DataFrame) -> dict[str, pd.Series]:
@@ -196,8 +198,8 @@ def _row(one: dict[str, pd.Series], protocols: Sequence[str], soft: Sequence[str
     cells = [Cell(first["method"], first["method"])]
     for protocol in protocols:
         row = one.get(protocol, {})
-        cells += [_cell(row.get("top1"), "{:.2f}", row.get("top1_std"))]
         cells += [_cell(row.get("margin"), "{:+.2f}", row.get("margin_std"))]
+        cells += [_cell(row.get("top1"), "{:.2f}", row.get("top1_std"))]
     cells += [_cell(first[name], "{:,.0f}") for name in ("seconds", *(f"{stage}_seconds" for stage in STAGES))]
     cells += [_bytes(first["image_bytes"]), *(_bytes(one.get(protocol, {}).get("label_bytes")) for protocol in soft)]
     return [*cells, _cell(first["similarity"], "{:.3f}"), _cell(first["iterations"], "{:,}")]

@@ -101,19 +101,31 @@ def diversity(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def curves(
-    runs: Sequence[tuple[str, Sequence[Sequence[Mapping[str, float]]]]], name: str, label: str, log: bool = False
-) -> Figure:
-    """The entry `name` of learning curves where it was measured; one line a run (title, one curve a seed)."""
+def points(runs: Sequence[tuple[str, Sequence[Sequence[Mapping[str, float]]]]], name: str) -> pd.DataFrame:
+    """The entry `name` of learning curves where it was measured: set, epoch, mean, std and seeds of each point.
+
+    A run is a title and one curve a seed.
+    """
+    measured = [
+        (title, entry["epoch"], entry[name])
+        for title, seeds in runs
+        for curve in seeds
+        for entry in curve
+        if name in entry
+    ]
+    frame = pd.DataFrame(measured, columns=["set", "epoch", "value"])
+    return frame.groupby(["set", "epoch"], sort=False)["value"].agg(["mean", "std", "count"]).reset_index()
+
+
+def curves(points: pd.DataFrame, label: str, log: bool = False) -> Figure:
+    """One line a set, of `points`."""
     figure, axes = plt.subplots(figsize=(WIDTH, 3.7))
-    for number, (title, seeds) in enumerate(runs):
-        measured = [(entry["epoch"], entry[name]) for curve in seeds for entry in curve if name in entry]
-        points = pd.DataFrame(measured, columns=["epoch", "value"]).groupby("epoch")["value"]
-        few = len(points) <= MOST_POINTS
+    for number, (title, found) in enumerate(points.groupby("set", sort=False)):
+        few = len(found) <= MOST_POINTS
         axes.errorbar(
-            points.mean().index,
-            points.mean(),
-            points.std().fillna(0) if few else None,
+            found["epoch"],
+            found["mean"],
+            found["std"].fillna(0) if few else None,
             color=_colour(number),
             marker=_marker(number) if few else None,
             markersize=5,
@@ -128,16 +140,15 @@ def curves(
     return figure
 
 
-def stages(seconds: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Minutes of each stage (in order), one bar a set, of set -> stage -> seconds."""
-    names = [stage for stage in STAGES if any(stage in found for found in seconds.values())]
+def stages(seconds: pd.DataFrame) -> Figure:
+    """Minutes of each stage, one bar a set, of the columns set and STAGES, in seconds; NaN where there was no stage."""
     figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.38 * len(seconds)))
-    left = [0.0] * len(seconds)
-    for number, stage in enumerate(names):
-        widths = [found.get(stage, 0.0) / 60 for found in seconds.values()]
+    left = pd.Series(0.0, seconds.index)
+    for number, stage in enumerate(name for name in STAGES if seconds[name].notna().any()):
+        widths = seconds[stage].fillna(0.0) / 60
         axes.barh(range(len(seconds)), widths, left=left, color=_colour(number), label=stage, height=0.65)
-        left = [a + b for a, b in zip(left, widths)]
-    axes.set_yticks(range(len(seconds)), seconds, parse_math=False)
+        left = left + widths
+    axes.set_yticks(range(len(seconds)), seconds["set"], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("minutes (validate: one student)")
     axes.grid(axis="y", visible=False)

@@ -17,6 +17,7 @@ from validate.report.charts import Chart
 from validate.report.collect import Measured
 from validate.report.scores import TITLES
 
+MANY_ROWS = 20  # above so many a table has a filter
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -54,7 +55,11 @@ def render(contents: Contents) -> str:
         sections=[("comparison", "Comparison"), ("results", "Results"), *charts, ("gallery", "Gallery")],
         groups=list(comparison.groups(contents.compared)),
         note=comparison.note(contents.compared),
-        columns=[{"title": title, "number": name in tables.NUMBERS} for name, title in tables.TITLES.items()],
+        columns=[
+            {"title": title, "number": name in tables.NUMBERS, "detail": name in tables.DETAILS}
+            for name, title in tables.TITLES.items()
+        ],
+        many=MANY_ROWS,
         rows=[_row(row) for _, row in contents.results.iterrows()],
         scores=_scores(contents.scores),
         charts=[_chart(chart) for chart in contents.charts],
@@ -68,6 +73,7 @@ def _row(row: pd.Series) -> dict[str, Any]:
             "text": tables.cell(name, row),
             "value": "" if pd.isna(row[name]) else row[name],
             "number": name in tables.NUMBERS,
+            "detail": name in tables.DETAILS,
         }
         for name in tables.TITLES
     ]
@@ -88,7 +94,7 @@ def _scores(table: pd.DataFrame) -> dict[str, Any] | None:
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
-    pictures = {theme: _uri(figures.png(chart.draw, theme)) for theme in figures.THEMES} if chart.draw else None
+    pictures = chart.numbers is not None and {theme: _uri(figures.png(chart.draw, theme)) for theme in figures.THEMES}
     return {"anchor": chart.anchor, "title": chart.title, "text": chart.text, "pictures": pictures}
 
 

@@ -27,6 +27,8 @@ TITLES = {
     "seconds": "seconds",
     "source": "source",
 }
+# What a narrow screen leaves out at first.
+DETAILS = ("dataset", "ipc", "teacher", "seeds", "best_top1", "top5", "epochs", "seconds", "source")
 NUMBERS = ("ipc", "top1", "seeds", "best_top1", "top5", "epochs", "seconds")
 PUBLISHED = "published"
 # What Markdown reads as more than text within a cell. Entities stand where not all of its dialects take a backslash.

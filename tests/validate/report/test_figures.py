@@ -15,9 +15,12 @@ CURVE = [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]
 def drawn(names):
     """Each figure, of sets with these names."""
     rows = pd.DataFrame([{"method": name, "class": label, "similarity": 0.5} for name in names for label in "ab"])
-    yield lambda: figures.curves([(name, [CURVE]) for name in names], "loss", "loss")
+    yield lambda: figures.curves(figures.points([(name, [CURVE]) for name in names], "loss"), "loss")
     yield lambda: figures.diversity(rows)
-    yield lambda: figures.stages({name: {"ranking": 60.0, "recover": 120.0} for name in names})
+    seconds = pd.DataFrame(
+        columns=["set", *figures.STAGES], data=[[name, None, 60.0, None, 120.0, None] for name in names]
+    )
+    yield lambda: figures.stages(seconds.astype({stage: float for stage in figures.STAGES}))
 
 
 @pytest.mark.parametrize("name", ["ours", "a set with a long name that says much", "x" * 60])
@@ -38,7 +41,7 @@ def test_legends_fit_into_their_figures(name, count):
 
 
 def test_each_of_many_curves_has_a_look_of_its_own():
-    figure = figures.curves([(str(k), [CURVE]) for k in range(24)], "loss", "loss")
+    figure = figures.curves(figures.points([(str(k), [CURVE]) for k in range(24)], "loss"), "loss")
     lines = [container.lines[0] for container in figure.axes[0].containers]
     assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 24
     plt.close(figure)
@@ -53,7 +56,11 @@ def test_a_set_may_have_any_name(theme):
 
 def test_curves_show_the_mean_where_something_was_measured():
     seeds = [[{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 1.0, "top1": top1}] for top1 in (20.0, 30.0)]
-    figure = figures.curves([("set", seeds)], "top1", "top-1")
+    points = figures.points([("set", seeds)], "top1")
+    assert points.to_dict("records") == [
+        {"set": "set", "epoch": 2, "mean": 25.0, "std": pytest.approx(50**0.5), "count": 2}
+    ]
+    figure = figures.curves(points, "top-1")
     [container] = figure.axes[0].containers
     assert container.lines[0].get_xydata().tolist() == [[2, 25.0]]
     plt.close(figure)

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from conftest import Place
-from result_files import write_run
+from result_files import write_result, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -153,12 +153,48 @@ def test_the_comparison_stands_first_and_its_sets_stay_in_sight(opened):
     table = page.locator("table.pinned").first
     assert table.bounding_box()["y"] < page.locator("table.results").bounding_box()["y"]
     heads = table.locator("th").all_inner_texts()
-    assert [head.split(" \u2195")[0] for head in heads[:3]] == ["set", "delt", "over random"]
+    assert [head.split(" \u2195")[0] for head in heads[:3]] == ["set", "delt over random", "delt"]
+    page.locator("#details").check()
     first = table.locator("tbody tr").first
-    assert first.locator("td").all_inner_texts()[:3] == ["delt", "45.00 ± 2.12", "+35.25"]
+    assert first.locator("td").all_inner_texts()[:3] == ["delt", "+35.25", "45.00 ± 2.12"]
     name, top1 = (first.locator("td").nth(k) for k in (0, 1))
     before = name.bounding_box()["x"], top1.bounding_box()["x"]
     table.evaluate("table => table.parentElement.scrollLeft = 150")
     assert name.bounding_box()["x"] == before[0] and top1.bounding_box()["x"] == before[1] - 150
-    table.locator("th button").nth(1).click()
-    assert [text.split()[0] for text in table.locator("tbody td:nth-child(2)").all_inner_texts()] == ["9.75", "45.00"]
+    table.locator("th button").nth(2).click()
+    assert [text.split()[0] for text in table.locator("tbody td:nth-child(3)").all_inner_texts()] == ["9.75", "45.00"]
+
+
+def heads(page, table):
+    found = page.locator(f"table.{table} th")
+    return [found.nth(k).inner_text().split(" \u2195")[0] for k in range(found.count()) if found.nth(k).is_visible()]
+
+
+def test_a_telephone_shows_what_matters_and_the_rest_when_asked(opened):
+    page = opened(400)
+    assert heads(page, "pinned") == ["set", "delt over random", "delt", "hard over random", "hard"]
+    assert heads(page, "results") == ["set", "student", "protocol", "top-1"]
+    page.locator("#details").check()
+    wide = opened(1280)
+    assert not wide.locator("#details").is_visible()
+    for table in "pinned", "results":
+        assert heads(page, table) == heads(wide, table) and len(heads(wide, table)) > 10
+
+
+def test_only_a_long_table_has_a_filter(opened, browser, tmp_path):
+    assert opened().locator("input[type=search]").count() == 0
+    for number in range(21):
+        write_result(tmp_path, f"set {number}", "hard" if number % 2 else "delt", ipc=2, epochs=30)
+    assert Place(tmp_path).start("validate.report.__main__", tmp_path).code == 0
+    page = browser.new_page()
+    page.goto((tmp_path / "report" / "report.html").as_uri())
+    rows = page.locator("table.results tbody tr:visible")
+    assert rows.count() > 20 and page.locator("input[type=search]").count() == 2, "the comparison has 21 sets, too"
+    field = page.locator("input[type=search]").last
+    field.fill("HARD set")
+    assert rows.count() == 10 and all("hard" in text for text in rows.all_inner_texts())
+    field.fill("SET 13 hard")
+    assert rows.count() == 1 and "set 13" in rows.first.inner_text()
+    field.fill("")
+    assert rows.count() > 20
+    page.close()
