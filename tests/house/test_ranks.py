@@ -12,6 +12,7 @@ import torch
 from launching import ENV, LAUNCH, launch, ranks_of, started
 
 from conftest import ROOT, images
+from result_files import result
 
 pytestmark = pytest.mark.slow
 
@@ -108,17 +109,15 @@ def test_ranks_train_as_one_process_does(place, ranks, batch_size, parts):
 
 def test_ranks_have_workers_that_a_server_without_threads_forks(place):
     """As connections' threads do not survive a fork; what a worker draws is the same, RandAugment and tiles too."""
-    lines = ("squeeze", dict(epochs=2)), ("validate", dict(epochs=2, rand_augment="rand-m6-n2-mstd1.0", tiles=2))
     results = []
-    for workers in 0, 2:
-        for stage, line in lines:
-            done = launch(place, stage, 2, workers=workers, overwrite=True, **line)
-            assert done.returncode == 0, done.stderr
-            assert not any(word in done.stderr.lower() for word in ("warn", "leaked", "traceback")), done.stderr
-        [run] = (place / "measured" / "results").glob("*.json")
-        [seed] = json.loads(run.read_text())["seeds"]
-        results.append([weights(place / "squeezed.pth"), [(entry["loss"], entry["top1"]) for entry in seed["curve"]]])
-    assert equal(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+    for workers in 0, 1:
+        line = dict(workers=workers, rand_augment="rand-m6-n2-mstd1.0", tiles=2, output_dir=place / str(workers))
+        done = launch(place, "validate", 2, **line)
+        assert done.returncode == 0, done.stderr
+        assert not any(word in done.stderr.lower() for word in ("warn", "leaked", "traceback")), done.stderr
+        [seed] = result(place, str(workers))["seeds"]
+        results.append([(entry["loss"], entry["top1"]) for entry in seed["curve"] if "top1" in entry])
+    assert results[0] == results[1] and results[0]
 
 
 SMALL_SHARDS = """

@@ -36,7 +36,12 @@ class AugmentedBatches(Dataset):
         """`transform` maps one RGB image to one of the input size."""
         self.folder, self.transform = folder, transform
         self.labels = torch.tensor(folder.labels)
-        self.workers = _workers(folder, workers)
+        self._asked = workers
+
+    @property
+    def workers(self) -> int:
+        """Processes that read, as things are: whether the images are in memory may change."""
+        return _workers(self.folder, self._asked)
 
     def __getitem__(self, key: tuple[tuple, Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         stream, indices = key
@@ -127,7 +132,7 @@ class EvalBatches(Dataset):
         self._keys = [span[start : start + batch_size] for span in spans for start in range(0, len(span), batch_size)][
             distributed.get_rank() :: distributed.get_world_size()
         ]
-        self._workers = _workers(folder, workers)
+        self._asked = workers
         self._fits = len(folder) * 3 * size * size <= IN_MEMORY_BYTES
         self._kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -141,7 +146,7 @@ class EvalBatches(Dataset):
 
     def read(self, numbers: Iterable[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of these numbers, in their order, read once and not kept. Workers ask for numbers ahead."""
-        return iter(_load(self, (self._keys[number] for number in numbers), self._workers))
+        return iter(_load(self, (self._keys[number] for number in numbers), _workers(self.folder, self._asked)))
 
     def of_class(self, label: int) -> list[int]:
         """The numbers of a class's batches, where they are by class."""
@@ -154,7 +159,7 @@ class EvalBatches(Dataset):
             yield from self._kept
             return
         self._kept = []
-        for batch in _load(self, self._keys, self._workers):
+        for batch in _load(self, self._keys, _workers(self.folder, self._asked)):
             if self._fits:
                 batch = tuple(map(own_memory, batch))
                 self._kept.append(batch)
