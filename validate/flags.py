@@ -165,6 +165,12 @@ def add_protocol(parser: cli.Parser) -> None:
         help="of an average of the student's weights over steps, which is tested in its place; 0: none",
     )
     group.add_argument(
+        "--bn-epochs",
+        type=cli.non_negative,
+        metavar="N",
+        help="of batches by which BatchNorm's statistics are recomputed before a test; 0: as training left them",
+    )
+    group.add_argument(
         "--temperature", type=cli.positive_float, help="20, and 4 for mixup, if left out; 1 with the loss ce"
     )
     group.add_argument("--mix", choices=tuple(ALPHA))

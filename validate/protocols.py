@@ -40,6 +40,7 @@ class Protocol:
     lr_steps: tuple[float, ...]  # for the schedule steps: shares of the epochs
     lr_factor: float  # at each of them
     weight_average: float  # decay of the average that is tested in the student's place; 0: none
+    bn_epochs: int  # of further batches by which BatchNorm's statistics are recomputed before a test
     labels: str  # soft or hard
     teacher_statistics: str  # by which the teachers' BatchNorms normalise: running or batch
     loss: str  # of validate/targets.py
@@ -72,6 +73,7 @@ DELT = {
     "lr_steps": (0.8, 0.9, 0.95),
     "lr_factor": 0.5,
     "weight_average": 0.0,
+    "bn_epochs": 0,
     "labels": "soft",
     "teacher_statistics": "running",
     "loss": None,
@@ -92,6 +94,7 @@ DELT = {
 # What came later: at these values results and labels are those of before, and found again.
 LATER = {
     "accumulate": 1,
+    "bn_epochs": 0,
     "teacher_statistics": "running",
     "tiles": 1,
     "tile_share": 0.75,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Callable
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from utils.fit.loop import Training
 from utils.run.resume import NoState, State
+from utils.run.seeds import seeded
 from validate.optim import learner
 from validate.results import Result
 from validate.stream import Stream
@@ -29,6 +33,19 @@ def train(
     """
     state = state or NoState()
     learning = learner(student, stream.protocol, stream.schedule.steps_per_epoch)
+    if stream.protocol.bn_epochs:
+        training = replace(training, before_test=partial(recompute_statistics, stream))
     history = training.run(learning, source, student_losses(stream.protocol, weights), state)
     seconds = round(state.seconds, 1)
     return Result(stream.seed, history.top1, history.best_top1, history.top5, seconds, history.epochs)
+
+
+def recompute_statistics(stream: Stream, model: nn.Module) -> None:
+    """BatchNorm's running statistics anew: the mean over further batches, by the weights as they are.
+
+    As training leaves them they are of weights that moved meanwhile (Izmailov et al., 2018, section 3.2).
+    """
+    epochs = stream.protocol.epochs
+    further = range(epochs, epochs + stream.protocol.bn_epochs)
+    with seeded(stream.seed, "statistics", device=stream.runtime.device), stream.runtime.autocast():
+        update_bn((step.images for step in stream.draw(further)), model)

@@ -75,6 +75,7 @@ class Training:
     kept: tuple[int, ...] = ()  # epochs, counted from 1, that are measured in any case
     on_kept: Callable[[int, History], None] = lambda epoch, history: None  # called after each of them
     parts: Callable[[Any], Sequence[Any]] = lambda batch: [batch]  # of a step's batch: one forward and backward each
+    before_test: Callable[[nn.Module], None] = lambda model: None  # called with the network that is tested next
     stream: tuple = ()  # names the random streams of the networks' dropout: one for each step and rank
 
     def run(
@@ -182,6 +183,7 @@ class Training:
         return value
 
     def _measure(self, model: nn.Module, history: History, after_batch: Callable[[], None]) -> None:
+        self.before_test(model)
         history.top1, history.top5 = accuracy(model, self.test, self.geometry, self.runtime, after_batch)
         if history.top1 > history.best_top1:
             history.best_top1 = history.top1
