@@ -10,6 +10,7 @@ are still known to be its own. Nothing is downloaded.
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -57,6 +58,7 @@ def main() -> None:
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
     datasets = needed("datasets", "sets of the library datasets")
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it logs errors, and raises them
     if not Path(flags.folder).exists():
         raise UserError(
             f"{flags.folder}: no such folder; download the set first (hf download NAME --repo-type dataset)"

@@ -211,7 +211,8 @@ def chosen_protocols(flags: dict[str, Any], dataset: str | None, input_size: int
 def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
     protocols = chosen_protocols(vars(args), args.dataset, args.input_size)
     sets = [hub.images_of(path) for path in args.syn_dir]
-    methods = args.method or [manifest.method(path) or Path(path).resolve().name for path in sets]
+    names = (manifest.method(images) or Path(path).resolve().name for images, path in zip(sets, args.syn_dir))
+    methods = args.method or list(names)
     _check(parser, args, protocols)
     return Job(
         sets=dict(zip(sets, map(str, methods))),

@@ -22,7 +22,7 @@ from validate.report import origins
 from validate.share import card
 from validate.share.card import Facts
 from validate.share.results import Results
-from validate.share.source import Source, check_labels, labels_in
+from validate.share.source import Source, check_labels, labels_in, order_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Flags:
     labels: str | None
     results: tuple[str, ...]
     classes: str | None
+    teacher_path: str | None
     overwrite: bool
 
 
@@ -51,12 +52,14 @@ def parse() -> Flags:
         metavar="RUN",
         help="--output-dir of validate: the set's results are taken, and random images' as what they are compared with",
     )
-    parser.add_argument(
-        "--classes",
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument(
+        "--teacher-path",
         metavar="FILE",
-        help="the class folders' names in the teacher's label order, one a line; read from the labels or the manifest "
-        "if they say it, else sorted",
+        help="checkpoint whose order of classes the labels follow; that of the stored labels or the manifest if left "
+        "out, else sorted",
     )
+    order.add_argument("--classes", metavar="FILE", help="that order as the class folders' names, one a line")
     hub.add_sharing(parser, card.SOURCE)
     args = parser.parse_args()
     hub.require_licence(parser, args.licence, card.SOURCE)
@@ -66,7 +69,7 @@ def parse() -> Flags:
 def main() -> None:
     flags = parse()
     stored = labels_in(flags.labels) if flags.labels else []
-    source = Source.of(hub.images_of(flags.syn_dir), flags.classes, stored)
+    source = Source.of(hub.images_of(flags.syn_dir), *order_of(flags.classes, flags.teacher_path, stored))
     check_labels(stored, source)
     results = Results.of(flags.results, source) if flags.results else None
     contents = contents_of(Facts(source, stored, results, flags.licence, flags.name))
@@ -94,7 +97,7 @@ def contents_of(facts: Facts) -> hub.Contents:
         copies |= {folder_of("labels", labels.seed).joinpath(file).as_posix(): labels.folder / file for file in files}
     texts = {hub.CARD: card.text(facts), **(facts.results.texts if facts.results else {})}
     if source.record:
-        texts[f"{hub.IMAGES}/{MANIFEST}"] = as_json(hub.without_folders(source.record))
+        texts[f"{hub.IMAGES}/{MANIFEST}"] = as_json(hub.without_folders({"method": source.method, **source.record}))
     shown = ImageSet.from_folder(source.method, source.folder, origins.updates(source.folder.root))
     sheet = partial(gallery.draw, classes=source.folder.classes, sets=[shown])
     return hub.Contents(copies, texts, {card.SHEET: sheet})

@@ -35,8 +35,9 @@ class Results:
         own = [source.is_of(one.settings.get("images")) for one in found]
         if not any(own):
             raise UserError(
-                f"--results {' '.join(runs)}: holds results of other images only; give the --output-dir of "
-                f"python -m validate --syn-dir {source.folder.root}"
+                f"--results {' '.join(runs)}: has no result of the images in {source.folder.root}, their classes in "
+                "this order; give the --output-dir of their validate, and --teacher-path if its teacher has another "
+                "order of classes"
             )
         frame = comparison.table(found)[own].reset_index(drop=True)
         texts = {f"{FOLDER}/{name}": as_json(content) for name, content in sorted(_contents(runs, source).items())}

@@ -10,6 +10,7 @@ from typing import Any, Sequence
 
 from utils.data import manifest
 from utils.data.image_folder import ImageFolder, by_number
+from utils.nets import checkpoints
 from utils.nets.class_order import read_names
 from utils.run.errors import UserError
 from utils.run.files import sha256
@@ -28,19 +29,23 @@ class Source:
     record: dict[str, Any]  # its manifest; empty where there is none
 
     @classmethod
-    def of(cls, path: str, class_file: str | None = None, stored: Sequence[StoredLabels] = ()) -> Source:
-        """Raises UserError where it is no finished set of unchanged images that `datasets` can load."""
+    def of(cls, path: str, given: Sequence[str] | None = None, owner: str = "") -> Source:
+        """`given`: the classes in label order, as their `owner` says; else the manifest's, else they are sorted.
+
+        Raises UserError where it is no finished set of unchanged images that `datasets` can load.
+        """
         record = manifest.read(path)
         if record.get("finished") is False:
             raise UserError(f"--syn-dir {path}: is not complete; run the command that makes it again")
         folder = ImageFolder(path, "--syn-dir")
-        if class_file:
-            folder = ImageFolder(path, "--syn-dir", read_names(class_file), f"--classes {class_file}")
-        else:
-            said = stored[0].geometry.classes if stored else _classes(record)
-            fits = said and set(said) == set(folder.classes)
-            # Sets that were taken by position have names of their own.
-            order = said if fits else by_number(folder.classes) if said else folder.classes
+        said = given or _classes(record)
+        if said and len(said) != len(folder.classes):
+            raise UserError(
+                f"--syn-dir {path}: has {len(folder.classes)} classes, {owner or manifest.MANIFEST} has {len(said)}"
+            )
+        if said:
+            # Sets that are taken by position have names of their own.
+            order = said if set(said) == set(folder.classes) else by_number(folder.classes)
             folder = ImageFolder(path, "--syn-dir", order)
         _check_names(folder)
         found = cls(folder, record)
@@ -115,6 +120,22 @@ def _check_names(folder: ImageFolder) -> None:
             )
 
 
+def order_of(
+    class_file: str | None, teacher: str | None, stored: Sequence[StoredLabels]
+) -> tuple[Sequence[str] | None, str]:
+    """The classes in label order, and who says it: the file, or the teacher's checkpoint, or labels; None if nobody.
+
+    Raises UserError where one that is given does not.
+    """
+    if class_file:
+        return read_names(class_file), f"--classes {class_file}"
+    if teacher:
+        if classes := checkpoints.read(teacher).get("classes"):
+            return classes, f"--teacher-path {teacher}"
+        raise UserError(f"--teacher-path {teacher}: does not name its classes; give their order as --classes FILE")
+    return (stored[0].geometry.classes, f"--labels {stored[0].folder}") if stored else (None, "")
+
+
 def labels_in(root: str) -> list[StoredLabels]:
     """The labels of all seeds in the folder of --save-labels. Raises UserError where there are none, or not whole."""
     names = [entry.name for entry in Path(root).iterdir()] if Path(root).is_dir() else []
@@ -128,6 +149,9 @@ def check_labels(stored: Sequence[StoredLabels], source: Source) -> None:
     """Raises UserError where the labels are of other images, or damaged."""
     for labels in stored:
         if not source.is_of(labels.index["settings"].get("images")):
-            raise UserError(f"--labels {labels.folder}: its labels are of other images than {source.folder.root}")
+            raise UserError(
+                f"--labels {labels.folder}: its labels are of other images than those of {source.folder.root}, or of "
+                "a part of them"
+            )
         if damaged := labels.damaged():
             raise UserError(f"{damaged[0]}: missing or damaged; run validate with --save-labels again")
