@@ -27,7 +27,7 @@ from utils.run import entry
 from utils.run.errors import UserError
 from utils.run.files import flush_folder, make_folder
 from utils.run.outputs import check_output, locked
-from utils.run.packages import needed
+from utils.run.packages import how_to_install, needed
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
 PARQUET = ".parquet"
@@ -43,7 +43,9 @@ class Flags:
 
 
 def parse() -> Flags:
-    parser = cli.Parser("utils.from_datasets", __doc__.splitlines()[0])
+    parser = cli.Parser(
+        "utils.from_datasets", f"{__doc__.splitlines()[0]} It needs that library ({how_to_install('datasets')})."
+    )
     parser.add_argument("folder", metavar="FOLDER", help="of save_to_disk, or what load_dataset takes")
     parser.add_argument("output", metavar="OUTPUT", help="ImageFolder to write")
     parser.add_argument("--split", default="train", help="of several splits the one to take")

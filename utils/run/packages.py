@@ -33,9 +33,17 @@ def needed(name: str, what: str) -> ModuleType:
 
 def how_to_get(name: str) -> str:
     """Ends a sentence that names the package."""
+    return f"which is not installed: {how_to_install(name)}"
+
+
+def how_to_install(name: str) -> str:
     by_pip, file = f"pip install {name}", PACKAGES[name].file
-    return f"which is not installed: {f'bash scripts/setup.sh {file} (or {by_pip})' if file else by_pip}"
+    return f"bash scripts/setup.sh {file}, or {by_pip}" if file else by_pip
 
 
 def is_missing(name: str) -> bool:
-    return importlib.util.find_spec(PACKAGES[name].module) is None
+    """Without importing it, which takes its time."""
+    try:
+        return importlib.util.find_spec(PACKAGES[name].module) is None
+    except ValueError:  # what find_spec makes of a module that says it is none
+        return True

@@ -1,6 +1,5 @@
 """Packages that only some commands need."""
 
-import subprocess
 import sys
 
 import pytest
@@ -27,10 +26,8 @@ def test_its_file_of_requirements_installs_it(name):
         assert any(line.startswith(f"{name}>=") for line in lines)
 
 
-def test_without_the_library_datasets_one_line_says_how_to_get_it(place):
-    code = "import sys; sys.modules['datasets'] = None; sys.argv[1:] = sys.argv[1:]\n"
-    code += "from utils import from_datasets; from utils.run import entry; entry.run(from_datasets.main)"
-    line = [sys.executable, "-c", code, place.train, place / "out"]
-    done = subprocess.run(line, cwd=ROOT, text=True, capture_output=True)
-    assert done.returncode == 2 and "pip install datasets" in done.stderr and len(done.stderr.splitlines()) == 1
+def test_without_the_library_datasets_one_line_says_how_to_get_it(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    outcome = place.start("utils.from_datasets", place.train, place / "out")
+    assert outcome.code == 2 and "pip install datasets" in outcome.err and len(outcome.err.splitlines()) == 1
     assert not (place / "out").exists()
