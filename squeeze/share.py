@@ -30,6 +30,7 @@ class Job:
     output_dir: str
     licence: str
     name: str | None
+    source: str | None  # the name of the data
     overwrite: bool
     teacher: TeacherFlags
     geometry: GeometryFlags
@@ -54,6 +55,7 @@ def parse() -> Job:
         output_dir=args.output_dir,
         licence=args.licence,
         name=args.name,
+        source=args.source,
         overwrite=args.overwrite,
         teacher=cli.group(args, TeacherFlags),
         geometry=cli.group(args, GeometryFlags),
@@ -78,21 +80,21 @@ def main() -> None:
 
 def card(job: Job, teacher: Teacher, content: dict[str, Any]) -> str:
     """README.md; `content` is what the checkpoint says of itself."""
-    title = job.name or f"{teacher.arch}{f' for {teacher.dataset}' if teacher.dataset else ''}"
+    source = job.source or teacher.dataset
+    title = job.name or f"{teacher.arch}{f' for {source}' if source else ''}"
     sections = [
         f"# {escaped(title)}\n\nA network for image classification, trained as the teacher of data-set distillation: "
         "images are distilled by it, and it labels them.",
         _use(job, teacher),
-        _facts(teacher, content),
+        _facts(teacher, content, source),
         _recipe(content),
         _classes(teacher),
-        f"## Licence\n\nThe licence of the source data{_of(teacher)} as given by who shares this teacher: "
-        f"{escaped(job.licence)}.",
+        hub.licence_section(job.licence, source, "this teacher"),
     ]
-    return hub.card(_front(job, title, teacher), "\n\n".join(part.strip() for part in sections if part))
+    return hub.card(_front(job, title, teacher, source), "\n\n".join(part.strip() for part in sections if part))
 
 
-def _front(job: Job, title: str, teacher: Teacher) -> dict[str, Any]:
+def _front(job: Job, title: str, teacher: Teacher, source: str | None) -> dict[str, Any]:
     facts = {
         **hub.licence_fields(job.licence),
         "pipeline_tag": "image-classification",
@@ -100,7 +102,7 @@ def _front(job: Job, title: str, teacher: Teacher) -> dict[str, Any]:
     }
     if teacher.top1 is None:
         return facts
-    dataset = teacher.dataset or "images of its own"
+    dataset = source or "images of its own"
     return {
         **facts,
         "metrics": ["accuracy"],
@@ -110,17 +112,13 @@ def _front(job: Job, title: str, teacher: Teacher) -> dict[str, Any]:
                 "results": [
                     {
                         "task": {"type": "image-classification", "name": "Image Classification"},
-                        "dataset": {"type": dataset.replace(" ", "-"), "name": dataset},
+                        "dataset": {"type": hub.identifier(dataset), "name": dataset},
                         "metrics": [{"type": "accuracy", "value": teacher.top1, "name": "top-1 in percent"}],
                     }
                 ],
             }
         ],
     }
-
-
-def _of(teacher: Teacher) -> str:
-    return f", {escaped(teacher.dataset)}," if teacher.dataset else ""
 
 
 def _use(job: Job, teacher: Teacher) -> str:
@@ -143,7 +141,7 @@ def _use(job: Job, teacher: Teacher) -> str:
     )
 
 
-def _facts(teacher: Teacher, content: dict[str, Any]) -> str:
+def _facts(teacher: Teacher, content: dict[str, Any], source: str | None) -> str:
     geometry = teacher.geometry
     facts = {
         "architecture": teacher.arch,
@@ -153,7 +151,7 @@ def _facts(teacher: Teacher, content: dict[str, Any]) -> str:
         "mean of pixels from 0 to 1": geometry.mean,
         "their standard deviation": geometry.std,
         "classes": geometry.num_classes,
-        "data set": teacher.dataset,
+        "data": source,
         "top-1 in percent": teacher.top1,
         "top-5 in percent": content.get("top5"),
         "epochs": content.get("epochs"),
@@ -171,7 +169,8 @@ def _recipe(content: dict[str, Any]) -> str:
     """What squeeze was told, and the versions that it ran with."""
     rows = hub.rows_of(hub.without_folders(content.get("settings")))
     rows += hub.rows_of(content.get("versions"), "version of ")
-    return f"## Recipe\n\n{table(('setting', 'value'), rows)}" if rows else ""
+    said = "By `python -m squeeze`, which trains by SGD:\n\n" if "lr_schedule" in dict(rows) else ""
+    return f"## Recipe\n\n{said}{table(('setting', 'value'), rows)}" if rows else ""
 
 
 def _classes(teacher: Teacher) -> str:

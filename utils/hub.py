@@ -18,6 +18,7 @@ import yaml
 
 from utils import cli
 from utils.run.files import flush_folder, replacing, sha256, write_json, write_text
+from utils.run.markdown import escaped
 from utils.run.outputs import check_output, claim, locked
 
 RECORD = "share.json"
@@ -56,6 +57,9 @@ def add_sharing(parser: cli.Parser, source: str) -> None:
         help=f"of {source}: a name that the Hub knows, such as cc-by-4.0, or what its owners say, in your words, with "
         "the address where they say it",
     )
+    parser.add_argument(
+        "--source", metavar="TEXT", help="what these data are called; read from the files if they say it"
+    )
     parser.add_argument("--name", metavar="TEXT", help="heads the card; made of what is known if left out")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder of other contents")
 
@@ -74,9 +78,19 @@ def licence_fields(text: str) -> dict[str, str]:
     if text.strip().lower() in LICENCES:
         return {"license": text.strip().lower()}
     address = re.search(r"https?://[^\s<>\"'),;]+", text)
-    words = text.replace(address[0], "") if address else text
-    name = re.sub(r"[^a-z0-9.]+", "-", words.lower()).strip("-.")[:60].strip("-.") or "see-card"
+    name = identifier(text.replace(address[0], "") if address else text) or "see-card"
     return {"license": "other", "license_name": name, **({"license_link": address[0].rstrip(".")} if address else {})}
+
+
+def identifier(text: str) -> str:
+    """Of small letters, digits, dots and dashes, as the Hub wants it. May be empty."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")[:60].strip("-.")
+
+
+def licence_section(licence: str, source: str | None, what: str) -> str:
+    """Of a card: the licence of the data `source`, as it was given with `what` was made of these."""
+    of = f", {escaped(source)}," if source else ""
+    return f"## Licence\n\nThe licence of the source data{of} as given by who shares {what}: {escaped(licence)}."
 
 
 def size_category(count: int) -> str:

@@ -69,8 +69,10 @@ def test_a_teacher_goes_there_and_back(place):
 
 def test_the_library_of_the_hub_reads_the_card(place):
     hub = pytest.importorskip("huggingface_hub")
-    assert share(place, "--teacher-path", place.teacher, "--name", "My teacher").code == 0
+    words = ("--name", "My teacher", "--source", "My moths")
+    assert share(place, "--teacher-path", place.teacher, *words).code == 0
     [result] = hub.ModelCard.load(place / "hub/README.md").data.eval_results
+    assert (result.dataset_type, result.dataset_name) == ("my-moths", "My moths")
     top1 = torch.load(place.teacher, weights_only=True)["top1"]
     assert (result.metric_type, result.metric_value, result.task_type) == ("accuracy", top1, "image-classification")
 

@@ -31,6 +31,7 @@ class Flags:
     output_dir: str
     licence: str
     name: str | None
+    source: str | None
     labels: str | None
     results: tuple[str, ...]
     classes: str | None
@@ -72,7 +73,7 @@ def main() -> None:
     source = Source.of(hub.images_of(flags.syn_dir), *order_of(flags.classes, flags.teacher_path, stored))
     check_labels(stored, source)
     results = Results.of(flags.results, source) if flags.results else None
-    contents = contents_of(Facts(source, stored, results, flags.licence, flags.name))
+    contents = contents_of(Facts(source, stored, results, flags.licence, flags.name, flags.source))
     settings = {
         "kind": "data set",
         "images": source.fingerprint,
@@ -98,7 +99,8 @@ def contents_of(facts: Facts) -> hub.Contents:
     texts = {hub.CARD: card.text(facts), **(facts.results.texts if facts.results else {})}
     if source.record:
         texts[f"{hub.IMAGES}/{MANIFEST}"] = as_json(hub.without_folders({"method": source.method, **source.record}))
-    shown = ImageSet.from_folder(source.method, source.folder, origins.updates(source.folder.root))
+    title = "recovered" if source.is_recovered else "selected"
+    shown = ImageSet.from_folder(title, source.folder, origins.updates(source.folder.root))
     sheet = partial(gallery.draw, classes=source.folder.classes, sets=[shown])
     return hub.Contents(copies, texts, {card.SHEET: sheet})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Any, Sequence
 
@@ -11,6 +12,7 @@ from utils import hub
 from utils.data.manifest import MANIFEST
 from utils.run.markdown import escaped, table
 from validate.labels import VIEW_SETTINGS, StoredLabels
+from validate.protocols import DELT
 from validate.share.results import TABLE, Results
 from validate.share.source import Source, part
 
@@ -28,11 +30,13 @@ class Facts:
     results: Results | None
     licence: str
     name: str | None
+    data: str | None  # what the real data are called
 
     @property
     def dataset(self) -> str | None:
         """The real data set, by name."""
-        return self.source.dataset or (self.results.measured[0].dataset if self.results else None)
+        said = (self.data, self.source.dataset, *(labels.teachers.dataset for labels in self.labels))
+        return next((name for name in said if name), None)
 
     @property
     def title(self) -> str:
@@ -86,14 +90,24 @@ def _head(facts: Facts) -> str:
 
 
 def _use(facts: Facts) -> str:
-    labels = " --load-labels FOLDER/labels" if facts.labels else ""
+    flags = f" --load-labels FOLDER/labels{_label_flags(facts.results)}" if facts.labels else ""
     return (
         "## Use\n\nFOLDER is where this folder is.\n\n```python\nfrom datasets import load_dataset\n\n"
         f'images = load_dataset("FOLDER", split="{hub.IMAGES}")  # or the name that it has on the Hub\n```\n\n'
-        f"```bash\npython -m validate --syn-dir FOLDER --val-dir REAL_TEST_IMAGES{labels}\n```\n\n"
+        f"```bash\npython -m validate --syn-dir FOLDER --val-dir REAL_TEST_IMAGES{flags}\n```\n\n"
         "The second command is of the project that made the set, which trains students on it and tests them"
-        + ("; the labels need the flags below." if facts.labels else ".")
+        + ("; the labels need the settings below." if facts.labels else ".")
     )
+
+
+def _label_flags(results: Results | None) -> str:
+    """The flags that a student was trained with on stored labels, as they were given; empty if none was."""
+    given = next((one.arguments for one in results.measured if "stored_labels" in one.settings), {}) if results else {}
+    names = [
+        name for name in ("protocol", *DELT, "dataset", "student_arch", "seed", "seeds") if given.get(name) is not None
+    ]
+    values = {name: given[name] if isinstance(given[name], list) else [given[name]] for name in names}
+    return "".join(f" --{name.replace('_', '-')} {shlex.join(map(str, own))}" for name, own in values.items())
 
 
 def _making(source: Source) -> str:
@@ -147,9 +161,9 @@ def _labels(labels: Sequence[StoredLabels]) -> str:
     teachers = zip(index["archs"], settings["teachers"])
     rows = hub.rows_of({name: settings.get(name) for name in VIEW_SETTINGS})
     return (
-        f"## Labels\n\nWhat the teachers said of every view of every step, {kept} classes, for the seeds "
-        f"{', '.join(str(one.seed) for one in labels)}: `labels/seed*/*.safetensors`. Students "
-        "are trained on them without a teacher. They are for these settings:\n\n"
+        f"## Labels\n\nWhat the teachers said of every view of every step, {kept} classes, for "
+        f"seed{'s' * (len(labels) > 1)} {', '.join(str(one.seed) for one in labels)}: `labels/seed*/*.safetensors`. "
+        "Students are trained on them without a teacher. They are for these settings:\n\n"
         f"{table(TEACHER, teachers)}\n{table(SETTING, rows)}"
     )
 
@@ -160,8 +174,5 @@ def _classes(source: Source) -> str:
 
 
 def _licence(facts: Facts) -> str:
-    made = "were made from it" if facts.source.is_recovered else "are its own, or were made from it"
-    return (
-        f"## Licence\n\nThe licence of the source data{f', {escaped(facts.dataset)},' if facts.dataset else ''} as "
-        f"given by who shares this set: {escaped(facts.licence)}. The images {made}."
-    )
+    made = "were made from them" if facts.source.is_recovered else "are their own, or were made from them"
+    return f"{hub.licence_section(facts.licence, facts.dataset, 'this set')} The images {made}."

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import shutil
 import statistics
 
@@ -158,6 +159,27 @@ def test_validate_takes_the_folder_and_its_labels(place, part):
         assert [row[name] for name in ("method", "top1", "top5", "settings")] == [
             first[key][name] for name in ("method", "top1", "top5", "settings")
         ]
+
+
+def test_the_command_on_the_card_trains_on_the_labels(place):
+    """It has the flags that the labels were made with."""
+    shutil.rmtree(place / "labels")
+    line = front(place / "hub/README.md")[1].split("```bash\n")[1].split("\n```")[0]
+    line = line.replace("FOLDER", str(place / "hub")).replace("REAL_TEST_IMAGES", str(place.val))
+    words = shlex.split(line.removeprefix("python -m validate"))
+    machine = ("--device", "cpu", "--precision", "fp32", "--compile", "off", "--output-dir", place / "back")
+    outcome = place.start("validate.__main__", *words, *machine)
+    assert outcome.code == 0, outcome.err
+    first = [row["top1"] for row in rows(place) if row["protocol"].endswith("top-2")]
+    assert [row["top1"] for row in rows(place, "back")] == first and len(first) == SEEDS
+
+
+def test_what_the_real_data_are_called(place):
+    """No folder stands for the name, as it does in results."""
+    assert "data set" not in front(place / "hub/README.md")[1].split("## Use")[0]
+    assert share(place, "--syn-dir", place.syn, "--source", "Moths | 2", output="named").code == 0
+    facts, text = front(place / "named/README.md")
+    assert facts["pretty_name"].startswith("Moths | 2, delt") and "source data, Moths \\| 2, as" in text
 
 
 def test_the_report_reads_the_results_in_the_folder(place):
