@@ -103,7 +103,12 @@ def parse() -> Job:
 
 def _add_method(parser: cli.Parser) -> None:
     group = parser.add_argument_group("method", "given flags win over the recipe, and show in the set's name")
-    group.add_argument("--method", choices=tuple(METHODS), default="delt", help="the recipe, of recover/methods.py")
+    group.add_argument(
+        "--method",
+        choices=tuple(METHODS),
+        default="delt",
+        help=f"the recipe, of recover/methods.py; {methods.packages_said()}",
+    )
     group.add_argument("--objective", choices=tuple(OBJECTIVES), help="what the images minimise")
     group.add_argument("--iterations", type=cli.positive, help="ITR, of the images that start first")
     group.add_argument("--round-iterations", type=cli.non_negative, help="ROUND_ITR; 0: all start at once")

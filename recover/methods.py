@@ -11,10 +11,10 @@ import argparse
 import shlex
 import sys
 from dataclasses import dataclass, fields, replace
-from typing import Any, Mapping
+from typing import Any
 
 from utils.data.datasets import DATASETS, SMALL, SMALL_SIZE, own_settings
-from utils.run import registry
+from utils.run import packages, registry
 
 # DELT, section 4.1 and its released code: EarlyLate from real images.
 DELT = {
@@ -210,6 +210,7 @@ class Needs:
     recovers: bool = True  # False: what ranking makes is the set
     protocol: str = "delt"  # of its own students
     teachers: str = "one"  # one or several: how many recover by, where there are several
+    package: str = ""  # of utils/run/packages.py, that requirements.txt leaves out
 
 
 # Of those that need something else than DELT.
@@ -217,7 +218,7 @@ _FADRM_NEEDS = Needs("--criterion medium --candidates 300 --crops 5 --tiles {til
 NEEDS: dict[str, Needs] = {
     "cda": Needs(protocol="sre2l"),
     "sre2l": Needs(protocol="sre2l"),
-    "wmdd": Needs(barycenters=True, protocol="wmdd"),
+    "wmdd": Needs(barycenters=True, protocol="wmdd", package="POT"),
     "gvbsm": Needs(statistics="--batch-size 64", protocol="gvbsm", teachers="several"),
     "edc": Needs("--criterion random", "--batch-size 64 --per-class", protocol="edc", teachers="several"),
     "fadrm": _FADRM_NEEDS,
@@ -267,9 +268,20 @@ def names() -> list[str]:
     return list({**METHODS, **NEEDS})
 
 
+def packages_said() -> str:
+    """Which methods need more than requirements.txt installs, for --help."""
+    return "; ".join(
+        f"{name} also needs the package {found.package} ({packages.how_to_install(found.package)})"
+        for name, found in NEEDS.items()
+        if found.package
+    )
+
+
 def shell_lines(found: Needs) -> list[str]:
-    """NEEDS_RANKING='...' and so on; true and false as bash has them."""
-    values: Mapping[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)}
+    """NEEDS_RANKING='...' and so on; true and false as bash has them. NEEDS_MISSING: a package, and how to get it."""
+    values: dict[str, Any] = {field.name: getattr(found, field.name) for field in fields(found)}
+    is_missing = found.package and packages.is_missing(found.package)
+    values["missing"] = f"{found.package}, {packages.how_to_get(found.package)}" if is_missing else ""
     return [
         f"NEEDS_{name.upper()}={str(value).lower() if type(value) is bool else shlex.quote(value)}"
         for name, value in values.items()

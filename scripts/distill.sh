@@ -200,6 +200,7 @@ fi
 INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}
 find_kinds
 [ ${#kinds[@]} -gt 0 ] || drop statistics
+if wants statistics && [ -n "$NEEDS_MISSING" ]; then fail "METHOD: $METHOD needs the package $NEEDS_MISSING"; fi
 PROTOCOL=" $PROTOCOL "
 PROTOCOL=${PROTOCOL// own / $NEEDS_PROTOCOL }
 if wants validate; then

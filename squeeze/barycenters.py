@@ -27,6 +27,7 @@ from utils.run import entry
 from utils.run.device import Runtime
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output, locked
+from utils.run.packages import how_to_install
 from utils.run.seeds import generator
 from utils.run.shared_work import SharedWork
 
@@ -56,7 +57,8 @@ class Job:
 def parse() -> Job:
     parser = cli.Parser(
         "squeeze.barycenters",
-        "For each class the Wasserstein barycenter of its images' penultimate features, of --ipc points (WMDD).",
+        "For each class the Wasserstein barycenter of its images' penultimate features, of --ipc points (WMDD); "
+        f"needs the package POT ({how_to_install('POT')}).",
     )
     parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
     parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="file to write")

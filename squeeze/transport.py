@@ -6,7 +6,7 @@ from types import ModuleType
 
 import numpy as np
 
-from utils.run.errors import UserError
+from utils.run.packages import needed
 
 # WMDD (arXiv 2311.18531) and its released code, of the weights.
 ROUNDS = 10  # of weights, then points
@@ -20,14 +20,7 @@ LEAST = 1e-6  # of a weight, as a share of the even one
 
 def pot() -> ModuleType:
     """The library POT. Raises UserError where it is not installed: nothing else needs it."""
-    try:
-        import ot
-    except ImportError:
-        raise UserError(
-            "barycenters need the package POT, which is not installed: bash scripts/setup.sh requirements-methods.txt "
-            "(or pip install POT)"
-        ) from None
-    return ot
+    return needed("POT", "barycenters")
 
 
 def barycenter(features: np.ndarray, start: np.ndarray, learn_weights: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -240,9 +240,8 @@ def add_common(parser: Parser, batch_help: str = "images per batch") -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an output of another run")
 
 
-def add_data(parser: Parser, batch_help: str = "images per batch") -> None:
-    """The flags of GeometryFlags and MachineFlags."""
-    group = parser.add_argument_group("data and machine")
+def add_geometry(group: argparse._ActionsContainer) -> None:
+    """The flags of GeometryFlags."""
     group.add_argument(
         "--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(DATASETS)}"
     )
@@ -254,6 +253,12 @@ def add_data(parser: Parser, batch_help: str = "images per batch") -> None:
             name, type=kind, nargs=3, metavar=("R", "G", "B"), help="normalisation; read from the teacher"
         )
     group.add_argument("--stem", choices=STEMS, help="cifar for inputs of 64 pixels and less if left out")
+
+
+def add_data(parser: Parser, batch_help: str = "images per batch") -> None:
+    """The flags of GeometryFlags and MachineFlags."""
+    group = parser.add_argument_group("data and machine")
+    add_geometry(group)
     group.add_argument("--batch-size", type=batch_size, metavar="N", help=f"{batch_help}; auto: halved until it fits")
     group.add_argument(
         "--workers", type=non_negative, help="processes (threads when checking) that read images; chosen if left out"

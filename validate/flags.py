@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from utils import cli
+from utils import cli, hub
 from utils.cli import MachineFlags, TeacherFlags, TrainingFlags
 from utils.data import manifest
 from utils.data.geometry import GeometryFlags
@@ -82,7 +82,7 @@ def parse() -> Job:
         required=True,
         nargs="+",
         metavar="DIR",
-        help="one or several, any ImageFolder: distilled, selected, or whole",
+        help="one or several, any ImageFolder: distilled, selected, or whole; or a folder of python -m validate.share",
     )
     parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure on")
     cli.add_classes_by(parser, "--syn-dir", "--val-dir")
@@ -216,10 +216,12 @@ def chosen_protocols(flags: dict[str, Any], dataset: str | None, input_size: int
 
 def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
     protocols = chosen_protocols(vars(args), args.dataset, args.input_size)
-    methods = args.method or [manifest.method(path) or Path(path).resolve().name for path in args.syn_dir]
+    sets = [hub.images_of(path) for path in args.syn_dir]
+    names = (manifest.method(images) or Path(path).resolve().name for images, path in zip(sets, args.syn_dir))
+    methods = args.method or list(names)
     _check(parser, args, protocols)
     return Job(
-        sets=dict(zip(args.syn_dir, map(str, methods))),
+        sets=dict(zip(sets, map(str, methods))),
         val_dir=args.val_dir,
         classes_by=args.classes_by,
         output_dir=Path(args.output_dir),
@@ -255,7 +257,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, di
     cli.refuse_single_images(parser, args)
     if args.method and len(args.method) != len(args.syn_dir):
         parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")
-    if len({Path(path).resolve() for path in args.syn_dir}) < len(args.syn_dir):
+    if len({Path(hub.images_of(path)).resolve() for path in args.syn_dir}) < len(args.syn_dir):
         parser.error("--syn-dir names a folder twice")
     if args.save_labels and args.load_labels:
         parser.error("--save-labels and --load-labels exclude each other")

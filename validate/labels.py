@@ -238,7 +238,7 @@ class StoredLabels:
 
     def __init__(self, root: str | Path, seed: int, index: Any = None):
         """`index`: what is in its file, if that was read. Raises UserError if they are not there, or not whole."""
-        self.folder = folder_of(root, seed)
+        self.seed, self.folder = seed, folder_of(root, seed)
         path = self.folder / INDEX
         self.index = _read_index(root, seed) if index is None else index
         if isinstance(self.index, dict) and self.index.get("finished") is False:

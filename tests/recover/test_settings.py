@@ -199,6 +199,26 @@ def test_bash_reads_what_a_method_needs(words, expected):
     assert done.stdout.split("\n")[:-1] == expected, shlex.quote(lines)
 
 
+@pytest.mark.parametrize("method, package", [("wmdd", "ot"), ("delt", None)])
+def test_a_package_that_a_method_needs_is_missing_or_not(method, package):
+    """Where no module `ot` can be found, bash is told which package is missing and how to get it."""
+    program = "import sys; from recover import methods; sys.argv[1:] = ['--needs', sys.argv[1]]; methods.main()"
+    hidden = f"import sys; sys.modules['{package}'] = None; {program}"
+    done = subprocess.run([sys.executable, "-c", hidden, method], cwd=ROOT, text=True, capture_output=True)
+    script = f'{done.stdout}\necho "$NEEDS_PACKAGE:$NEEDS_MISSING"'
+    found = subprocess.run(["bash", "-euc", script], text=True, capture_output=True).stdout.strip()
+    if package is None:
+        assert found == ":"
+    else:
+        assert found.startswith("POT:POT, which is not installed: bash scripts/setup.sh requirements-methods.txt")
+
+
+def test_help_says_which_method_needs_a_package(place):
+    outcome = place.run("recover", help=True)
+    said = "".join(outcome.out.split())  # lines end within words, too
+    assert "wmddalsoneedsthepackagePOT(bashscripts/setup.shrequirements-methods.txt,orpipinstallPOT)" in said
+
+
 def test_the_needs_of_an_unknown_method_are_an_error():
     done = ask("--needs", "nosuch")
     assert done.returncode == 2 and not done.stdout and "method 'nosuch' is not known" in done.stderr

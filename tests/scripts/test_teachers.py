@@ -138,3 +138,12 @@ def test_what_a_method_reads_has_to_be_there(distill, tmp_path):
     path.touch()
     calls, process = distill("distill", DELT_STAGES="recover", TRAIN_DIR=None, **given)
     assert process.returncode == 0 and of(calls, "recover")[0]["statistics"] == str(path)
+
+
+def test_a_package_that_is_missing_is_said_before_a_teacher_is_trained(distill):
+    given = dict(DELT_METHOD="wmdd", NEEDS="NEEDS_BARYCENTERS=true\nNEEDS_MISSING='POT, which is not installed: do'")
+    calls, process = distill("distill", **given)
+    assert process.returncode == 2 and not calls and len(process.stderr.splitlines()) == 1
+    assert "wmdd needs the package POT, which is not installed: do" in process.stderr
+    calls, process = distill("distill", DELT_STAGES="squeeze", **given)
+    assert process.returncode == 0 and [stage for stage, _ in calls] == ["squeeze"]

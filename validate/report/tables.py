@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from typing import Any, Sequence
 
 import pandas as pd
 
+from utils.run.markdown import escaped
 from validate.report import published
 from validate.report.collect import Measured
 
@@ -31,9 +31,6 @@ TITLES = {
 DETAILS = ("dataset", "ipc", "teacher", "seeds", "best_top1", "top5", "epochs", "seconds", "source")
 NUMBERS = ("ipc", "top1", "seeds", "best_top1", "top5", "epochs", "seconds")
 PUBLISHED = "published"
-# What Markdown reads as more than text within a cell. Entities stand where not all of its dialects take a backslash.
-MARKS = re.compile(r"[\\`*_\[\]|]")
-ENTITIES = re.compile(r"[&<>~$]|:(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
 def results(measured: Sequence[Measured]) -> pd.DataFrame:
@@ -80,13 +77,6 @@ def markdown(frame: pd.DataFrame) -> str:
     for _, row in frame.iterrows():
         lines.append("| " + " | ".join(escaped(cell(name, row)) for name in TITLES) + " |")
     return "\n".join(lines) + "\n"
-
-
-def escaped(text: str) -> str:
-    """`text` as Markdown that shows it as it is, on one line: no mark, link, HTML or border of a cell is left in it."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    line = ENTITIES.sub(lambda found: f"&#{ord(found[0])};", line)
-    return MARKS.sub(lambda found: "\\" + found[0], line)
 
 
 def summary(rows: pd.DataFrame) -> str:

@@ -1,0 +1,153 @@
+"""Make an ImageFolder of a set that the library `datasets` knows or has saved.
+
+    python -m utils.from_datasets FOLDER OUTPUT [--split train] [--image COLUMN] [--label COLUMN]
+
+FOLDER is what `save_to_disk` wrote, or what `load_dataset` takes: parquet files, or a folder for the Hub. Images are
+written byte for byte where they are stored as files, under the names that they had; so labels and results of the set
+are still known to be its own. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import shutil
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator
+
+from PIL import Image
+
+from utils import cli
+from utils.data.formats import is_hidden, is_image
+from utils.run import entry
+from utils.run.errors import UserError
+from utils.run.files import flush_folder, make_folder
+from utils.run.outputs import check_output, locked
+from utils.run.packages import how_to_install, needed
+
+SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
+PARQUET = ".parquet"
+
+
+@dataclass(frozen=True)
+class Flags:
+    folder: str
+    output: str
+    split: str
+    image: str
+    label: str
+
+
+def parse() -> Flags:
+    parser = cli.Parser(
+        "utils.from_datasets", f"{__doc__.splitlines()[0]} It needs that library ({how_to_install('datasets')})."
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="of save_to_disk, or what load_dataset takes")
+    parser.add_argument("output", metavar="OUTPUT", help="ImageFolder to write")
+    parser.add_argument("--split", default="train", help="of several splits the one to take")
+    parser.add_argument("--image", default="image", metavar="COLUMN", help="of the images")
+    parser.add_argument("--label", default="label", metavar="COLUMN", help="of the classes")
+    return cli.group(parser.parse_args(), Flags)
+
+
+def main() -> None:
+    flags = parse()
+    # Before the library is imported, which reads it: a name that is no folder here is none on the Hub either.
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+    datasets = needed("datasets", "sets of the library datasets")
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # it logs errors, and raises them
+    if not Path(flags.folder).exists():
+        raise UserError(
+            f"{flags.folder}: no such folder; download the set first (hf download NAME --repo-type dataset)"
+        )
+    check_output(flags.output, flags.folder)
+    output = Path(flags.output)
+    with locked(output), tempfile.TemporaryDirectory() as cache:
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError(f"{output} exists and is not empty; choose another folder")
+        rows = columns(read(datasets, flags, cache), datasets, flags)
+        partial = output.with_name(f".{output.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        make_folder(partial)
+        counts = write(rows, partial)
+        flush_folder(partial)
+        os.replace(partial, output)
+    print(f"{counts.total()} images of {len(counts)} classes in {output}")
+
+
+def read(datasets: Any, flags: Flags, cache: str) -> Any:
+    """The split. Raises UserError where the library cannot read it, or there is no such split."""
+    path = Path(flags.folder)
+    try:
+        if any((path / name).is_file() for name in SAVED):
+            found = datasets.load_from_disk(str(path))
+        elif path.suffix == PARQUET:
+            found = datasets.load_dataset("parquet", data_files=str(path), cache_dir=cache)
+        else:
+            found = datasets.load_dataset(str(path.resolve()), cache_dir=cache)
+    except Exception as error:  # whatever the library makes of a damaged or foreign file
+        raise UserError(f"{path}: cannot be read by datasets ({error})") from None
+    if not hasattr(found, "keys"):  # one split
+        return found
+    if flags.split not in found:
+        raise UserError(f"{path}: has no split '{flags.split}'; give --split: {', '.join(found)}")
+    return found[flags.split]
+
+
+def columns(split: Any, datasets: Any, flags: Flags) -> Iterator[tuple[str, str, bytes]]:
+    """Class, file name ("" where there was none) and bytes of each image.
+
+    Raises UserError where the columns are no images and classes.
+    """
+    for name in (flags.image, flags.label):
+        if name not in split.features:
+            raise UserError(
+                f"{flags.folder}: has no column '{name}'; give --image and --label, of {', '.join(split.features)}"
+            )
+    if not isinstance(split.features[flags.image], datasets.Image):
+        raise UserError(f"{flags.folder}: its column '{flags.image}' holds no images; give another one as --image")
+    label = split.features[flags.label]
+    as_name = label.int2str if isinstance(label, datasets.ClassLabel) else str
+
+    def found() -> Iterator[tuple[str, str, bytes]]:
+        for row in split.cast_column(flags.image, datasets.Image(decode=False)):
+            image, path = row[flags.image], row[flags.image]["path"] or ""
+            content = image["bytes"] if image["bytes"] is not None else Path(path).read_bytes()
+            yield as_name(row[flags.label]), os.path.basename(path), content
+
+    return found()
+
+
+def write(rows: Iterator[tuple[str, str, bytes]], folder: Path) -> Counter[str]:
+    """How many images there are of each class. Raises UserError for a class that can be no folder, and for no image."""
+    counts: Counter[str] = Counter()
+    for name, file, content in rows:
+        if not name or "/" in name or is_hidden(name):
+            raise UserError(f"class '{name}' can be no folder of images; rename it in the set")
+        if not is_image(file):
+            file = f"{counts[name]:04d}.{ending(content, name)}"
+        path = folder / name / file
+        if path.exists():
+            path = path.with_name(f"{counts[name]:04d}_{file}")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        counts[name] += 1
+    return counts
+
+
+def ending(content: bytes, name: str) -> str:
+    """By the format of an image. Raises UserError where it is none that is known."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return {"JPEG": "jpg"}.get(image.format, image.format.lower())
+    except Exception as error:
+        raise UserError(f"class '{name}' has an image that cannot be read ({error})") from None
+
+
+if __name__ == "__main__":
+    entry.run(main)

@@ -1,0 +1,1 @@
+"""A synthetic set with its labels and results as a folder for the Hugging Face Hub."""
