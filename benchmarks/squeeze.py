@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -25,9 +26,9 @@ def plain_epoch(place: str, arch: str, device: str) -> Callable[[], None]:
     return PlainTeacher(network, place, GEOMETRY, BATCH, device).epoch
 
 
-def our_epoch(place: str, arch: str, device: str, precision: str, compile: str) -> Callable[[], None]:
-    runtime = Runtime.create(device, precision, compile)
-    runtime = Runtime(runtime.device, runtime.precision, "on" if runtime.compiles(CIFAR_STEPS) else "off")
+def our_epoch(place: str, arch: str, **machine: str) -> Callable[[], None]:
+    runtime = Runtime.create(**machine)
+    runtime = replace(runtime, compile="on" if runtime.compiles(CIFAR_STEPS) else "off")
     batches = AugmentedBatches(material.loaded(place), augmentation(SIZE, PADDING))
     model = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
     recipe = Recipe(

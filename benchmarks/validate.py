@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Callable
@@ -47,7 +48,7 @@ def our_student(place: str, arch: str, batch_size: int, work: str, repeat: int, 
     views = Views(folder, Augmentation(protocol, GEOMETRY))
     # Compiled if a whole student's steps repay it, however few are measured here.
     whole = runtime.compiles(views.schedule(batch_size, EPOCHS).steps)
-    runtime = Runtime(runtime.device, runtime.precision, "on" if whole else "off")
+    runtime = replace(runtime, compile="on" if whole else "off")
     student = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
     if work == "evaluation":
         test = EvalBatches(material.loaded(f"{place}/val"), SIZE)
