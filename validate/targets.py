@@ -140,7 +140,7 @@ def student_losses(protocol: Protocol, weights: torch.Tensor | None = None) -> C
 
 
 def accumulated(protocol: Protocol) -> Callable | None:
-    """parts((step, target)) -> the parts of a batch that a student's step sees one after the other; None for a whole."""
+    """parts((step, target)) -> the parts of a batch that a student's step sees one after the other; None for one."""
     if protocol.accumulate == 1:
         return None
 
