@@ -163,7 +163,8 @@ def timed(command: list[str], cache: str) -> tuple[float, float]:
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
-def compare_whole(case: str, iterations: int, pairs: int, machine: dict) -> None:
+def whole_runs(case: str, iterations: int, pairs: int, machine: dict) -> Comparison:
+    """Runs of 10 images a class in 8 rounds."""
     arch, size, stem, _, classes = CASES[case]
     ipc = 10
     samples: list[list[tuple[float, float]]] = [[], []]
@@ -192,11 +193,12 @@ def compare_whole(case: str, iterations: int, pairs: int, machine: dict) -> None
                 with tempfile.TemporaryDirectory() as cache:
                     samples[number].append(timed([sys.executable, "-m", *command], cache))
     (plain, plain_peaks), (ours, our_peaks) = (zip(*side) for side in samples)
-    print(
-        f"whole run {case}, {classes} classes of {ipc}, {iterations} iterations in 8 rounds: "
-        f"{Comparison(plain, ours, max(plain_peaks), max(our_peaks))}",
-        flush=True,
-    )
+    return Comparison(plain, ours, max(plain_peaks), max(our_peaks))
+
+
+def compare_whole(case: str, iterations: int, pairs: int, machine: dict) -> None:
+    found, classes = whole_runs(case, iterations, pairs, machine), CASES[case][4]
+    print(f"whole run {case}, {classes} classes of 10, {iterations} iterations in 8 rounds: {found}", flush=True)
 
 
 def compare_early_late(case: str, iterations: int, pairs: int, machine: dict) -> None:
