@@ -9,7 +9,6 @@ import torch
 
 from benchmarks import gpu, recover
 from benchmarks.pairs import Comparison
-from script_stubs import command
 
 MACHINE = dict(device="cpu", precision="fp32", compile="off", deterministic="on")
 FOUND = Comparison([2.0, 4.0, 9.0], [1.0, 2.0, 3.0], 500.4, 400.0)
@@ -44,7 +43,14 @@ def test_rows_that_do_not_fit_are_said(monkeypatch):
 @pytest.fixture
 def python(monkeypatch, tmp_path):
     """Lets a script stand for the process of a row; its words are as those of Python."""
-    return lambda text: monkeypatch.setattr(sys, "executable", str(command(tmp_path / "python", f"#!/bin/sh\n{text}")))
+    script = tmp_path / "python"
+
+    def stands_for(text):
+        script.write_text(f"#!/bin/sh\n{text}")
+        script.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(script))
+
+    return stands_for
 
 
 def test_a_row_is_measured_in_a_process_of_its_own(python):
