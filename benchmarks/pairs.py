@@ -53,11 +53,13 @@ def add_machine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--deterministic", choices=("on", "off"), default="on")
 
 
 def machine_of(args: argparse.Namespace) -> dict[str, str]:
     """The arguments of `Runtime.create`; the device is resolved, because the plain side takes it as it is."""
-    return dict(device=str(Runtime.create(args.device).device), precision=args.precision, compile=args.compile)
+    machine = dict(precision=args.precision, compile=args.compile, deterministic=args.deterministic)
+    return dict(device=str(Runtime.create(args.device).device), **machine)
 
 
 class Side:

@@ -224,6 +224,19 @@ class PlainTeacher:
             self.optimizer.step()
 
 
+@torch.no_grad()
+def plain_scores(model: nn.Module, train_dir: str, geometry: Geometry, batch_size: int, device: str) -> list[float]:
+    """softmax(model(image))[class] of each image in the test geometry."""
+    model, size = model.eval().to(device), geometry.input_size
+    finish = [transforms.ToTensor(), transforms.Normalize(geometry.mean, geometry.std)]
+    prepare = transforms.Compose([transforms.Resize(size // 7 * 8), transforms.CenterCrop(size), *finish])
+    scores = []
+    for images, labels in DataLoader(datasets.ImageFolder(train_dir, prepare), batch_size, num_workers=WORKERS):
+        found = torch.softmax(model(images.to(device)), 1)
+        scores += found[torch.arange(len(labels)), labels].tolist()
+    return scores
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plain", description=recover.__doc__)
     parser.add_argument("init_dir")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
 from benchmarks import material
-from benchmarks.pairs import add_machine, compare, machine_of
+from benchmarks.pairs import Comparison, add_machine, compare, machine_of
 from benchmarks.plain import PlainTeacher
 from squeeze.train import Recipe, augmentation, train
 from utils.data.loader import AugmentedBatches
@@ -25,9 +26,9 @@ def plain_epoch(place: str, arch: str, device: str) -> Callable[[], None]:
     return PlainTeacher(network, place, GEOMETRY, BATCH, device).epoch
 
 
-def our_epoch(place: str, arch: str, device: str, precision: str, compile: str) -> Callable[[], None]:
-    runtime = Runtime.create(device, precision, compile)
-    runtime = Runtime(runtime.device, runtime.precision, "on" if runtime.compiles(CIFAR_STEPS) else "off")
+def our_epoch(place: str, arch: str, **machine: str) -> Callable[[], None]:
+    runtime = Runtime.create(**machine)
+    runtime = replace(runtime, compile="on" if runtime.compiles(CIFAR_STEPS) else "off")
     batches = AugmentedBatches(material.loaded(place), augmentation(SIZE, PADDING))
     model = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
     recipe = Recipe(
@@ -46,6 +47,14 @@ def our_epoch(place: str, arch: str, device: str, precision: str, compile: str) 
     return lambda: train(model, batches, recipe, training)
 
 
+def epochs(arch: str, images: int, pairs: int, machine: dict) -> Comparison:
+    """Epochs of so many images, a multiple of the classes."""
+    with tempfile.TemporaryDirectory() as place:
+        material.images(Path(place) / "train", CLASSES, images // CLASSES, SIZE)
+        side = dict(place=f"{place}/train", arch=arch, device=machine["device"])
+        return compare((plain_epoch, side), (our_epoch, side | machine), pairs)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.squeeze", description=__doc__)
     parser.add_argument("--arch", default="resnet18", help="32 pixels, 10 classes")
@@ -56,13 +65,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.arch, args.pairs, args.compile = "conv3", 2, "off"
-    machine = machine_of(args)
-    with tempfile.TemporaryDirectory() as place:
-        images = args.images // CLASSES * CLASSES
-        material.images(Path(place) / "train", CLASSES, images // CLASSES, SIZE)
-        side = dict(place=f"{place}/train", arch=args.arch, device=machine["device"])
-        found = compare((plain_epoch, side), (our_epoch, side | machine), args.pairs)
-        print(f"squeeze {args.arch}, {images} images in batches of {BATCH}: {found}")
+    images = args.images // CLASSES * CLASSES
+    found = epochs(args.arch, images, args.pairs, machine_of(args))
+    print(f"squeeze {args.arch}, {images} images in batches of {BATCH}: {found}")
 
 
 if __name__ == "__main__":

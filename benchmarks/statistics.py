@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
@@ -33,7 +34,7 @@ PASSES = {"forward": None, "all images": False, "per class": True}
 def a_pass(place: str, arch: str, size: int, work: str, **machine: str) -> Callable[[], None]:
     """One pass over the images in the folder `place`; `work` of PASSES."""
     runtime = Runtime.create(**machine)
-    runtime = Runtime(runtime.device, runtime.precision, "on" if runtime.compiles(CIFAR_STEPS) else "off")
+    runtime = replace(runtime, compile="on" if runtime.compiles(CIFAR_STEPS) else "off")
     folder = material.loaded(place)
     batches = AugmentedBatches(folder, augmentation(size, CROP_PADDING))
     teacher = _teacher(arch, size, CLASSES)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterator
 
 from benchmarks import material
-from benchmarks.pairs import add_machine, compare, machine_of, median_and_range, seconds
+from benchmarks.pairs import Comparison, add_machine, compare, machine_of, median_and_range, seconds
 from benchmarks.plain import PlainStudent
 from utils.data.loader import EvalBatches
 from utils.fit.evaluate import accuracy
@@ -47,7 +48,7 @@ def our_student(place: str, arch: str, batch_size: int, work: str, repeat: int, 
     views = Views(folder, Augmentation(protocol, GEOMETRY))
     # Compiled if a whole student's steps repay it, however few are measured here.
     whole = runtime.compiles(views.schedule(batch_size, EPOCHS).steps)
-    runtime = Runtime(runtime.device, runtime.precision, "on" if whole else "off")
+    runtime = replace(runtime, compile="on" if whole else "off")
     student = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
     if work == "evaluation":
         test = EvalBatches(material.loaded(f"{place}/val"), SIZE)
@@ -56,6 +57,39 @@ def our_student(place: str, arch: str, batch_size: int, work: str, repeat: int, 
     stream = Stream(views, protocol, 0, GEOMETRY, runtime)
     training = Training("", stream.schedule, runtime, GEOMETRY)
     return lambda: train(student, partial(teachers.labelled, stream), stream, training)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much is measured in a sample."""
+
+    ipc: int = 10
+    batch_size: int = 50
+    test_images: int = 1000  # a whole student's are 10,000
+    epochs: int = 2
+    pairs: int = 5
+
+
+def parts(arch: str, amount: Amount, machine: dict) -> Iterator[tuple[str, Comparison]]:
+    """An epoch of training, and one evaluation."""
+    with tempfile.TemporaryDirectory() as place:
+        material.teacher(Path(place) / "teacher.pth", arch, CLASSES, SIZE, "cifar")
+        material.images(Path(place) / "syn", CLASSES, amount.ipc, SIZE)
+        material.images(Path(place) / "val", CLASSES, amount.test_images // CLASSES, SIZE, seed=1)
+        for work, repeat in (("training", amount.epochs), ("evaluation", 1)):
+            side = dict(place=place, arch=arch, batch_size=amount.batch_size, work=work, repeat=repeat, machine=machine)
+            yield work, compare((plain_student, side), (our_student, side), amount.pairs, repeat)
+
+
+def added_up(training: Comparison, evaluation: Comparison, test_images: int) -> Comparison:
+    """Whole students, of EPOCHS epochs and evaluations of 10,000 images."""
+    scale = 10000 / test_images
+    plain, ours = (
+        [EPOCHS * a + evaluations * scale * b for a, b in zip(getattr(training, side), getattr(evaluation, side))]
+        for side, evaluations in (("plain", PLAIN_EVALUATIONS), ("ours", OUR_EVALUATIONS))
+    )
+    peaks = (max(getattr(found, side) for found in (training, evaluation)) for side in ("plain_peak", "ours_peak"))
+    return Comparison(plain, ours, *peaks)
 
 
 def main() -> None:
@@ -75,31 +109,18 @@ def main() -> None:
     args = parser.parse_args()
     if args.quick:
         args.arch, args.pairs, args.test_images, args.compile = "conv3", 2, 500, "off"
-    machine = machine_of(args)
-    with tempfile.TemporaryDirectory() as place:
-        material.teacher(Path(place) / "teacher.pth", args.arch, CLASSES, SIZE, "cifar")
-        material.images(Path(place) / "syn", CLASSES, args.ipc, SIZE)
-        material.images(Path(place) / "val", CLASSES, args.test_images // CLASSES, SIZE, seed=1)
-        found = {}
-        for work, repeat in (("training", args.epochs), ("evaluation", 1)):
-            side = dict(
-                place=place, arch=args.arch, batch_size=args.batch_size, work=work, repeat=repeat, machine=machine
-            )
-            found[work] = compare((plain_student, side), (our_student, side), args.pairs, repeat)
-            amount = f"{args.ipc * CLASSES} images, an epoch" if work == "training" else f"{args.test_images} images"
-            print(f"{work} {args.arch}, {amount}: {found[work]}", flush=True)
-    scale = 10000 / args.test_images
-    plain, ours = (
-        [
-            EPOCHS * a + evaluations * scale * b
-            for a, b in zip(getattr(found["training"], side), getattr(found["evaluation"], side))
-        ]
-        for side, evaluations in (("plain", PLAIN_EVALUATIONS), ("ours", OUR_EVALUATIONS))
-    )
+    amount = Amount(args.ipc, args.batch_size, args.test_images, args.epochs, args.pairs)
+    found = {}
+    for work, comparison in parts(args.arch, amount, machine_of(args)):
+        found[work] = comparison
+        what = f"{args.ipc * CLASSES} images, an epoch" if work == "training" else f"{args.test_images} images"
+        print(f"{work} {args.arch}, {what}: {comparison}", flush=True)
+    whole = added_up(found["training"], found["evaluation"], args.test_images)
+    plain, ours = whole.plain, whole.ours
     print(
         f"student {args.arch}, {EPOCHS} epochs with {PLAIN_EVALUATIONS} and {OUR_EVALUATIONS} evaluations of 10,000 "
         f"images, added up: plain {seconds(statistics.median(plain))}, ours {seconds(statistics.median(ours))}, ratio "
-        f"{median_and_range([a / b for a, b in zip(plain, ours)])}"
+        f"{median_and_range(whole.ratios)}"
     )
 
 

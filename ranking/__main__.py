@@ -256,7 +256,8 @@ def check_images(images: ImageFolder, teacher: Teacher, runtime: Runtime, worker
 
 def identity(job: Job, settings: dict, runtime: Runtime, batch_size: int) -> dict:
     """Everything that decides what the teacher says of the images, to the last bit."""
-    return {**settings, "batch_size": batch_size, "precision": runtime.precision, "compile": job.machine.compile}
+    machine = {"precision": runtime.precision, "compile": job.machine.compile, **runtime.choices}
+    return {**settings, "batch_size": batch_size, **machine}
 
 
 def existing(job: Job) -> Existing:

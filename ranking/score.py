@@ -23,7 +23,7 @@ from utils.data.images import resize_for_test
 from utils.data.loader import EvalBatches, Resize
 from utils.nets.class_order import Answers
 from utils.run import distributed
-from utils.run.device import Runtime
+from utils.run.device import Runtime, transfer
 from utils.run.errors import UserError
 from utils.run.files import replacing
 from utils.run.memory import run_batch
@@ -80,14 +80,15 @@ class Scorer:
                     yield from pending[-1]
 
             total = len(work.missing()) * PIECE * self.batch_size // distributed.rank_from_environment()[1]
-            found: list[tuple[torch.Tensor, torch.Tensor]] = []  # scores and answers of the piece in progress
+            # Scores and answers of the piece in progress, on the device: what is fetched is waited for.
+            found: list[tuple[torch.Tensor, torch.Tensor]] = []
             with progress(total=min(total, len(folder)), desc="ranking", unit="img") as bar:
                 for images, labels in batches.read(numbers()):
                     found.append(self._scores(network, images, labels))
                     bar.update(len(images))
                     if len(found) == len(pending[0]):
                         first = pending.popleft().start
-                        scores, predicted = (torch.cat(part) for part in zip(*found))
+                        scores, predicted = (torch.cat(part).cpu() for part in zip(*found))
                         self._require_numbers(scores, folder.paths[first * self.batch_size :])
                         piece = {"scores": scores.double().tolist(), "predicted": predicted.tolist()}
                         work.save(first // PIECE, {**piece, "seconds": self.clock.lap()})
@@ -108,12 +109,12 @@ class Scorer:
     def _scores(
         self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The score of each image, and the class that the network takes it for."""
+        """The score of each image, and the class that the network takes it for, on the device."""
         device = self.runtime.device
         with self.runtime.autocast():
             logits = run_batch(lambda images: network(self.geometry.normalise(images, device)), images, self.may_split)
         logits = logits.float()
-        return logits.softmax(1).gather(1, labels.to(device)[:, None])[:, 0].cpu(), logits.argmax(1).cpu()
+        return logits.softmax(1).gather(1, transfer(labels, device)[:, None])[:, 0], logits.argmax(1)
 
     def _require_numbers(self, scores: torch.Tensor, paths: list[str]) -> None:
         if not (finite := scores.isfinite()).all():

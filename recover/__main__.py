@@ -238,6 +238,7 @@ def identity(job: Job, objective: Objective, geometry: Geometry, runtime: Runtim
         "device": runtime.device.type,
         "precision": runtime.precision,
         "compile": job.machine.compile,
+        **runtime.choices,
         **({"classes_by": job.classes_by} if job.classes_by != "name" else {}),
     }
 

@@ -6,6 +6,7 @@ SEED=${SEED:-0}
 DEVICE=${DEVICE:-auto}
 PRECISION=${PRECISION:-auto}               # auto, fp32, bf16 or fp16
 COMPILE=${COMPILE:-auto}                   # auto, on or off
+DETERMINISTIC=${DETERMINISTIC:-}           # off: a GPU need not repeat the same bytes
 WORKERS=${WORKERS:-}                       # processes that load images
 
 # further arguments of a stage, as they stand
@@ -28,6 +29,7 @@ begin() {
     option --device "$DEVICE"
     option --precision "$PRECISION"
     option --compile "$COMPILE"
+    option --deterministic "$DETERMINISTIC"
     option --workers "$WORKERS"
 }
 

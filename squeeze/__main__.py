@@ -236,6 +236,7 @@ def settings_of(job: Job, recipe: Recipe, folders: tuple[ImageFolder, ImageFolde
         "test_images": test_folder.fingerprint(),
         "precision": runtime.precision,
         "compile": job.machine.compile,
+        **runtime.choices,
     }
     if job.training.sync_bn:
         settings["sync_bn"] = True

@@ -135,6 +135,7 @@ def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, 
         "batch_size": batch_size,
         "precision": runtime.precision,
         "compile": job.machine.compile,
+        **runtime.choices,
     }
 
 

@@ -138,6 +138,7 @@ def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, run
         "seed": job.seed,
         "precision": runtime.precision,
         "compile": job.machine.compile,
+        **runtime.choices,
     }
 
 

@@ -21,7 +21,7 @@ from utils.nets.class_order import SORTED
 from utils.nets.models import STEMS, default_stem
 from utils.nets.teacher import Teacher, load_teacher
 from utils.run import waiting
-from utils.run.device import COMPILE, PRECISIONS, Runtime
+from utils.run.device import COMPILE, DETERMINISTIC, PRECISIONS, Runtime
 from utils.run.errors import UserError
 from utils.run.memory import AUTO
 
@@ -65,9 +65,10 @@ class MachineFlags:
     device: str
     precision: str
     compile: str
+    deterministic: str
 
     def runtime(self) -> Runtime:
-        return Runtime.create(self.device, self.precision, self.compile)
+        return Runtime.create(self.device, self.precision, self.compile, self.deterministic)
 
     @property
     def finds_batch_size(self) -> bool:
@@ -264,8 +265,16 @@ def add_data(parser: Parser, batch_help: str = "images per batch") -> None:
         "--workers", type=non_negative, help="processes (threads when checking) that read images; chosen if left out"
     )
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    group.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: bf16 where a unit for it is")
+    group.add_argument(
+        "--precision", choices=PRECISIONS, default="auto", help="auto: bf16, else fp16, where a unit for it is"
+    )
     group.add_argument("--compile", choices=COMPILE, default="auto", help="auto: if the steps ahead repay it")
+    group.add_argument(
+        "--deterministic",
+        choices=DETERMINISTIC,
+        default="on",
+        help="on a GPU: the same command gives the same bytes; off may be faster; nothing on a CPU",
+    )
 
 
 def add_save_every(parser: Parser, what: str) -> None:

@@ -32,7 +32,7 @@ from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.data.loader import own_memory
 from utils.nets.checkpoints import check_facts
 from utils.run import distributed
-from utils.run.device import versions
+from utils.run.device import transfer, versions
 from utils.run.errors import UserError
 from utils.run.files import differences, read_json, replacing, sha256, write_json
 from utils.run.outputs import claim, locked
@@ -194,9 +194,10 @@ def _save_shard(path: Path, stream: Stream, epochs: range, label: Callable, bar:
     orders, views, sizes, mixes, values, classes = [], [], [], [], [], []
     for step in stream.draw(epochs, local=False):
         found, indices = label(step.images)
+        # On the device until all are there: what is fetched is waited for.
         if indices is not None:
-            classes.append(indices.cpu())
-        values.append(found.half().cpu())
+            classes.append(indices.int())
+        values.append(found.half())
         orders.append(own_memory(step.order))
         views.append(own_memory(step.views))
         sizes.append(len(step.images))
@@ -204,9 +205,9 @@ def _save_shard(path: Path, stream: Stream, epochs: range, label: Callable, bar:
         bar.update(len(step.images))
     starts = torch.tensor([0, *sizes]).cumsum(0)
     tensors = {"order": torch.cat(orders), "views": torch.cat(views), "starts": starts}
-    tensors |= {"classes": torch.cat(classes)} if classes else {}
+    tensors |= {"classes": torch.cat(classes).cpu()} if classes else {}
     tensors = {name: _narrow(tensor) for name, tensor in tensors.items()}
-    tensors |= {"mix": torch.stack(mixes), "values": torch.cat(values)}
+    tensors |= {"mix": torch.stack(mixes), "values": torch.cat(values).cpu()}
     with replacing(path) as temporary:
         temporary.write_bytes(serialised(tensors))
 
@@ -342,7 +343,7 @@ class StoredLabels:
                 classes = tensors["classes"][span].long() if "classes" in tensors else None
                 values = complete_probabilities(values, classes, stream.geometry.num_classes)
             own = distributed.local_batch(range(len(values)))
-            yield step.subset(own), values[own].to(stream.runtime.device, non_blocking=True)
+            yield step.subset(own), transfer(values[own], stream.runtime.device)
 
 
 def complete_probabilities(values: torch.Tensor, classes: torch.Tensor | None, num_classes: int) -> torch.Tensor:

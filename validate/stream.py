@@ -12,7 +12,7 @@ from utils.data import dsa
 from utils.data.geometry import Geometry
 from utils.data.loader import BatchSchedule
 from utils.run import distributed
-from utils.run.device import Runtime
+from utils.run.device import Runtime, transfer
 from utils.run.seeds import seeded
 from validate import augment
 from validate.augment import Views
@@ -33,9 +33,14 @@ class Step:
     batch_order: torch.Tensor | None = None  # of a part: `order` of the whole
 
     def subset(self, own: list[int] | slice) -> Step:
-        """Some of its images."""
+        """Some of its images, by their numbers or a slice."""
+
+        def of(tensor: torch.Tensor) -> torch.Tensor:
+            # Where the numbers are not on the tensor's device, the host waits for it.
+            return tensor[own] if isinstance(own, slice) else tensor[transfer(torch.tensor(own), tensor.device)]
+
         parts = ("images", "labels", "shares", "order", "views")
-        return replace(self, **{name: getattr(self, name)[own] for name in parts})
+        return replace(self, **{name: of(getattr(self, name)) for name in parts})
 
     def part(self, span: slice) -> Step:
         """What one forward pass of a step takes of it."""
@@ -102,12 +107,12 @@ class Stream:
         """`where`: the epoch, the step in it, and how many images its batch has, of which this rank's if `local`."""
         images, labels, order, views = batch
         device, batch_size = self.runtime.device, where[-1]
-        labels = labels.to(device, non_blocking=True)
+        labels = transfer(labels, device)
         images = self.geometry.normalise(images, device)
         if self.protocol.batch_augment == "dsa":
             kind, draws = dsa.draw(batch_size, self.seed, "dsa", *where[:2])
             own = distributed.local_batch(range(batch_size)) if local else list(range(batch_size))
-            images = dsa.KINDS[kind](images, draws[own].to(device, non_blocking=True))
+            images = dsa.KINDS[kind](images, transfer(draws[own], device))
             images = images.contiguous(memory_format=torch.channels_last)
         mixed, shares = augment.mix(images, labels, mix, self.geometry.num_classes)
         return Step(mixed, labels, shares, order, views, mix, batch_size)

@@ -16,7 +16,7 @@ from utils.nets.batch_statistics import with_batch_statistics
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
 from utils.run import distributed
-from utils.run.device import Runtime
+from utils.run.device import Runtime, transfer
 from utils.run.errors import UserError
 from validate.protocols import Protocol
 from validate.stream import Step, Stream, spans
@@ -103,8 +103,7 @@ class Teachers:
         def label(images: torch.Tensor) -> torch.Tensor:
             with torch.no_grad(), runtime.autocast():
                 parts = spans(len(images), protocol.accumulate) if by_batch else []
-                # Clones, as CUDA graphs use their outputs' memory again.
-                logits = torch.cat([logits_of(images[part]).clone() for part in parts]) if parts else logits_of(images)
+                logits = torch.cat([logits_of(images[part]) for part in parts]) if parts else logits_of(images)
                 return softmax(logits / protocol.temperature, 1) if probabilities else logits
 
         return label
@@ -134,19 +133,19 @@ def student_losses(protocol: Protocol, weights: torch.Tensor | None = None) -> C
         if weights is None:
             return loss
         whole = step.order if step.batch_order is None else step.batch_order
-        mean = distributed.batch_mean(weights[whole.to(weights.device)], step.batch_size)
-        return loss * weights[step.order.to(weights.device)] / mean
+        mean = distributed.batch_mean(weights[transfer(whole, weights.device)], step.batch_size)
+        return loss * weights[transfer(step.order, weights.device)] / mean
 
     return losses
 
 
-def accumulated(protocol: Protocol) -> Callable:
-    """parts((step, target)) -> the parts of a batch that a student's step sees one after the other."""
+def accumulated(protocol: Protocol) -> Callable | None:
+    """parts((step, target)) -> the parts of a batch that a student's step sees one after the other; None for one."""
+    if protocol.accumulate == 1:
+        return None
 
     def parts(batch: tuple[Step, torch.Tensor]) -> list[tuple[Step, torch.Tensor]]:
         step, target = batch
-        if protocol.accumulate == 1:
-            return [batch]
         # As many on all ranks, whatever each one's share of the last batch is.
         fewest = max(step.batch_size // distributed.get_world_size(), distributed.MIN_LOCAL_BATCH)
         count = len(spans(fewest, protocol.accumulate))

@@ -69,13 +69,15 @@ class MatchedBatchNorm(nn.Module):
     After a forward pass `distance` is || mean - running_mean ||_2 + || var - running_var ||_2, of the biased variance.
     """
 
+    distance: torch.Tensor | None
+
     def __init__(self, norm: nn.BatchNorm2d):
         super().__init__()
         scale = torch.rsqrt(norm.running_var + norm.eps) * (1 if norm.weight is None else norm.weight.detach())
         shift = (0 if norm.bias is None else norm.bias.detach()) - scale * norm.running_mean
         for name, value in dict(scale=scale, shift=shift, mean=norm.running_mean, var=norm.running_var).items():
             self.register_buffer(name, value)
-        self.distance = torch.zeros(())
+        self.distance = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y, mean, var = _MatchedNorm.apply(x, self.scale, self.shift)
@@ -90,7 +92,7 @@ class MeasuredBatchNorm:
     """
 
     def __init__(self, norm: nn.BatchNorm2d):
-        self.distance = torch.zeros(())
+        self.distance: torch.Tensor | None = None
         norm.register_forward_pre_hook(self._measure)
 
     def _measure(self, norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
@@ -137,6 +139,8 @@ class BatchNormMatching(Objective):
         loss = nn.functional.cross_entropy(logits.to(at_least_fp32(logits)), batch.labels)
         for index, norm in enumerate(self.norms):
             loss = loss + self.r_bn * (self.first_bn if index == 0 else 1.0) * norm.distance
+            # Kept beyond the step it would be one of its results: for CUDA graphs in memory that the next one writes.
+            norm.distance = None
         return loss
 
     def networks(self) -> list[nn.Module]:

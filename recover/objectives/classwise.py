@@ -53,7 +53,7 @@ class ClassMeasuredBatchNorm:
     def __init__(self, norm: nn.BatchNorm2d, class_mean: torch.Tensor, class_var: torch.Tensor):
         norm.register_buffer("class_mean", class_mean, persistent=False)
         norm.register_buffer("class_var", class_var, persistent=False)
-        self.labels, self.distance = None, torch.zeros(())
+        self.labels, self.distance = None, None
         norm.register_forward_pre_hook(self._measure)
 
     def _measure(self, norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:

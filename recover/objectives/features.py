@@ -52,10 +52,12 @@ class FeatureMatching(Objective):
         return (self._features(tiles.flatten(0, 1), batch.iteration) - goals).abs().mean(1).sum()
 
     def _features(self, images: torch.Tensor, iteration: torch.Tensor) -> torch.Tensor:
-        which, draws = self.which[iteration], self.draws[iteration].to(images.dtype)
+        # Indexed by a scalar, a tensor asks the device for it, and the host waits.
+        which, draws = (tensor.index_select(0, iteration.view(1))[0] for tensor in (self.which, self.draws))
+        draws = draws.to(images.dtype)
         images = dsa.one_of(self.kinds, images, which, draws)
         self.network(images.contiguous(memory_format=torch.channels_last))
-        features = self.tap.features
+        features = self.tap.take()
         return features.to(at_least_fp32(features))
 
     def networks(self) -> list[nn.Module]:

@@ -160,6 +160,12 @@ def test_a_comparison_in_words():
             ["--arch", "conv3", "--images", "40", "--pairs", "1", "--compile", "off"],
             r"^statistics of per class, conv3, 40 images .* times over 1 pairs",
         ),
+        (
+            "ranking",
+            ["--arch", "conv3", "--images", "40", "--pairs", "1", "--compile", "off"],
+            r"^ranking conv3, 40 images of 32 px .* over 1 pairs",
+        ),
+        ("gpu", ["--help"], r"^usage: python -m benchmarks.gpu"),  # tests/house/test_gpu_table.py
         ("kills", ["--help"], r"^usage: python -m benchmarks.kills"),  # tests/house/test_ranks.py kills workers, too
         ("memory", ["--quick"], r"^\| selecting \| [\d,]+ \| \d+ \| \d+ \|$"),
         ("cluster", ["--images-per-second", "16.4"], r"batch 100: 500 units, .* more than 500 GPUs are of no use$"),

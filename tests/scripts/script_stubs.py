@@ -7,7 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
-REGISTRIES = "validate.protocols ranking.criteria recover.methods utils.data.datasets utils.nets.models"
+REGISTRIES = (
+    "validate.protocols ranking.criteria recover.methods utils.data.datasets utils.nets.models benchmarks.estimate"
+)
 
 # Ends well for -c, and for a registry unless it is asked for the word 'unknown'. A method needs what $NEEDS
 # says, or the project itself, which also runs the cells of a comparison. Everything else is noted.

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from script_stubs import ROOT, SCRIPTS, Stubs, command
+from script_stubs import PYTHON, ROOT, SCRIPTS, Stubs, command
 
 STAGES = {"squeeze", "ranking", "recover", "validate"}
 
@@ -308,3 +308,19 @@ def test_quickstart(distill, tmp_path):
     assert "dataset" not in dict(calls)["ranking"]
     calls, process = distill("quickstart", **own, DATASET="cifar10")
     assert process.returncode == 2 and not calls and "DATASET" in process.stderr and "TRAIN_DIR" in process.stderr
+
+
+def test_what_is_to_be_expected_is_printed_before_the_stages(tmp_path):
+    stubs = Stubs(tmp_path)
+    first = '[ "$2" = benchmarks.estimate ] && { echo "asked: $*"; exit "${BROKEN:-0}"; }\n'
+    command(stubs.python, PYTHON.replace("#!/bin/sh\n", f"#!/bin/sh\n{first}"))
+    line = dict(ITR=100, ROUND_ITR=0, IPC=7, DELT_ARCH="conv3", BASELINES="random selection", TFLOPS="0.4")
+    stages, process = stubs("distill", **line)
+    assert process.returncode == 0 and stages[0][0] == "squeeze"
+    asked, started = process.stdout.index("asked: "), process.stdout.index("$ ")
+    assert asked < started
+    words = process.stdout[asked:].splitlines()[0]
+    for part in ("--ipc 7 --method delt --seeds 3", "--teacher-arch conv3 --student conv3", "--sets 3", "--tflops 0.4"):
+        assert part in words
+    assert f"--train-dir {tmp_path}/train --val-dir {tmp_path}/val" in words and "--iterations 100" in words
+    assert stubs("distill", **line, BROKEN=1)[1].returncode == 0, "it is no reason to stop"

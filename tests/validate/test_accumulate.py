@@ -10,14 +10,15 @@ from launching import launch
 from torch import nn
 
 from helpers import CPU, small_net
-from students import geometry, noise_folder, protocol, small_student, stream
+from students import geometry, noise_folder, small_student, stream
 from utils.fit.loop import Training
 from utils.nets.batch_statistics import with_batch_statistics
 from utils.nets.teacher import Teacher
 from utils.run import distributed
+from utils.run.device import Runtime
 from validate.labels import StoredLabels, Writer
 from validate.stream import spans
-from validate.targets import Teachers, accumulated, student_losses
+from validate.targets import Teachers, accumulated, hard_labelled, student_losses
 from validate.train import train
 
 FADRM = dict(batch_size=8, accumulate=2, teacher_statistics="batch", rand_augment="none", min_scale=0.5, epochs=2)
@@ -209,7 +210,11 @@ def test_accumulated_steps_of_a_protocol_of_ones_own(place):
     assert json.loads(path.read_text())["protocol"] == "hard epochs=2 accumulate=3"
 
 
-def test_one_part_is_the_batch_itself(tmp_path):
-    batches = stream(noise_folder(tmp_path), batch_size=8)
-    batch = next(iter(teachers(1).labelled(batches)))
-    assert accumulated(protocol())(batch) == [batch]
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_that_are_added_up_are_not_those_of_cuda_graphs(tmp_path, monkeypatch, parts):
+    """A graph's next replay would write over the gradients of the parts before it."""
+    asked = []
+    monkeypatch.setattr(Runtime, "compiled", lambda self, f, steps, graphs=True: (asked.append(graphs), f)[1])
+    batches = stream(noise_folder(tmp_path), batch_size=8, accumulate=parts, epochs=1)
+    trained(batches, lambda start: hard_labelled(batches, start))
+    assert asked == [parts == 1]

@@ -11,7 +11,7 @@ from torch import nn
 from utils.data.geometry import Geometry
 from utils.data.loader import EvalBatches
 from utils.run import distributed
-from utils.run.device import Runtime
+from utils.run.device import Runtime, transfer
 from utils.run.memory import run_batch
 from utils.run.signals import SIGNALS
 
@@ -49,6 +49,6 @@ def _hits(
     batch, labels = found
     with runtime.autocast():
         logits = run_batch(lambda images: model(geometry.normalise(images, runtime.device)), batch, may_split=True)
-    labels = labels.to(runtime.device, non_blocking=True)
+    labels = transfer(labels, runtime.device)
     right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-    return torch.stack([right[:, 0].sum(), right.any(1).sum(), labels.new_tensor(len(labels))])
+    return torch.stack([right[:, 0].sum(), right.any(1).sum(), labels.new_full((), len(labels))])

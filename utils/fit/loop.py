@@ -74,7 +74,8 @@ class Training:
     on_best: Callable[[History], None] = lambda history: None  # called when the top-1 is the best so far
     kept: tuple[int, ...] = ()  # epochs, counted from 1, that are measured in any case
     on_kept: Callable[[int, History], None] = lambda epoch, history: None  # called after each of them
-    parts: Callable[[Any], Sequence[Any]] = lambda batch: [batch]  # of a step's batch: one forward and backward each
+    # Of a step's batch, where it has several: one forward and backward each, whose gradients are added up.
+    parts: Callable[[Any], Sequence[Any]] | None = None
     before_test: Callable[[nn.Module], None] = lambda model: None  # called with the network that is tested next
     stream: tuple = ()  # names the random streams of the networks' dropout: one for each step and rank
 
@@ -97,7 +98,8 @@ class Training:
         saved = state.restore(parts) or {"number": 0, "total": 0.0}
         start, total = saved["number"], torch.tensor(saved["total"], device=runtime.device)  # of this epoch's losses
         model, optimizer = learner.model, learner.optimizer
-        forward = runtime.compiled(distributed.data_parallel(model, runtime.device), schedule.steps)
+        network = distributed.data_parallel(model, runtime.device)
+        forward = runtime.compiled(network, schedule.steps, graphs=self.parts is None)
         measured = evaluated_epochs(schedule.epochs, self.evaluations) | set(self.kept)
         model.train()
 
@@ -141,7 +143,7 @@ class Training:
                 first = 0  # of the part's images
                 # Dropout and stochastic depth draw from the global generators.
                 with seeded(*self.stream, "forward", number, distributed.get_rank(), device=runtime.device):
-                    for part in self.parts(batch):
+                    for part in self.parts(batch) if self.parts else [batch]:
                         with runtime.autocast():
                             found = losses(forward, part)
                             loss = distributed.global_mean(found, size, first)

@@ -19,7 +19,7 @@ from utils.data.geometry import Geometry
 from utils.data.image_folder import by_number, has_mixed_numbers
 from utils.data.loader import EvalBatches
 from utils.run import distributed
-from utils.run.device import Runtime
+from utils.run.device import Runtime, transfer
 from utils.run.errors import UserError
 from utils.run.memory import run_batch
 
@@ -77,8 +77,10 @@ class Answers:
     @classmethod
     def of(cls, labels: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> Answers:
         """`labels` and `predicted` (N,), whole numbers."""
+        counts = torch.zeros(num_classes**2, dtype=torch.long, device=labels.device)
         pairs = labels.long() * num_classes + predicted.long()
-        return cls(pairs.bincount(minlength=num_classes**2).view(num_classes, num_classes))
+        # bincount would wait for a GPU.
+        return cls(counts.index_add_(0, pairs, torch.ones_like(pairs)).view(num_classes, num_classes))
 
     @classmethod
     @torch.inference_mode()
@@ -90,7 +92,7 @@ class Answers:
                 logits = run_batch(
                     lambda images: network(geometry.normalise(images, runtime.device)), batch, may_split=True
                 )
-            counts += cls.of(labels.to(runtime.device), logits.argmax(1), geometry.num_classes).counts
+            counts += cls.of(transfer(labels, runtime.device), logits.argmax(1), geometry.num_classes).counts
             distributed.keep_alive()
         distributed.barrier()
         return cls(distributed.all_reduce_sum(counts).cpu())

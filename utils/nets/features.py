@@ -31,11 +31,12 @@ def extractor(network: nn.Module) -> nn.Module:
 
 
 class Tap(nn.Module):
-    """A network's last linear layer, which keeps what it sees: after a forward pass `features` (B, D)."""
+    """A network's last linear layer, which keeps what it sees until it is taken."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
-        self.linear, self.features = linear, torch.zeros(())
+        self.linear = linear
+        self.features: torch.Tensor | None = None
 
     @classmethod
     def of(cls, network: nn.Module) -> Tap:
@@ -48,6 +49,11 @@ class Tap(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.features = x.flatten(1)
         return self.linear(x)
+
+    def take(self) -> torch.Tensor:
+        """What the layer saw in the last forward pass (B, D); once, so that it is no result of a compiled step."""
+        found, self.features = self.features, None
+        return found
 
 
 def _last_linear(network: nn.Module) -> tuple[nn.Module, str]:
@@ -92,7 +98,7 @@ class FeatureReader:
                 pending.append((label, len(own)))
                 yield from own
 
-        held: list[torch.Tensor] = []
+        held: list[torch.Tensor] = []  # of a class, on the device: what is fetched is waited for
         total = len(folder) // (1 if labels is None else distributed.rank_from_environment()[1])
         with progress(total=total, desc=desc, unit="img") as bar:
             for batch, _ in images.read(numbers()):
@@ -100,10 +106,10 @@ class FeatureReader:
                     found = run_batch(
                         lambda images: network(self.geometry.normalise(images, device)), batch, self.may_split
                     )
-                held.append(found.float().flatten(1).cpu())
+                held.append(found.float().flatten(1))
                 bar.update(len(batch))
                 label, batches = pending[0]
                 if len(held) == batches:
                     pending.popleft()
-                    yield label, torch.cat(held)
+                    yield label, torch.cat(held).cpu()
                     held = []

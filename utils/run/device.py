@@ -11,9 +11,10 @@ import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Callable
+from typing import Any, Callable
 
 import torch
+import torch.utils.deterministic
 
 from utils.run import distributed, threads
 from utils.run.cpus import available_cpus
@@ -21,6 +22,7 @@ from utils.run.errors import UserError
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
+DETERMINISTIC = ("on", "off")
 
 # Steps that repay the half minute to minute that torch.compile takes once. In low precision on a CPU the work
 # between the convolutions is most of a step, and fusing it saves most; in fp32 the convolutions are.
@@ -40,17 +42,21 @@ class Runtime:
     device: torch.device
     precision: str  # fp32, bf16 or fp16
     compile: str  # auto, on or off
+    deterministic: bool = True  # of a GPU: the same command on the same machine gives the same bytes
 
     @classmethod
-    def create(cls, device: str = "auto", precision: str = "auto", compile: str = "auto") -> "Runtime":
-        """Resolve `auto`. Raises UserError for a device that is not there."""
+    def create(
+        cls, device: str = "auto", precision: str = "auto", compile: str = "auto", deterministic: str = "on"
+    ) -> "Runtime":
+        """Resolve `auto`. Raises UserError for a device that is not there, or that this PyTorch cannot use."""
         resolved = torch.device("cpu" if device == "cpu" else _found(device))
-        if precision == "auto":
-            precision = "bf16" if _has_bf16(resolved) else "fp32"
         if compile == "on" and not _has_compiler(resolved):
-            raise UserError("--compile on: no C++ compiler found on PATH; install g++ or give --compile off")
-        _configure_backends(resolved)
-        return cls(resolved, precision, compile)
+            kind, name = ("C", "gcc") if resolved.type == "cuda" else ("C++", "g++")
+            raise UserError(f"--compile on: no {kind} compiler found on PATH; install {name} or give --compile off")
+        _configure_backends(resolved, deterministic == "on")
+        if precision == "auto":
+            precision = _fastest_precision(resolved)
+        return cls(resolved, precision, compile, deterministic == "on")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -62,6 +68,11 @@ class Runtime:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         return {"device": name, "precision": self.precision}
 
+    @property
+    def choices(self) -> dict[str, str]:
+        """What else decides the bytes of a result, where it is not as it is by default; for the identity of a run."""
+        return {"deterministic": "off"} if self.device.type == "cuda" and not self.deterministic else {}
+
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")
 
@@ -72,20 +83,26 @@ class Runtime:
     def place(self, module: torch.nn.Module) -> torch.nn.Module:
         return module.to(self.device, memory_format=torch.channels_last)
 
-    def compiled(self, function: Callable, steps: int) -> Callable:
+    def compiled(self, function: Callable, steps: int, graphs: bool = True) -> Callable:
         """`function` of tensors, compiled if the `steps` ahead repay it. Their first dimension may vary.
 
         Compilations are cached on disk by torch: the next process takes seconds for them. On a GPU the kernels of a
-        call are replayed as one CUDA graph, but for ranks that train together.
+        call are replayed as one CUDA graph, unless ranks train together or `graphs` is False: not where gradients of
+        parameters are added up over several calls, as they lie in a graph's memory, which the next call uses again
+        (github.com/pytorch/pytorch/issues/169545).
         """
         if not self.compiles(steps):
             return function
         # Several teachers in turn, each at several sizes, are one function to torch; beyond its limit it gives up.
-        torch._dynamo.config.recompile_limit = COMPILATIONS
+        config = torch._dynamo.config
+        limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # before 2.6
+        setattr(config, limit, COMPILATIONS)
         # A graph would hold the exchange between ranks, which is not the same in every step.
-        graphs = self.device.type == "cuda" and distributed.get_world_size() == 1
-        mode = "reduce-overhead" if graphs else None
-        return _Compiled(function, torch.compile(function, mode=mode), required=self.compile == "on")
+        graphs = graphs and self.device.type == "cuda" and distributed.get_world_size() == 1
+        if self.device.type == "cuda" and self.deterministic:
+            _forbid_timed_choices()
+        faster = torch.compile(function, mode="reduce-overhead" if graphs else None)
+        return _Compiled(function, _copied(faster) if graphs else faster, required=self.compile == "on")
 
     def compiles(self, steps: int) -> bool:
         """Whether `steps` repay a compilation, or it was asked for, and a compiler is there."""
@@ -101,7 +118,8 @@ class Runtime:
         return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
 
     def __str__(self) -> str:
-        return f"{self.device} {self.precision}"
+        tf32 = self.precision == "fp32" and self.device.type == "cuda" and _computes_tf32(self.device)
+        return f"{self.device} {self.precision}{' (convolutions in TF32)' if tf32 else ''}"
 
 
 class _Compiled:
@@ -132,6 +150,24 @@ class _Compiled:
             return self.function(*tensors)
 
 
+def _copied(graph: Callable) -> Callable:
+    """What `graph` returns, in memory of its own: that of a CUDA graph's outputs is the next replay's, of any graph."""
+
+    def call(*tensors: torch.Tensor | None) -> Any:
+        found = graph(*tensors)
+        return found.clone() if torch.is_tensor(found) else tuple(part.clone() for part in found)
+
+    return call
+
+
+def _forbid_timed_choices() -> None:
+    """Let the compiler choose no kernel by how long it takes: another choice sums in another order."""
+    from torch._inductor import config
+
+    if hasattr(config, "deterministic"):  # from PyTorch 2.9 on
+        config.deterministic = True
+
+
 def _reason(error: Exception) -> str:
     """What torch.compile says of itself, and the first error of the compiler where it was the one to fail."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -159,33 +195,67 @@ def _found(device: str) -> str:
     return device
 
 
+def transfer(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on the device; the host does not wait, as it would for a copy from memory that is not page-locked."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 def uses_gpu() -> bool:
     """Whether this process computes on a GPU. Asks none, and starts none."""
     return torch.cuda.is_initialized()
 
 
-def _has_bf16(device: torch.device) -> bool:
-    """Whether bf16 is computed by a unit of its own; emulated bf16 is slower than fp32."""
+def _fastest_precision(device: torch.device) -> str:
+    """bf16 or fp16 where a unit of its own computes it: emulated bf16 is slower than fp32."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
+        capability = torch.cuda.get_device_capability(device)
+        if capability >= (8, 0):
+            return "bf16"
+        # GTX 16: convolutions in fp16 give NaN (github.com/pytorch/pytorch/issues/58123).
+        return "fp16" if capability >= (7, 0) and "GTX 16" not in torch.cuda.get_device_name(device) else "fp32"
     checks = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return any(check() for check in checks if check)
+    return "bf16" if any(check() for check in checks if check) else "fp32"
+
+
+def _computes_tf32(device: torch.device) -> bool:
+    """Whether convolutions of fp32 round their factors to 10 bits, as PyTorch lets them where there is a unit."""
+    return torch.backends.cudnn.allow_tf32 and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _has_compiler(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return True
+    if device.type == "cuda":  # Triton compiles what starts its kernels
+        return any(shutil.which(name) for name in (os.environ.get("CC") or "gcc", "gcc", "clang"))
     return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
 
 
-def _configure_backends(device: torch.device) -> None:
-    if device.type == "cuda":
+def _start_gpu(device: torch.device) -> None:
+    """Raises UserError where nothing can be computed on it: nothing else is to find that out, hours later."""
+    try:
         torch.cuda.set_device(device)
-        torch.cuda.init()  # as `uses_gpu` is asked before anything is computed
-        # Same command, same bytes: cuBLAS needs this set before its first call.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
+        torch.zeros(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if "no kernel image" in reason:
+            capability = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+            reason += (
+                f"; it is {capability}, and this PyTorch {torch.__version__} is built for "
+                f"{', '.join(torch.cuda.get_arch_list())}: install a build that has {capability}"
+            )
+        raise UserError(f"--device {device}: cannot be used ({reason}); another device, or cpu, would do") from None
+
+
+def _configure_backends(device: torch.device, deterministic: bool) -> None:
+    if device.type == "cuda":
+        if deterministic:
+            # Same command, same bytes: cuBLAS needs this set before its first call.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        # It would fill all memory that an operation is about to write: a kernel more for each, for nothing.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.backends.cudnn.benchmark = not deterministic  # it chooses by time
+        _start_gpu(device)  # as `uses_gpu` is asked before anything is computed
         return
     if "OMP_NUM_THREADS" not in os.environ:  # which says it, and torchrun sets it
         torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))

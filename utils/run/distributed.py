@@ -43,8 +43,9 @@ def is_main_process() -> bool:
 def process_group(device: torch.device, wait: float = waiting.MINUTES) -> Iterator[None]:
     """All ranks as one group within: Gloo between CPUs, NCCL between GPUs. A process without others needs none.
 
+    NCCL wants a GPU for each rank: those that have to share one are connected by Gloo, too.
     `wait`: how many minutes a rank waits for one of which it hears nothing (utils/run/waiting.py).
-    Raises UserError where ranks that work together were not started by torchrun, or have to share a GPU.
+    Raises UserError where ranks that work together were not started by torchrun, or name one GPU for all of them.
     """
     rank, world_size = rank_from_environment()
     if world_size == 1:
@@ -55,24 +56,37 @@ def process_group(device: torch.device, wait: float = waiting.MINUTES) -> Iterat
             f"RANK={rank} and WORLD_SIZE={world_size} are set, but not by torchrun, and this stage's ranks work "
             "together; start it by torchrun, or unset both"
         )
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if device.type == "cuda" and local > torch.cuda.device_count():
-        raise UserError(
-            f"{local} processes on a machine with {torch.cuda.device_count()} GPUs: processes that train "
-            f"together need one each; give --nproc-per-node {torch.cuda.device_count()}"
-        )
+    nccl = device.type == "cuda" and _has_own_gpu(device)
     with SIGNALS.default():  # a rank that waits for one that failed has to end when torchrun says so
         # Decisions about saving and stopping travel between the CPUs, so that no GPU is waited for.
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            "cpu:gloo,cuda:nccl" if nccl else "gloo",
             timeout=waiting.limit(wait),
-            device_id=device if device.type == "cuda" else None,
+            device_id=device if nccl else None,
         )
         waiting.start(wait)
     yield
     # Not after an error: a rank that is gone would be waited for.
     waiting.stop()
     dist.destroy_process_group()
+
+
+def _has_own_gpu(device: torch.device) -> bool:
+    """Whether each rank of this machine has a GPU for itself; else it is said that they share. The same on all of them.
+
+    Raises UserError where there are enough, and `device` is not this rank's.
+    """
+    gpus, ranks = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks > gpus:
+        print(
+            f"{ranks} processes share {gpus} GPU{'s' * (gpus > 1)}: slower than one for each (--nproc-per-node {gpus})"
+        )
+        return False
+    if ranks > 1 and device.index != int(os.environ.get("LOCAL_RANK", "0")):
+        raise UserError(
+            f"--device {device}: processes that train together need a GPU each; give --device cuda, or one process"
+        )
+    return True
 
 
 def get_rank() -> int:

@@ -7,13 +7,18 @@ from typing import Callable, Iterator
 
 import torch
 
-from utils.run.device import release_memory
+from utils.run.device import release_memory, uses_gpu
 from utils.run.errors import UserError
 from utils.run.threads import CANNOT_START, is_thread_limit
 
 AUTO = "auto"  # the batch size that is found by trying
 
 Function = Callable[[torch.Tensor], torch.Tensor]  # images -> one row for each
+
+
+# What cuDNN and cuBLAS say where they find no memory, and for other reasons too.
+VAGUE = ("unable to find an engine", "valid cuDNN algorithm", "CUDNN_STATUS_NOT_INITIALIZED", "CUBLAS_STATUS_NOT_INIT")
+SHORT = 1 / 20  # of a GPU's memory; with less that is free they are believed
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -27,7 +32,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, (MemoryError, torch.OutOfMemoryError))
         or text == "could not create a primitive"
         or (isinstance(error, RuntimeError) and any(word in text for word in words))
+        or (isinstance(error, RuntimeError) and any(word in text for word in VAGUE) and _is_gpu_full())
     )
+
+
+def _is_gpu_full() -> bool:
+    if not uses_gpu():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return free < SHORT * total
 
 
 @contextlib.contextmanager

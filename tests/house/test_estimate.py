@@ -1,0 +1,128 @@
+"""Estimates: the work that is counted, by hand; what networks cost, counted by PyTorch; and that scripts print them."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import estimate, networks
+from conftest import ROOT
+from helpers import gray
+from utils.data.datasets import SMALL_SIZE
+from utils.nets import models
+from utils.run.errors import UserError
+
+CONV3 = 2 * 9 * (3 * 128 * 32**2 + 128 * 128 * 16**2 + 128 * 128 * 8**2)  # of an image of 32 pixels
+
+
+def lines(*words):
+    """Stage -> (hours, GiB, the rest)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.estimate", *map(str, words)], cwd=ROOT, text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = [re.fullmatch(r"  (\w+) +([\d.]+) h +([\d.]+) GiB   (.*)", line) for line in done.stdout.splitlines()[1:]]
+    return done.stdout.splitlines()[0], {m[1]: (float(m[2]), float(m[3]), m[4]) for m in found}
+
+
+# --- networks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arch, size",
+    [
+        *(("conv3", 32), ("conv4_w64", 64), ("resnet18", 32), ("resnet18", 64), ("resnet18", 224), ("resnet34", 224)),
+        *(("resnet50", 64), ("resnet101", 224), ("densenet121", 224), ("mobilenet_v2", 224), ("efficientnet_b0", 224)),
+        *(("mobilenet_v2", 64), ("vgg11", 224), ("vit_b_16", 224)),
+    ],
+)
+def test_what_a_network_costs(arch, size):
+    with torch.device("meta"):
+        network = models.build(arch, 1000, size, "cifar" if size <= SMALL_SIZE else "imagenet")
+        with FlopCounterMode(display=False) as counter:
+            network(torch.empty(2, 3, size, size))
+    found = networks.cost(arch, size)
+    assert found.flops == pytest.approx(counter.get_total_flops() / 2, rel=0.15)
+    if not arch.startswith("conv"):
+        assert found.parameters == pytest.approx(sum(p.numel() for p in network.parameters()), rel=0.1)
+
+
+def test_conv3_by_hand():
+    assert networks.cost("conv3", 32).flops == CONV3
+    assert networks.cost("conv3", 32).activations == 128 * (32**2 + 16**2 + 8**2)
+    assert networks.cost("no_such_net", 32) is None
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_hours_of_every_stage_by_hand():
+    head, found = lines(
+        *"--dataset cifar10 --ipc 10 --iterations 1000 --round-iterations 125 --teacher-arch conv3".split(),
+        *"--card A100 --tflops 0.001 --share 0.5 --seeds 2 --sets 3 --val-epochs 100".split(),
+    )
+    assert head == "estimate for A100, 0.001 TFLOP/s (measured), of which 50% is reached:"
+    rate, start = 0.5e9, 40
+    # Rounds of 125: groups of 2, 2, 1, 1, 1, 1, 1 and 1 images a class, of 1000, 875, ... updates.
+    updates = 10 * (2 * 1000 + 2 * 875 + 750 + 625 + 500 + 375 + 250 + 125)
+    work = {
+        "squeeze": 3 * 30 * 50000 * CONV3,
+        "ranking": 50000 * CONV3,
+        "recover": 2 * updates * CONV3,
+        # Two seeds on three sets: forward and backward of the student, and the teacher; three tests.
+        "validate": 6 * (100 * 100 * 4 + 3 * 10000) * CONV3,
+    }
+    assert found.keys() == work.keys()
+    for stage, flops in work.items():
+        assert found[stage][0] == pytest.approx((flops / rate + start) / 3600, abs=0.006), stage
+    assert found["recover"][2] == f"{updates:,} updates of images, 100 at a time"
+
+
+def test_what_a_method_needs_is_estimated():
+    _, found = lines(*"--dataset cifar10 --method rded --card T4".split())
+    assert "recover" not in found and found["ranking"][2] == "15,000 images", (
+        "300 candidates of 10 classes, 5 crops each"
+    )
+    _, found = lines(*"--dataset cifar10 --method edc --protocol edc --card T4 --teacher-arch conv3 resnet18".split())
+    assert "statistics" in found and found["ranking"][2] == "0 images"
+
+
+def test_a_folder_is_counted(tmp_path):
+    for number in range(5):
+        gray(tmp_path / "train" / "ab"[number % 2] / f"{number}.png", 9, size=16)
+    gray(tmp_path / "val" / "a" / "0.png", 9, size=16)
+    images = estimate.of_folder(tmp_path / "train", tmp_path / "val", None)
+    assert images == estimate.Images(classes=2, size=16, train=5, test=1)
+    with pytest.raises(UserError, match="no such folder"):
+        estimate.of_folder(tmp_path / "none", None, None)
+
+
+@pytest.mark.parametrize(
+    "flags, rate, width",
+    [("fpu avx2 avx512_bf16", 420e9, 2), ("avx2", 176e9, 4), ("avx2 avx512_bf16 amx_bf16", 1480e9, 2), ("", 40e9, 4)],
+)
+def test_a_cpu_is_known_by_its_units(monkeypatch, flags, rate, width):
+    monkeypatch.setattr(estimate, "_own_card", lambda: "")
+    monkeypatch.setattr(estimate, "_cpu_flags", lambda: flags.split())
+    monkeypatch.setattr(estimate, "job_cpus", lambda: 2)
+    machine = estimate.machine_of(None, None, None)
+    assert (machine.flops, machine.bytes, machine.gpu) == (rate, width, False)
+
+
+@pytest.mark.parametrize("name, tflops", [("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L40S", 362), ("Tesla T4", 65)])
+def test_a_card_is_known_by_its_name(monkeypatch, name, tflops):
+    monkeypatch.setattr(estimate, "_own_card", lambda: name)
+    assert estimate.machine_of(None, None, None).flops == tflops * 1e12
+    with pytest.raises(UserError, match="--card Voodoo2: its rate is not known; give --tflops"):
+        estimate.machine_of("Voodoo2", None, None)
+    assert estimate.machine_of("Voodoo2", 3.0, None).flops == 3e12
+
+
+def test_a_card_that_is_too_small_is_said():
+    machine = estimate.Machine("small", 1e12, 1.0, 4.0, 2, True)
+    assert "(the card has 4: a smaller --batch-size)" in estimate.Stage("recover", 1.0, 3.5, "x").line(machine)
+    assert "the card" not in estimate.Stage("recover", 1.0, 3.0, "x").line(machine)
