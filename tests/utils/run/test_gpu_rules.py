@@ -201,3 +201,21 @@ def test_one_gpu_for_all_ranks_is_refused_where_each_could_have_its_own(monkeypa
 def test_what_is_on_the_device_is_not_copied():
     tensor = torch.ones(3)
     assert transfer(tensor, torch.device("cpu")) is tensor
+
+
+@pytest.mark.slow
+def test_compiled_kernels_are_not_chosen_by_time(monkeypatch):
+    """In a compiled step, too: a kernel that was faster by chance sums in another order."""
+    from torch._inductor import config
+
+    if not hasattr(config, "deterministic"):
+        pytest.skip("this PyTorch has no such setting")
+    before, asked = config.deterministic, []
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None: asked.append(config.deterministic) or function)
+    monkeypatch.setattr(module, "_has_compiler", lambda device: True)
+    try:
+        for deterministic in (False, True):
+            Runtime(GPU, "bf16", "on", deterministic).compiled(torch.sin, 1)
+    finally:
+        config.deterministic = before
+    assert asked == [before, True]
