@@ -40,8 +40,13 @@ class SharedWork:
 
         A piece stays this process's until it is saved or released. A process that dies gives its pieces back.
         """
-        make_folder(self.folder)
-        opened = os.open(self.folder, os.O_RDONLY)  # while it is open, no later folder has its identity
+        try:
+            make_folder(self.folder)
+            opened = os.open(self.folder, os.O_RDONLY)  # while it is open, no later folder has its identity
+        except (FileNotFoundError, FileExistsError):
+            if self.folder.exists():  # as a file
+                raise
+            return  # it was there a moment ago: another process has put everything together
         try:
             for number in range(self.count):
                 if number in self._locks or self.is_done(number) or not self._lock(number):
@@ -130,7 +135,7 @@ class SharedWork:
         lock = FileLock(self.folder / f".{number:06d}.lock")
         try:
             lock.acquire(timeout=0)
-        except (Timeout, FileNotFoundError):
+        except (Timeout, FileNotFoundError, FileExistsError):  # the latter two where the folder was removed meanwhile
             return False
         self._locks[number] = lock
         return True

@@ -241,6 +241,41 @@ def test_the_end_may_come_at_any_moment_of_another_process_s_choice(folder, monk
     assert codes == [0] and tree(folder.root) == []
 
 
+@pytest.mark.parametrize("moment", ["made", "making", "locking"])
+def test_the_folder_may_vanish_while_a_process_begins(folder, monkeypatch, moment):
+    """Another one puts everything together once the folder was found or made, before it is opened or has a lock."""
+    vanished = []
+
+    def vanish():
+        vanished.append(folder.work)
+        folder.shared(1).remove()
+
+    def make_folder(path):
+        os.makedirs(path, exist_ok=True)
+        vanish()
+        if moment == "making":  # what mkdir says where the folder was there, and is none any more
+            raise FileExistsError(17, "File exists", str(path))
+
+    class Locking(shared_work.FileLock):
+        def acquire(self, **options):
+            vanish()
+            raise FileExistsError(17, "File exists", str(folder.work))
+
+    if moment == "locking":
+        monkeypatch.setattr(shared_work, "FileLock", Locking)
+    else:
+        monkeypatch.setattr(shared_work, "make_folder", make_folder)
+    with folder.shared(1) as work:
+        assert list(work.take()) == []
+    assert vanished and tree(folder.root) == []
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(folder):
+    folder.work.write_text("")
+    with pytest.raises(FileExistsError):
+        list(folder.shared(1).take())
+
+
 def test_a_kill_within_the_removal_is_cleaned_by_the_next_one(folder):
     folder.do(3)
     rmtree = shutil.rmtree
