@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import platform
 import re
@@ -99,6 +100,8 @@ class Runtime:
         setattr(config, limit, COMPILATIONS)
         # A graph would hold the exchange between ranks, which is not the same in every step.
         graphs = graphs and self.device.type == "cuda" and distributed.get_world_size() == 1
+        # In the midst of a bar it would say that a CUDA build of PyTorch found no GPU, which nobody asked for.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         if self.device.type == "cuda" and self.deterministic:
             _forbid_timed_choices()
         faster = torch.compile(function, mode="reduce-overhead" if graphs else None)

@@ -121,6 +121,7 @@ def test_a_compiler_that_cannot_compile_is_one_line(tmp_path, asked, answers):
     done = subprocess.run([sys.executable, str(script)], text=True, capture_output=True, env=env)
     told = done.stdout if asked == "auto" else done.stderr.split("error: --compile on")[-1]
     assert "Python.h: No such file" in told or not answers
+    assert "CUDA_HOME" not in done.stderr, "as torch says where CUDA is installed and no GPU is there"
     if asked == "auto":
         assert done.returncode == 0 and done.stdout.count("continuing without it") == 1, done.stderr
     else:
