@@ -12,7 +12,6 @@ import torch
 from launching import ENV, LAUNCH, launch, ranks_of, started
 
 from conftest import ROOT, images
-from result_files import result
 
 pytestmark = pytest.mark.slow
 
@@ -105,19 +104,6 @@ def test_ranks_train_as_one_process_does(place, ranks, batch_size, parts):
     assert several["loss"] == pytest.approx(one["loss"], rel=1e-5)
     assert (several["top1"], several["top5"]) == (one["top1"], one["top5"])
     assert several["shown"] < one["shown"], "a rank has seen a part of the images only"
-
-
-def test_ranks_have_workers_that_a_server_without_threads_forks(place):
-    """As connections' threads do not survive a fork; what a worker draws is the same, RandAugment and tiles too."""
-    results = []
-    for workers in 0, 1:
-        line = dict(workers=workers, rand_augment="rand-m6-n2-mstd1.0", tiles=2, output_dir=place / str(workers))
-        done = launch(place, "validate", 2, **line)
-        assert done.returncode == 0, done.stderr
-        assert not any(word in done.stderr.lower() for word in ("warn", "leaked", "traceback")), done.stderr
-        [seed] = result(place, str(workers))["seeds"]
-        results.append([(entry["loss"], entry["top1"]) for entry in seed["curve"] if "top1" in entry])
-    assert results[0] == results[1] and results[0]
 
 
 SMALL_SHARDS = """

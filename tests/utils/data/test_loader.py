@@ -1,6 +1,7 @@
 """Batches: the counts of a schedule, where it resumes, what each rank takes of it, and batches for tests."""
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -13,9 +14,12 @@ from PIL import Image
 
 from conftest import ROOT
 from helpers import few, noise
+from squeeze.train import augmentation as squeeze_augmentation
+from students import geometry, protocol
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import AugmentedBatches, BatchSchedule, EvalBatches
 from utils.run import distributed
+from validate.augment import Augmentation, Views
 
 schedules = st.builds(BatchSchedule, images=st.integers(1, 40), batch_size=st.integers(1, 12), epochs=st.integers(1, 4))
 
@@ -210,6 +214,23 @@ def test_workers_of_ranks_are_not_forked_from_a_process_with_connections(folder,
     [(images, _)] = batches.batches(keys)
     own = list(os.getpid().to_bytes(8, "little")[:3])
     assert (images[0, :, 0, 0].tolist() == own) == forked_here
+
+
+@pytest.mark.parametrize("size", [8, 72])
+def test_what_stages_read_with_can_be_sent_to_a_worker_that_shares_no_memory(folder, size):
+    """Ranks' workers get it so: the transforms of squeeze, students and tests, and the folder without its images."""
+    folder.load()
+    wide = geometry(len(folder.classes), input_size=size)
+    sources = [AugmentedBatches(folder, squeeze_augmentation(size, 4)), EvalBatches(folder, size)]
+    for config in "none", "torchvision", "rand-m6-n2-mstd1.0":
+        settings = protocol(rand_augment=config, tiles=2, shuffle_patches=2)
+        sources.append(Views(folder, Augmentation(settings, wide)))
+    for source in sources:
+        sent = pickle.loads(pickle.dumps(source))
+        assert source.folder.in_memory and not sent.folder.in_memory
+        key = range(3) if isinstance(source, EvalBatches) else (("x",), [2, 0, 1])
+        for found, expected in zip(sent[key], source[key]):
+            assert torch.equal(found, expected)
 
 
 def test_batches_that_are_kept_hold_no_descriptors(folder):
