@@ -89,7 +89,8 @@ class Stage:
         hours = (self.flops / machine.flops / machine.share + START[machine.gpu]) / 3600
         gib = self.gib + BASE[machine.gpu]
         short = f" (the card has {machine.gib:g}: a smaller --batch-size)" if machine.gib and gib > machine.gib else ""
-        return f"  {self.name:<10} {hours:>8.2f} h {gib:>6.1f} GiB   {self.of}{short}"
+        long = f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+        return f"  {self.name:<10} {long:>10} {gib:>6.1f} GiB   {self.of}{short}"
 
 
 def held(cost: Cost, images: int, machine: Machine, optimised: bool = False) -> float:

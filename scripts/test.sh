@@ -2,7 +2,7 @@
 # Checks format and style (ruff), then runs the tests on several cores. Arguments go to pytest.
 #
 #   bash scripts/test.sh             everything
-#   bash scripts/test.sh --fast      without the tests that are marked slow: two minutes on two cores
+#   bash scripts/test.sh --fast      without the tests that are marked slow: three minutes on two cores
 #   bash scripts/test.sh -k recover
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -24,8 +24,11 @@ def lines(*words):
         [sys.executable, "-m", "benchmarks.estimate", *map(str, words)], cwd=ROOT, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
-    found = [re.fullmatch(r"  (\w+) +([\d.]+) h +([\d.]+) GiB   (.*)", line) for line in done.stdout.splitlines()[1:]]
-    return done.stdout.splitlines()[0], {m[1]: (float(m[2]), float(m[3]), m[4]) for m in found}
+    form = r"  (\w+) +([\d.]+) (h|min) +([\d.]+) GiB   (.*)"
+    found = [re.fullmatch(form, line) for line in done.stdout.splitlines()[1:]]
+    hours = {match[1]: float(match[2]) / (60 if match[3] == "min" else 1) for match in found}
+    assert all((hours[match[1]] < 1) == (match[3] == "min") for match in found), "short ones in minutes"
+    return done.stdout.splitlines()[0], {m[1]: (hours[m[1]], float(m[4]), m[5]) for m in found}
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
