@@ -169,9 +169,9 @@ def known(name: str | None) -> DataSet | None:
     return DATASETS[name]
 
 
-def first_known(*names: str | None) -> str | None:
-    """The first of `names` that is a known data set's; None without one."""
-    return next((name for name in names if name in DATASETS), None)
+def first_known(*names: Any) -> str | None:
+    """The first of `names`, as files and flags have them, that is a known data set's; None without one."""
+    return next((name for name in names if isinstance(name, str) and name in DATASETS), None)
 
 
 def own_settings(

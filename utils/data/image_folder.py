@@ -78,7 +78,7 @@ class ImageFolder:
         _say_left_out(self.root, role, left_out)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process gets: it reads the images from the disk, as copies of them all would take memory."""
+        """What another process and a copy get: images are read from the disk, as copies of all would take memory."""
         return {**self.__dict__, "_kept": []}
 
     def _class_folders(self) -> list[str]:
@@ -167,7 +167,7 @@ class ImageFolder:
         chosen = copy.copy(self)
         chosen.paths = [self.paths[index] for index in indices]
         chosen.labels = [self.labels[index] for index in indices]
-        chosen._kept, chosen._sizes, chosen._fingerprint = [], [], None
+        chosen._sizes, chosen._fingerprint = [], None
         return chosen
 
     def require_same(self) -> None:

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from utils.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD, known
+from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, first_known, known
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.nets import checkpoints, class_order, models, weights
 from utils.run.errors import UserError
@@ -83,7 +83,7 @@ class _Facts:
         """The known data set that it names, as squeeze does in its settings."""
         settings = self.content.get("settings")
         said = (self.content.get("dataset"), settings.get("dataset") if isinstance(settings, dict) else None)
-        return next((name for name in said if isinstance(name, str) and name in DATASETS), None)
+        return first_known(*said)
 
     def arch(self, given: str | None) -> str:
         """The architecture. What is given wins where the checkpoint's own name is none that is known."""
