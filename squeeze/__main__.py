@@ -129,6 +129,7 @@ def squeeze(job: Job, runtime: Runtime) -> None:
         distributed.require_same("settings of the run", settings)
         top1 = distributed.by_main(lambda: finished_top1(job, settings))
         if top1 is not None:
+            state_of(job, settings).remove()
             print(f"squeeze: {job.output} is complete (top-1 {top1:.2f} %)")
             return
         geometry = cli.geometry_of_images(job.geometry, folder, job.machine.workers)
@@ -159,10 +160,9 @@ def run(
     )
     batches = AugmentedBatches(folder, augmentation(size, recipe.crop_padding), job.machine.workers)
     test = EvalBatches(test_folder, size, workers=job.machine.workers)
-    state_path = job.output.with_name(f".{job.output.name}.state")
     with (
         job.training.curves(job.output.parent / "logs", f"squeeze_{job.output.stem}", settings) as log,
-        JointState(state_path, settings, job.training.save_every) as state,
+        state_of(job, settings) as state,
     ):
 
         def save(path: Path, history: History, epochs: int = recipe.epochs) -> None:
@@ -202,6 +202,11 @@ def run(
     )
     for epoch in job.keep_epochs:
         print(f"squeeze: epoch {epoch}: top-1 {history.epochs[epoch - 1]['top1']:.2f} %, {job.kept(epoch)}")
+
+
+def state_of(job: Job, settings: dict) -> JointState:
+    """Where the teacher in training is saved."""
+    return JointState(job.output.with_name(f".{job.output.name}.state"), settings, job.training.save_every)
 
 
 def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime: Runtime) -> int:

@@ -109,6 +109,7 @@ def main() -> None:
         what = What(job.patch or (PATCH if small else LARGE_PATCH), job.per_class, job.norms)
         settings = settings_of(job, teacher, folder, what, runtime) | {"batch_size": batch_size}
         if not job.overwrite and statistics.is_written(job.output, settings):
+            state_of(job, settings).remove()
             print(f"statistics: {job.output} is complete")
             return
         folder.load(workers)
@@ -142,6 +143,11 @@ def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, run
     }
 
 
+def state_of(job: Job, settings: dict[str, Any]) -> State:
+    """Where the pass is saved."""
+    return State(job.output.with_name(f".{job.output.name}.state"), settings, job.save_every)
+
+
 def collect(
     job: Job, teacher: Teacher, folder: ImageFolder, what: What, settings: dict[str, Any], runtime: Runtime
 ) -> None:
@@ -150,7 +156,7 @@ def collect(
     step, totals = collector(teacher, what, (len(folder), batch_size), runtime)
     view = augmentation(teacher.geometry.input_size, CROP_PADDING)
     batches = AugmentedBatches(folder, view, job.machine.workers)
-    with State(job.output.with_name(f".{job.output.name}.state"), settings, job.save_every) as state:
+    with state_of(job, settings) as state:
         saved = state.restore({"totals": totals})
         start = saved["batch"] if saved else 0
         with progress(

@@ -237,7 +237,7 @@ def measure_searched(
                 found[lr] = run.results[job.seeds[0]]
             except NotFinite as error:
                 print(f"validate: --lr {SEARCH}: {lr:g} is left out: {error}")
-                state_path(run, job.seeds[0]).unlink(missing_ok=True)
+                state_of(trial, run, job.seeds[0]).remove()
                 failed = error
     if not found:
         raise failed
@@ -309,6 +309,7 @@ def measure(
         experiment.check_class_order()
     for stream in streams:
         if stream.seed in run.results:
+            state_of(experiment, run, stream.seed).remove()
             top1 = run.results[stream.seed].top1
             print(f"validate: seed {stream.seed} is complete: top-1 {top1:.2f} %")
         elif stream.seed in known:
@@ -330,9 +331,10 @@ def store(experiment: Experiment, run: Run, result: Result) -> None:
     run.add(result, arguments=arguments, versions=versions(), peak_memory_mb=peak)
 
 
-def state_path(run: Run, seed: int) -> Path:
+def state_of(experiment: Experiment, run: Run, seed: int) -> JointState:
     """Where a student in training is saved."""
-    return run.path.with_name(f".{run.path.stem}_seed{seed}.state")
+    path = run.path.with_name(f".{run.path.stem}_seed{seed}.state")
+    return JointState(path, {**run.settings, "seed": seed}, experiment.job.training.save_every)
 
 
 def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
@@ -346,9 +348,7 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
     name = f"{run.path.stem}_seed{stream.seed}"
     with (
         job.training.curves(job.output_dir / "logs", name, run.settings) as log,
-        JointState(
-            state_path(run, stream.seed), {**run.settings, "seed": stream.seed}, job.training.save_every
-        ) as state,
+        state_of(experiment, run, stream.seed) as state,
     ):
         training = Training(
             f"{arch} seed {stream.seed}",

@@ -99,6 +99,7 @@ class State:
             SIGNALS.stop_if_received()
 
     def remove(self) -> None:
+        """Once the result is on disk. Its process may die before: whoever finds the result there does so, too."""
         self.path.unlink(missing_ok=True)
         remove_leftovers(self.path)
 

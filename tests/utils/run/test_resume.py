@@ -142,6 +142,28 @@ def test_a_truncated_file_of_a_finished_unit_is_done_again(place, monkeypatch, n
     assert images(place.syn) == images(place / "whole") and not (place.syn / ".units").exists()
 
 
+@pytest.mark.parametrize("stage", ["squeeze", "squeeze.statistics", "recover", "validate"])
+def test_a_process_that_dies_with_its_result_written_leaves_no_state_behind(place, monkeypatch, stage):
+    def run():
+        if stage != "squeeze.statistics":
+            return place.run(stage, **({} if stage == "recover" else {"save_every": 0}))
+        words = ["--train-dir", place.train, "--teacher-path", place.teacher, "--save-every", 0, "--device", "cpu"]
+        words += ["--precision", "fp32", "--compile", "off", "--output", place / "s.safetensors"]
+        return place.start(stage, *words)
+
+    def dies(self):
+        raise Cut
+
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "remove", dies)
+        with pytest.raises(Cut):
+            run()
+    assert stage == "recover" or list(place.root.rglob(".*.state")), "there is something to remove"
+    run()
+    assert "complete" in run().out
+    assert not list(place.root.rglob(".*"))
+
+
 def test_a_damaged_state_is_said(place):
     (place / ".squeezed.pth.state").write_bytes(b"cut off")
     assert f"{place / '.squeezed.pth.state'}: damaged" in place.works("squeeze")
