@@ -21,6 +21,7 @@ from benchmarks import networks
 from benchmarks.networks import Cost
 from recover import methods
 from recover.earlylate import EarlyLate
+from recover.flags import share
 from recover.settings import Settings
 from utils.data.datasets import DATASETS, known
 from utils.run.cpus import job_cpus
@@ -85,12 +86,12 @@ class Stage:
     gib: float  # besides BASE
     of: str  # in words
 
-    def line(self, machine: Machine) -> str:
+    def line(self, machine: Machine, width: int = 10) -> str:
         hours = (self.flops / machine.flops / machine.share + START[machine.gpu]) / 3600
         gib = self.gib + BASE[machine.gpu]
         short = f" (the card has {machine.gib:g}: a smaller --batch-size)" if machine.gib and gib > machine.gib else ""
         long = f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.1f} min"
-        return f"  {self.name:<10} {long:>10} {gib:>6.1f} GiB   {self.of}{short}"
+        return f"  {self.name:<{width}} {long:>10} {gib:>6.1f} GiB   {self.of}{short}"
 
 
 def held(cost: Cost, images: int, machine: Machine, optimised: bool = False) -> float:
@@ -109,20 +110,30 @@ def squeeze(images: Images, teachers: list[Cost], epochs: int, machine: Machine)
     return Stage("squeeze", flops, most, f"{epochs} epochs of {images.train:,} images")
 
 
-def ranking(images: Images, teacher: Cost, flags: str, machine: Machine) -> Stage | None:
-    """By the flags of a method's own start; None where it starts from noise."""
-    if not flags:
-        return None
-    given = dict(re.findall(r"--(candidates|crops) (\d+)", flags))
-    count = images.train
-    if "candidates" in given:
-        count = min(int(given["candidates"]) * images.classes, images.train) * int(given.get("crops", 1))
-    if "--criterion random" in flags:
-        count = 0
+def ranking(images: Images, teacher: Cost, starts: set[str], machine: Machine) -> Stage:
+    """`starts`: the flags of each selection that a method starts from."""
+    count = sum(scored(images, flags) for flags in starts)
     return Stage("ranking", count * teacher.flops, looked_at(teacher, machine), f"{count:,} images")
 
 
-def recover(images: Images, teachers: list[Cost], settings: Settings, ipc: int, machine: Machine) -> Stage:
+def scored(images: Images, flags: str) -> int:
+    """How many images and crops the teacher looks at."""
+    if "--criterion random" in flags:
+        return 0
+    given = dict(re.findall(r"--(candidates|crops) (\d+)", flags))
+    if "candidates" not in given:
+        return images.train
+    return min(int(given["candidates"]) * images.classes, images.train) * int(given.get("crops", 1))
+
+
+def statistics(images: Images, passes: list[list[Cost]], machine: Machine) -> Stage:
+    """`passes`: the networks of each pass over the images."""
+    flops = images.train * sum(teacher.flops for teachers in passes for teacher in teachers)
+    most = max(looked_at(teacher, machine) for teachers in passes for teacher in teachers)
+    return Stage("statistics", flops, most, f"{images.train:,} images" + f", {len(passes)} times" * (len(passes) > 1))
+
+
+def recover(name: str, images: Images, teachers: list[Cost], settings: Settings, ipc: int, machine: Machine) -> Stage:
     updates = images.classes * sum(EarlyLate(ipc, **settings.schedule).updates_of)
     batch = max(min(settings.batch_size or images.classes * ipc, images.classes * ipc), ipc)
     flops = 2 * updates * sum(teacher.flops for teacher in teachers)
@@ -130,7 +141,7 @@ def recover(images: Images, teachers: list[Cost], settings: Settings, ipc: int, 
         flops /= len(teachers)
     pixels = 24 * batch * 3 * images.size**2 / 2**30  # with the optimiser's state, the view and gradients
     most = max(held(teacher, batch, machine) for teacher in teachers)
-    return Stage("recover", flops, most + pixels, f"{updates:,} updates of images, {batch} at a time")
+    return Stage(name, flops, most + pixels, f"{updates:,} updates of images, {batch} at a time")
 
 
 @dataclass(frozen=True)
@@ -242,10 +253,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--val-dir", type=Path, metavar="DIR")
     parser.add_argument("--input-size", type=int, metavar="PIXELS")
     parser.add_argument("--ipc", type=int, default=10)
-    parser.add_argument("--method", choices=methods.names(), default="delt")
+    parser.add_argument(
+        "--method", nargs="+", choices=methods.names(), default=["delt"], help="what is shared counts once"
+    )
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--round-iterations", type=int)
+    parser.add_argument("--iterations-share", type=float, help="of each method's iterations")
     parser.add_argument("--teacher-arch", nargs="+", default=["resnet18"], metavar="ARCH")
+    parser.add_argument("--labellers", type=int, help="how many of the teachers label, the first ones; all if left out")
     parser.add_argument("--student", nargs="+", metavar="ARCH", help="the first teacher's if left out")
     parser.add_argument("--protocol", nargs="+", choices=protocols.PROTOCOLS, default=["delt"])
     parser.add_argument("--squeeze-epochs", type=int)
@@ -270,26 +285,37 @@ def parse() -> argparse.Namespace:
 def stages_of(args: argparse.Namespace, images: Images, machine: Machine) -> list[Stage]:
     """Raises UserError for a network that is not known, or rounds that do not fit."""
     teachers = [_cost(arch, images.size) for arch in args.teacher_arch]
-    needs = methods.needs(args.method, args.dataset or str(images.size))
-    own = teachers if needs.teachers == "several" else teachers[:1]
+    needs = {name: methods.needs(name, args.dataset or str(images.size)) for name in args.method}
+    own = {name: teachers if needed.teachers == "several" else teachers[:1] for name, needed in needs.items()}
     found = []
     if "squeeze" in args.stages:
         epochs = args.squeeze_epochs or (known(args.dataset).squeeze_epochs if args.dataset else 50)
         found.append(squeeze(images, teachers, epochs, machine))
-    if "ranking" in args.stages:
-        found.append(ranking(images, teachers[0], needs.ranking, machine))
-    if "statistics" in args.stages and (needs.statistics or needs.barycenters):
-        flops = images.train * sum(teacher.flops for teacher in own)
-        most = max(looked_at(teacher, machine) for teacher in own)
-        found.append(Stage("statistics", flops, most, f"{images.train:,} images"))
-    if "recover" in args.stages and needs.recovers:
-        given = {"iterations": args.iterations, "round_iterations": args.round_iterations}
-        recipe = methods.recipes(args.dataset, images.size)[args.method]
-        settings = Settings.of({**recipe, **{name: value for name, value in given.items() if value is not None}})
-        found.append(recover(images, own, settings, args.ipc, machine))
+    starts = {needed.ranking for needed in needs.values() if needed.ranking}
+    if "ranking" in args.stages and starts:
+        found.append(ranking(images, teachers[0], starts, machine))
+    kinds = {}  # what is collected -> of which networks, the most that a method asks for
+    for name, needed in needs.items():
+        for kind in (needed.statistics, "barycenters" if needed.barycenters else ""):
+            if kind:
+                kinds[kind] = max(kinds.get(kind, []), own[name], key=len)
+    if "statistics" in args.stages and kinds:
+        found.append(statistics(images, list(kinds.values()), machine))
+    for name in args.method:
+        if "recover" in args.stages and needs[name].recovers:
+            stage = f"recover {name}" if len(args.method) > 1 else "recover"
+            found.append(recover(stage, images, own[name], settings_of(args, name, images), args.ipc, machine))
     if "validate" in args.stages:
-        found.append(validate(images, teachers, runs_of(args, images), args.sets, machine))
-    return [stage for stage in found if stage]
+        found.append(validate(images, teachers[: args.labellers], runs_of(args, images), args.sets, machine))
+    return found
+
+
+def settings_of(args: argparse.Namespace, method: str, images: Images) -> Settings:
+    recipe = methods.recipes(args.dataset, images.size)[method]
+    if args.iterations_share:
+        recipe = {**recipe, **share(recipe, args.iterations_share)}
+    given = {"iterations": args.iterations, "round_iterations": args.round_iterations}
+    return Settings.of({**recipe, **{name: value for name, value in given.items() if value is not None}})
 
 
 def _cost(arch: str, size: int) -> Cost:
@@ -312,8 +338,9 @@ def main() -> None:
         f"estimate for {machine.name}, {machine.flops / 1e12:.3g} TFLOP/s ({rate}), of which {machine.share:.0%} "
         f"{'is reached' if args.share else 'is assumed'}:"
     )
+    width = max(10, *(len(stage.name) for stage in stages))
     for stage in stages:
-        print(stage.line(machine))
+        print(stage.line(machine, width))
 
 
 if __name__ == "__main__":

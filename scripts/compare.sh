@@ -144,6 +144,28 @@ make_set() {    # METHOD
 }
 starts=() own_protocols=
 
+# METHODS; all if it is empty, but those that need a package which is not here: it is said now, and in the end.
+find_methods() {
+    local method found=
+    for method in ${METHODS:-$("$PYTHON_BIN" -m recover.methods)}; do
+        needs_of "$method"
+        if [ -z "$NEEDS_MISSING" ]; then
+            found+="$method "
+        elif [ -n "$METHODS" ]; then
+            fail "METHODS: $method needs the package $NEEDS_MISSING"
+        else
+            left_out+=("$method is left out: it needs the package $NEEDS_MISSING")
+        fi
+    done
+    METHODS=$found
+    say_left_out
+}
+left_out=()
+
+say_left_out() {
+    [ ${#left_out[@]} -eq 0 ] || printf '%s\n' "${left_out[@]}"
+}
+
 of_own() {    # OWN...: PROTOCOLS with these in the place of own, each once
     local protocol found=" "
     for protocol in $PROTOCOLS; do
@@ -157,9 +179,9 @@ of_own() {    # OWN...: PROTOCOLS with these in the place of own, each once
 
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
 need_packages
-METHODS=${METHODS:-$("$PYTHON_BIN" -m recover.methods | tr '\n' ' ')}
 known DATASET utils.data.datasets $DATASET
 known METHODS recover.methods $METHODS
+find_methods
 known PROTOCOLS validate.protocols $(of_own)
 known BASELINES ranking.criteria $BASELINES
 case $STARTS in yes|"") ;; *) fail "STARTS: '$STARTS' is neither yes nor empty" ;; esac
@@ -205,11 +227,12 @@ if [ -n "$STARTS" ]; then
     done
 fi
 
-measured=    # what the page waits for, whether it fails or not
+measured= measurements=    # what the page waits for, whether it fails or not; and the protocol of each of these
 for number in "${!set_names[@]}"; do
     names=("${set_names[$number]}") sets=("${set_dirs[$number]}")
     key=${set_cells[$number]#*/}
     for protocol in ${set_protocols[$number]}; do
+        measurements+=" $protocol"
         cell "students/$key/$protocol" "$RUN_DIR/results.csv" "${set_cells[$number]}" ${trained[@]+"${trained[@]}"}
         train_students "$LABELLERS" "$protocol"
         measured+=" ?$cell"
@@ -224,9 +247,18 @@ cell page "$RUN_DIR/report/report.html" $measured
 line=("$PYTHON_BIN" -m validate.report "$RUN_DIR")
 run
 
+stages="ranking statistics recover validate"
+[ ${#trained[@]} -eq 0 ] || stages="squeeze $stages"
+begin_estimate --method $METHODS --protocol $measurements --sets 1 --stages $stages
+option --iterations-share "$ITR_SHARE"
+option --labellers "$LABELLERS"
+show_estimate
+
 code=0
 supervised "$PYTHON_BIN" -m utils.run.cells "$RUN_DIR/cells" --workers "$NPROC" < <(printf '%s\0' "${cells[@]}") ||
     code=$?
 [ "$code" -le 1 ] || exit "$code"
 if [ -f "$RUN_DIR/results.csv" ]; then "$PYTHON_BIN" -m validate.report.comparison "$RUN_DIR"; fi
+say_left_out
+[ ${#left_out[@]} -eq 0 ] || code=1
 exit "$code"

@@ -75,8 +75,6 @@ MASTER_ADDR=${MASTER_ADDR:-}               # NNODES above 1: the machine where a
 MASTER_PORT=${MASTER_PORT:-29400}
 MAX_RESTARTS=${MAX_RESTARTS:-0}            # how often processes that died are replaced
 
-TFLOPS=${TFLOPS:-}                         # for the estimate: the rate of matrix products that was measured here
-
 source scripts/stages.sh
 
 launcher() {
@@ -151,22 +149,6 @@ stage_validate() {
     run
     line=("$PYTHON_BIN" -m validate.report.summary "$RUN_DIR")
     run
-}
-
-# What is to be expected, where the data set and the networks are known: a line a stage. Arithmetic alone.
-estimate() {
-    line=("$PYTHON_BIN" -m benchmarks.estimate)
-    if [ -n "$DATASET" ]; then option --dataset "$DATASET"; else option --train-dir "$TRAIN_DIR"; fi
-    [ -n "$DATASET" ] || option --val-dir "$VAL_DIR"
-    line+=(--ipc "$IPC" --method "$METHOD" --seeds "$SEEDS" --teacher-arch "${archs[@]}" --student $STUDENT)
-    line+=(--protocol $PROTOCOL --stages $STAGES --sets "$(($(wc -w <<< "$BASELINES") + 1))")
-    option --iterations "$ITR"
-    option --round-iterations "$ROUND_ITR"
-    option --squeeze-epochs "$SQUEEZE_EPOCHS"
-    option --val-epochs "$VAL_EPOCHS"
-    option --tflops "$TFLOPS"
-    [ "$DEVICE" != cpu ] || line+=(--card cpu)
-    "${line[@]}" 2> /dev/null || true
 }
 
 wants() {
@@ -251,7 +233,10 @@ if wants validate && [ -n "$criteria" ]; then
     folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing"
 fi
 
-estimate
+begin_estimate --method "$METHOD" --protocol $PROTOCOL --stages $STAGES --sets "$(($(wc -w <<< "$BASELINES") + 1))"
+option --iterations "$ITR"
+option --round-iterations "$ROUND_ITR"
+show_estimate
 for stage in $STAGES; do
     "stage_$stage"
 done

@@ -8,6 +8,7 @@ PRECISION=${PRECISION:-auto}               # auto, fp32, bf16 or fp16
 COMPILE=${COMPILE:-auto}                   # auto, on or off
 DETERMINISTIC=${DETERMINISTIC:-}           # off: a GPU need not repeat the same bytes
 WORKERS=${WORKERS:-}                       # processes that load images
+TFLOPS=${TFLOPS:-}                         # for the estimate: the rate of matrix products that was measured here
 
 # further arguments of a stage, as they stand
 SQUEEZE_ARGS=${SQUEEZE_ARGS:-}
@@ -141,6 +142,23 @@ measure_diversity() {    # OUTPUT_DIR
     teacher_flags "$TEACHER_EPOCH" 0 1
     option --output-dir "$1"
     run
+}
+
+# begin_estimate, option and show_estimate say what is to be expected, where the data set and the networks are known: a
+# line a stage. Arithmetic alone.
+begin_estimate() {    # FLAG...
+    line=("$PYTHON_BIN" -m benchmarks.estimate)
+    if [ -n "$DATASET" ]; then option --dataset "$DATASET"; else option --train-dir "$TRAIN_DIR"; fi
+    [ -n "$DATASET" ] || option --val-dir "$VAL_DIR"
+    line+=(--ipc "$IPC" --seeds "$SEEDS" --teacher-arch "${archs[@]}" --student $STUDENT "$@")
+    option --squeeze-epochs "$SQUEEZE_EPOCHS"
+    option --val-epochs "$VAL_EPOCHS"
+    option --tflops "$TFLOPS"
+    [ "$DEVICE" != cpu ] || line+=(--card cpu)
+}
+
+show_estimate() {
+    "${line[@]}" 2> /dev/null || true
 }
 
 # What can be known to be wrong is said now, not in the middle of hours of work.

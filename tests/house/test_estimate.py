@@ -24,7 +24,7 @@ def lines(*words):
         [sys.executable, "-m", "benchmarks.estimate", *map(str, words)], cwd=ROOT, text=True, capture_output=True
     )
     assert done.returncode == 0, done.stderr
-    form = r"  (\w+) +([\d.]+) (h|min) +([\d.]+) GiB   (.*)"
+    form = r"  (\w+(?: \w+)?) +([\d.]+) (h|min) +([\d.]+) GiB   (.*)"
     found = [re.fullmatch(form, line) for line in done.stdout.splitlines()[1:]]
     hours = {match[1]: float(match[2]) / (60 if match[3] == "min" else 1) for match in found}
     assert all((hours[match[1]] < 1) == (match[3] == "min") for match in found), "short ones in minutes"
@@ -92,6 +92,21 @@ def test_what_a_method_needs_is_estimated():
     )
     _, found = lines(*"--dataset cifar10 --method edc --protocol edc --card T4 --teacher-arch conv3 resnet18".split())
     assert "statistics" in found and found["ranking"][2] == "0 images"
+
+
+def test_several_methods_share_what_they_can():
+    """300 candidates a class for cim, and 5 crops of each for rded; all images for delt and wmdd, once."""
+    given = "--dataset cifar10 --card T4 --tflops 0.001 --share 1 --teacher-arch conv3 conv1 --val-epochs 10 --seeds 1"
+    _, found = lines(*given.split(), *"--method delt rded cim wmdd gvbsm --iterations-share 0.1 --labellers 1".split())
+    stages = ["squeeze", "ranking", "statistics", "recover delt", "recover cim", "recover wmdd", "recover gvbsm"]
+    assert list(found) == [*stages, "validate"]
+    assert found["ranking"][2] == "68,000 images" and found["statistics"][2] == "50,000 images, 2 times"
+    # Eight rounds of 50: groups of 2, 2, 1, 1, 1, 1, 1 and 1 images a class, of 400, 350, ... updates.
+    assert found["recover delt"][2].startswith(f"{10 * (2 * 400 + 2 * 350 + 300 + 250 + 200 + 150 + 100 + 50):,} ")
+    assert found["recover cim"][2].startswith(f"{100 * 20:,} ")
+    # One teacher labels; a test costs a student three passes over 10,000 images.
+    validate = 2 * (10 * 100 * 4 + 3 * 10000) * CONV3
+    assert found["validate"][0] == pytest.approx((validate / 1e9 + 40) / 3600, rel=0.01)
 
 
 def test_a_folder_is_counted(tmp_path):

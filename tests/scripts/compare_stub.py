@@ -1,11 +1,13 @@
 """A Python for compare.sh: what is asked of the project itself is answered; stages leave the files that they would.
 
 Notes each stage's words as a JSON line in $RECORD. Fails at a stage whose words have $FAILING among them, and sleeps at
-one that has $SLOW until the file $GO is there.
+one that has $SLOW until the file $GO is there. wmdd needs the package $MISSING, and no other method one.
 """
 
 import json
 import os
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +30,15 @@ def main(words):
     if words[0] == "-c":
         return 0
     module = words[1]
+    if module == "benchmarks.estimate":
+        print("asked:", *words[2:])
+        return 0
+    if words[1:3] == ["recover.methods", "--needs"]:
+        found = subprocess.check_output([sys.executable, *words], cwd=ROOT, text=True)
+        print(
+            re.sub("NEEDS_MISSING=.*", f"NEEDS_MISSING={os.environ.get('MISSING', '') * (words[3] == 'wmdd')}", found)
+        )
+        return 0
     if module in OWN:
         os.chdir(ROOT)
         os.execv(sys.executable, [sys.executable, *words])  # in its place, as signals come to it

@@ -188,6 +188,32 @@ def test_several_teachers_are_trained_once_and_the_first_ones_label(compare):
     assert {flags["teacher-arch"] for flags in of(calls, "validate")} == {"resnet18 conv3"}
 
 
+def test_a_package_that_is_missing_is_said_before_any_cell(compare):
+    calls, process = compare(METHODS="delt wmdd", MISSING="POT")
+    assert process.returncode == 2 and not calls and not compare.run.exists()
+    assert process.err.splitlines()[-1].endswith("METHODS: wmdd needs the package POT")
+    calls, process = compare(MISSING="POT", BASELINES="", STARTS="", PROTOCOLS="hard")
+    assert process.returncode == 1, "not all of them are compared"
+    assert {flags["method"] for flags in of(calls, "validate")} == set(names()) - {"wmdd"}
+    said = "wmdd is left out: it needs the package POT"
+    assert process.out.startswith(f"{said}\n") and process.out.endswith(f"{said}\n"), "and what was done lies between"
+
+
+def test_what_is_to_be_expected_is_printed_before_the_cells(compare):
+    given = dict(METHODS="delt sre2l", BASELINES="random", PROTOCOLS="hard own", STARTS="", TFLOPS="0.4")
+    calls, process = compare(**given, TEACHERS="resnet18 conv3", ITR_SHARE="0.25", IPC=7, SEEDS=2)
+    [asked] = [line for line in process.out.splitlines() if line.startswith("asked: ")]
+    assert process.out.index(asked) < process.out.index("squeeze")
+    assert parse("\t".join(["-m", "estimate", *asked.split()[1:], ""]))[1] == {
+        "before": ["-m"],
+        **{"train-dir": f"{compare.folder}/train", "val-dir": f"{compare.folder}/val", "ipc": "7", "seeds": "2"},
+        **{"teacher-arch": "resnet18 conv3", "student": "resnet18", "labellers": "1", "tflops": "0.4"},
+        **{"method": "delt sre2l", "iterations-share": "0.25", "stages": "squeeze ranking statistics recover validate"},
+        # Of each set of students, of delt, sre2l and random images.
+        **{"protocol": "hard delt hard sre2l hard delt sre2l", "sets": "1"},
+    }
+
+
 def test_a_share_of_the_iterations(compare):
     calls, _ = compare(**FEW, ITR_SHARE="0.25", RECOVER_ARGS="--lr 0.1")
     assert [(flags["iterations-share"], flags["lr"]) for flags in of(calls, "recover")] == [("0.25", "0.1")] * 2

@@ -320,7 +320,13 @@ def test_what_is_to_be_expected_is_printed_before_the_stages(tmp_path):
     asked, started = process.stdout.index("asked: "), process.stdout.index("$ ")
     assert asked < started
     words = process.stdout[asked:].splitlines()[0]
-    for part in ("--ipc 7 --method delt --seeds 3", "--teacher-arch conv3 --student conv3", "--sets 3", "--tflops 0.4"):
+    for part in (
+        "--ipc 7 --seeds 3",
+        "--method delt",
+        "--teacher-arch conv3 --student conv3",
+        "--sets 3",
+        "--tflops 0.4",
+    ):
         assert part in words
     assert f"--train-dir {tmp_path}/train --val-dir {tmp_path}/val" in words and "--iterations 100" in words
     assert stubs("distill", **line, BROKEN=1)[1].returncode == 0, "it is no reason to stop"
