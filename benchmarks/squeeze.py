@@ -11,8 +11,8 @@ from typing import Callable
 from benchmarks import material
 from benchmarks.pairs import Comparison, add_machine, compare, machine_of
 from benchmarks.plain import PlainTeacher
-from squeeze.train import Recipe, augmentation, train
-from utils.data.loader import AugmentedBatches
+from squeeze.augment import batches_of
+from squeeze.train import Recipe, train
 from utils.fit.loop import Training
 from utils.run.device import Runtime
 
@@ -29,7 +29,7 @@ def plain_epoch(place: str, arch: str, device: str) -> Callable[[], None]:
 def our_epoch(place: str, arch: str, **machine: str) -> Callable[[], None]:
     runtime = Runtime.create(**machine)
     runtime = replace(runtime, compile="on" if runtime.compiles(CIFAR_STEPS) else "off")
-    batches = AugmentedBatches(material.loaded(place), augmentation(SIZE, PADDING))
+    batches = batches_of(material.loaded(place), SIZE, PADDING, runtime.device)
     model = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
     recipe = Recipe(
         epochs=1,

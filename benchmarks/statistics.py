@@ -15,12 +15,11 @@ import torch
 
 from benchmarks import material
 from benchmarks.pairs import add_machine, compare, machine_of, median_and_range, seconds
+from squeeze.augment import batches_of
 from squeeze.collect import What
 from squeeze.statistics import BATCH_SIZE, CROP_PADDING, LARGE_PATCH, PATCH, batch_keys, collector
-from squeeze.train import augmentation
 from utils.data.geometry import Geometry
 from utils.data.images import SMALL_SIZE
-from utils.data.loader import AugmentedBatches
 from utils.nets import statistics
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
@@ -36,7 +35,7 @@ def a_pass(place: str, arch: str, size: int, work: str, **machine: str) -> Calla
     runtime = Runtime.create(**machine)
     runtime = replace(runtime, compile="on" if runtime.compiles(CIFAR_STEPS) else "off")
     folder = material.loaded(place)
-    batches = AugmentedBatches(folder, augmentation(size, CROP_PADDING))
+    batches = batches_of(folder, size, CROP_PADDING, runtime.device)
     teacher = _teacher(arch, size, CLASSES)
     if PASSES[work] is None:
         network = runtime.compiled(frozen(teacher.network, runtime), CIFAR_STEPS)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from squeeze.train import LR_SCHEDULES, Recipe, augmentation, train
+from squeeze.augment import batches_of
+from squeeze.train import LR_SCHEDULES, Recipe, train
 from utils import cli
 from utils.cli import MachineFlags, TrainingFlags
 from utils.data.datasets import known
 from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.data.image_folder import ImageFolder
-from utils.data.loader import AugmentedBatches, EvalBatches
+from utils.data.loader import EvalBatches
 from utils.fit import curves
 from utils.fit.batch_size import find_batch_size, try_training_step
 from utils.fit.loop import History, Training
@@ -158,7 +159,7 @@ def run(
         f"squeeze: {job.arch} ({geometry.stem} stem, {size} px) on {len(folder):,} images of {len(folder.classes)} "
         f"classes, {recipe.epochs} epochs, {runtime}"
     )
-    batches = AugmentedBatches(folder, augmentation(size, recipe.crop_padding), job.machine.workers)
+    batches = batches_of(folder, size, recipe.crop_padding, runtime.device, job.machine.workers)
     test = EvalBatches(test_folder, size, workers=job.machine.workers)
     with (
         job.training.curves(job.output.parent / "logs", f"squeeze_{job.output.stem}", settings) as log,
@@ -218,7 +219,9 @@ def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime:
             images_read.load(job.machine.workers)
         geometry = cli.geometry_of_images(job.geometry, folder, job.machine.workers)
         model = models.build(job.arch, geometry.num_classes, geometry.input_size, geometry.stem)
+        batches = batches_of(folder, geometry.input_size, job.recipe.crop_padding, runtime.device, job.machine.workers)
         try_training_step(model, images, geometry.input_size, runtime)
+        del batches  # till now: images that it holds on the device are a part of it, too
 
     if job.machine.finds_batch_size:
         work = {**plain(job.geometry), **runtime.kind, "arch": job.arch}

@@ -8,14 +8,13 @@ from typing import Any, Callable, Iterator
 
 import torch
 
+from squeeze.augment import batches_of
 from squeeze.collect import Measured, Totals, What
-from squeeze.train import augmentation
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.images import SMALL_SIZE
-from utils.data.loader import AugmentedBatches
 from utils.nets import class_order, statistics
 from utils.nets.class_order import Answers
 from utils.nets.frozen import frozen
@@ -154,8 +153,8 @@ def collect(
     """The pass, from where the state of an interrupted one has it, and the file."""
     batch_size = settings["batch_size"]
     step, totals = collector(teacher, what, (len(folder), batch_size), runtime)
-    view = augmentation(teacher.geometry.input_size, CROP_PADDING)
-    batches = AugmentedBatches(folder, view, job.machine.workers)
+    size = teacher.geometry.input_size
+    batches = batches_of(folder, size, CROP_PADDING, runtime.device, job.machine.workers)
     with state_of(job, settings) as state:
         saved = state.restore({"totals": totals})
         start = saved["batch"] if saved else 0

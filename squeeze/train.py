@@ -9,10 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
-from torchvision.transforms import v2
 
-from utils.data.datasets import SMALL_SIZE
-from utils.data.images import middle
 from utils.data.loader import AugmentedBatches
 from utils.fit.loop import History, Learner, Training
 from utils.run.resume import State
@@ -34,15 +31,6 @@ class Recipe:
     crop_padding: int  # pixels
     evaluations: int  # on the test images, evenly over the epochs
     seed: int
-
-
-def augmentation(size: int, crop_padding: int) -> v2.Transform:
-    """RGB image -> RGB image of `size` pixels: padded crop for small ones, RandomResizedCrop above; then flip."""
-    if size <= SMALL_SIZE:
-        crop = [middle, v2.Resize(size), v2.CenterCrop(size), v2.RandomCrop(size, padding=crop_padding)]
-    else:
-        crop = [v2.RandomResizedCrop(size)]
-    return v2.Compose([*crop, v2.RandomHorizontalFlip()])
 
 
 def train(

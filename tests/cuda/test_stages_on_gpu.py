@@ -9,6 +9,8 @@ import torch
 
 from conftest import ROOT, images
 from on_gpu import DEVICE, gpu, needs_gpu
+from squeeze.augment import batches_of
+from utils.data.image_folder import ImageFolder
 from utils.fit.batch_size import find_batch_size
 from utils.run.errors import UserError
 from utils.run.memory import explain_out_of_memory, run_batch
@@ -109,3 +111,22 @@ def test_a_batch_size_that_fits(tmp_path):
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0)
     assert size == 3, "with a quarter more it takes four pieces; six take eight"
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+def test_images_are_cropped_on_the_gpu_as_on_the_cpu(place, padding):
+    """And the host does not wait for any of it."""
+    folder = ImageFolder(place.train, "--train-dir")
+    folder.load()
+    with gpu() as runtime:
+        here, there = (batches_of(folder, 16, padding, device) for device in (torch.device("cpu"), runtime.device))
+        keys = list(here.schedule(batch_size=8, epochs=2).keys(("x",)))
+        there[keys[0]]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = [there[key] for key in keys]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for batch, key in zip(found, keys, strict=True):
+            assert all(tensor.device.type == "cuda" for tensor in batch)
+            assert all(torch.equal(own.cpu(), expected) for own, expected in zip(batch, here[key]))

@@ -14,8 +14,8 @@ from torch import nn
 
 from conftest import CLASSES, INPUT, MEAN, STD, snapshot
 from helpers import noise
+from squeeze.augment import augmentation
 from squeeze.statistics import batch_keys
-from squeeze.train import augmentation
 from utils.data.geometry import Geometry, plain
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import AugmentedBatches

@@ -14,7 +14,7 @@ from PIL import Image
 
 from conftest import ROOT
 from helpers import few, noise
-from squeeze.train import augmentation as squeeze_augmentation
+from squeeze.augment import augmentation as squeeze_augmentation
 from students import geometry, protocol
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import AugmentedBatches, BatchSchedule, EvalBatches
