@@ -256,8 +256,7 @@ def check_images(images: ImageFolder, teacher: Teacher, runtime: Runtime, worker
 
 def identity(job: Job, settings: dict, runtime: Runtime, batch_size: int) -> dict:
     """Everything that decides what the teacher says of the images, to the last bit."""
-    machine = {"precision": runtime.precision, "compile": job.machine.compile, **runtime.choices}
-    return {**settings, "batch_size": batch_size, **machine}
+    return {**settings, "batch_size": batch_size, **runtime.identity}
 
 
 def existing(job: Job) -> Existing:

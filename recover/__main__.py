@@ -236,9 +236,7 @@ def identity(job: Job, objective: Objective, geometry: Geometry, runtime: Runtim
         "seed": job.seed,
         "image_format": job.image_format,
         "device": runtime.device.type,
-        "precision": runtime.precision,
-        "compile": job.machine.compile,
-        **runtime.choices,
+        **runtime.identity,
         **({"classes_by": job.classes_by} if job.classes_by != "name" else {}),
     }
 

@@ -242,9 +242,7 @@ def settings_of(job: Job, recipe: Recipe, folders: tuple[ImageFolder, ImageFolde
         "arch": job.arch,
         "images": folder.fingerprint(),
         "test_images": test_folder.fingerprint(),
-        "precision": runtime.precision,
-        "compile": job.machine.compile,
-        **runtime.choices,
+        **runtime.identity,
     }
     if job.training.sync_bn:
         settings["sync_bn"] = True

@@ -133,9 +133,7 @@ def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, 
         "learn_weights": job.learn_weights,
         "seed": job.seed,
         "batch_size": batch_size,
-        "precision": runtime.precision,
-        "compile": job.machine.compile,
-        **runtime.choices,
+        **runtime.identity,
     }
 
 

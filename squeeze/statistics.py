@@ -136,9 +136,7 @@ def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, run
         "per_class": what.per_class,
         "norms": what.norms,
         "seed": job.seed,
-        "precision": runtime.precision,
-        "compile": job.machine.compile,
-        **runtime.choices,
+        **runtime.identity,
     }
 
 

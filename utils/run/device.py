@@ -70,9 +70,10 @@ class Runtime:
         return {"device": name, "precision": self.precision}
 
     @property
-    def choices(self) -> dict[str, str]:
-        """What else decides the bytes of a result, where it is not as it is by default; for the identity of a run."""
-        return {"deterministic": "off"} if self.device.type == "cuda" and not self.deterministic else {}
+    def identity(self) -> dict[str, str]:
+        """What decides the bytes of a result; for the identity of a run."""
+        unsure = self.device.type == "cuda" and not self.deterministic
+        return {"precision": self.precision, "compile": self.compile, **({"deterministic": "off"} if unsure else {})}
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.precision != "fp32")

@@ -70,9 +70,10 @@ def test_without_the_promise_the_fastest_kernels_are_searched(backends):
 
 
 def test_a_run_that_need_not_repeat_is_another_run_on_a_gpu_alone():
-    assert Runtime(GPU, "bf16", "off", deterministic=False).choices == {"deterministic": "off"}
-    assert Runtime(GPU, "bf16", "off").choices == {}
-    assert Runtime(torch.device("cpu"), "bf16", "off", deterministic=False).choices == {}
+    plain = {"precision": "bf16", "compile": "off"}
+    assert Runtime(GPU, "bf16", "off", deterministic=False).identity == {**plain, "deterministic": "off"}
+    assert Runtime(GPU, "bf16", "off").identity == plain
+    assert Runtime(torch.device("cpu"), "bf16", "off", deterministic=False).identity == plain
 
 
 def test_on_a_cpu_the_flag_changes_nothing(place):
