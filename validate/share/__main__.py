@@ -83,9 +83,9 @@ def main() -> None:
     }
     inputs = [path for path in (flags.syn_dir, flags.labels) if path]
     written = hub.write(flags.output_dir, settings, contents, flags.overwrite, *inputs)
-    what = (
-        f"{len(source.folder)} images, labels of {len(stored)} seeds, {len(results.measured) if results else 0} results"
-    )
+    found = len(results.measured) if results else 0
+    seeds = f"{len(stored)} seed{'s' * (len(stored) != 1)}"
+    what = f"{len(source.folder)} images, labels of {seeds}, {found} result{'s' * (found != 1)}"
     print(f"share: {what} in {flags.output_dir}" if written else f"share: {flags.output_dir} is complete")
 
 
