@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 
 from tqdm import tqdm
 
@@ -13,6 +15,15 @@ class _Bar(tqdm):
     def update(self, n: float = 1) -> bool | None:
         distributed.keep_alive()
         return super().update(n)
+
+
+def _renew_lock() -> None:
+    """Of threads alone: tqdm's own is shared with forked processes, and one killed while it draws stops them all."""
+    _Bar.set_lock(threading.RLock())
+
+
+_renew_lock()
+os.register_at_fork(after_in_child=_renew_lock)  # another thread may hold it at that moment
 
 
 def progress(**options) -> tqdm:
