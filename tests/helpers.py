@@ -14,6 +14,7 @@ from torch import nn
 from recover.methods import DELT
 from recover.settings import Settings
 from utils.run.device import Runtime
+from utils.run.resume import State
 
 CPU = Runtime(torch.device("cpu"), "fp32", "off")
 few = settings(deadline=None, max_examples=40)
@@ -37,6 +38,24 @@ def recipe(**changed):
 def tree(folder):
     """Every file and folder below `folder`, hidden ones too."""
     return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*"))
+
+
+class Interrupted(Exception):
+    """Stands for the end of a process."""
+
+
+class Dying(State):
+    """The state of work that saves after each step, and is interrupted after so many."""
+
+    def __init__(self, path, steps):
+        super().__init__(path, {})
+        self.left = steps
+
+    def save_if_due(self, content):
+        self.save(content())
+        self.left -= 1
+        if not self.left:
+            raise Interrupted
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from helpers import CPU, recipe, small_net
+from helpers import CPU, Dying, Interrupted, recipe, small_net
 from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
 from recover.objectives.base import Objective
@@ -224,24 +224,11 @@ def test_a_loss_that_is_not_finite_is_an_error(bad):
         recovery([0, 3], Toy(lambda batch: batch.images.sum() + bad)).run(quiet)
 
 
-class Interrupted(Exception):
-    pass
-
-
 @pytest.mark.parametrize("steps", [1, 4, 11])
 def test_a_unit_resumes_from_its_saved_state(tmp_path, steps):
     """Saved after each step, in the first round or a later one; what starts anew computes the rest."""
     whole = with_network([0, 0, 3, 9], (0,), jitter=1).run(quiet)
-    state, left = State(tmp_path / "unit.state", {}, minutes=0), [steps]
-
-    class Dying(State):
-        def save_if_due(self, content):
-            self.save(content())
-            left[0] -= 1
-            if not left[0]:
-                raise Interrupted
-
     with pytest.raises(Interrupted):
-        with_network([0, 0, 3, 9], (0,), jitter=1).run(quiet, Dying(tmp_path / "unit.state", {}))
+        with_network([0, 0, 3, 9], (0,), jitter=1).run(quiet, Dying(tmp_path / "unit.state", steps))
     resumed = with_network([0, 0, 3, 9], (0,), jitter=1)
-    assert torch.equal(resumed.run(quiet, state), whole)
+    assert torch.equal(resumed.run(quiet, State(tmp_path / "unit.state", {}, minutes=0)), whole)

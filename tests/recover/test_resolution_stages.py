@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from helpers import CPU, recipe, small_net
+from helpers import CPU, Dying, Interrupted, recipe, small_net
 from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
 from recover.objectives.base import Objective
@@ -164,10 +164,6 @@ def test_views_fit_the_size_of_their_stage():
     assert max(view.crop[0] + view.crop[2] for view in loop.views[3:6] + loop.views[9:]) > 6
 
 
-class Interrupted(Exception):
-    pass
-
-
 def network_recovery(learn):
     teacher = Teacher(small_net(), "net", WIDE, "0" * 64)
     views = dict(crop="resized", flip=True, jitter=2, learn=learn, optimizer="adamw", weight_decay=0.01)
@@ -179,17 +175,8 @@ def network_recovery(learn):
 def test_a_unit_resumes_inside_a_stage_and_across_it(tmp_path, steps, learn):
     """Saved after so many steps: within a stage, and after its last one."""
     whole = network_recovery(learn).run(quiet)
-    left = [steps]
-
-    class Dying(State):
-        def save_if_due(self, content):
-            self.save(content())
-            left[0] -= 1
-            if not left[0]:
-                raise Interrupted
-
     with pytest.raises(Interrupted):
-        network_recovery(learn).run(quiet, Dying(tmp_path / "unit.state", {}))
+        network_recovery(learn).run(quiet, Dying(tmp_path / "unit.state", steps))
     resumed = network_recovery(learn)
     assert torch.equal(resumed.run(quiet, State(tmp_path / "unit.state", {}, minutes=99)), whole)
 
