@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
@@ -18,7 +20,8 @@ from utils.run.device import uses_gpu
 from utils.run.errors import UserError
 from utils.run.seeds import generator, seeded
 
-THREADS_PER_WORKER = 4  # the process itself, two that send indices and images, and one to spare
+THREADS_PER_WORKER = 4  # the process itself, two that send indices and images, and one that waits for its parent
+NO_LEAKS = "ignore:resource_tracker"  # for PYTHONWARNINGS
 
 Resize = Callable[[int], Callable[[Image.Image], Image.Image]]  # input size -> (image -> image of that size)
 
@@ -186,7 +189,23 @@ def _context() -> str | None:
     if distributed.get_world_size() == 1:
         return None
     multiprocessing.set_forkserver_preload([__name__])
+    # What a killed rank leaves is removed by a process of multiprocessing's own, which would warn of it.
+    said = os.environ.get("PYTHONWARNINGS", "").split(",")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, dict.fromkeys([*said, NO_LEAKS])))
     return "forkserver"
+
+
+def _end_with_parent(number: int) -> None:
+    """End this worker when the process dies that it works for.
+
+    PyTorch would see another parent's number; but a worker's parent is the server, which lives as long as the workers.
+    """
+
+    def wait() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
@@ -202,6 +221,7 @@ def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
             batch_size=None,
             num_workers=workers,
             multiprocessing_context=_context() if workers else None,
+            worker_init_fn=_end_with_parent,
             pin_memory=uses_gpu(),
         )
     except UserError as error:
