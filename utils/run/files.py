@@ -40,10 +40,10 @@ def replacing(path: str | Path, flushed: bool = True) -> Iterator[Path]:
             yield temporary
             if flushed:
                 _flush(temporary)
+            remove_leftovers(path)  # now: once the file is there, nobody may write it again
             os.replace(temporary, path)
             if flushed:
                 _flush(path.parent)
-            remove_leftovers(path)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -100,8 +100,8 @@ class State:
 
     def remove(self) -> None:
         """Once the result is on disk. Its process may die before: whoever finds the result there does so, too."""
-        self.path.unlink(missing_ok=True)
         remove_leftovers(self.path)
+        self.path.unlink(missing_ok=True)
 
 
 class JointState(State):

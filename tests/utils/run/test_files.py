@@ -46,6 +46,23 @@ def test_replacing_removes_what_killed_processes_left_and_nothing_else(tmp_path)
     assert tree(tmp_path) == sorted([*stays, "x|[*].txt"])
 
 
+def test_who_dies_when_the_file_appears_leaves_nothing_of_those_before(tmp_path, monkeypatch):
+    """It is there, so that nobody writes it again."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    (tmp_path / f".x.{os.uname().nodename}.{ended.pid}.partial.txt").touch()
+    replace = os.replace
+
+    def dies(*names):
+        replace(*names)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "x.txt") as temporary:
+        temporary.write_text("one")
+    assert tree(tmp_path) == ["x.txt"]
+
+
 def test_a_temporary_name_is_known_as_one(tmp_path):
     for name in ("x.txt", "x.tar.gz", "no ending", "x.partial.json"):
         with replacing(tmp_path / name) as temporary:
