@@ -338,7 +338,7 @@ def main() -> None:
         f"estimate for {machine.name}, {machine.flops / 1e12:.3g} TFLOP/s ({rate}), of which {machine.share:.0%} "
         f"{'is reached' if args.share else 'is assumed'}:"
     )
-    width = max(10, *(len(stage.name) for stage in stages))
+    width = max([10, *(len(stage.name) for stage in stages)])
     for stage in stages:
         print(stage.line(machine, width))
 

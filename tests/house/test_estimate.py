@@ -94,6 +94,11 @@ def test_what_a_method_needs_is_estimated():
     assert "statistics" in found and found["ranking"][2] == "0 images"
 
 
+def test_a_stage_that_a_method_does_not_have_is_nothing_to_be_estimated():
+    head, found = lines(*"--dataset cifar10 --method delt --stages statistics --card T4".split())
+    assert head.startswith("estimate for T4") and not found
+
+
 def test_several_methods_share_what_they_can():
     """300 candidates a class for cim, and 5 crops of each for rded; all images for delt and wmdd, once."""
     given = "--dataset cifar10 --card T4 --tflops 0.001 --share 1 --teacher-arch conv3 conv1 --val-epochs 10 --seeds 1"
