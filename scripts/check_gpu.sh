@@ -37,7 +37,9 @@ code=0 said="not run" table="not asked for"
 
 case " $PARTS " in *" tests "*)
     several=()
-    if "$PYTHON_BIN" -c 'import xdist' 2> /dev/null; then several=(-n 4); fi
+    # Each worker starts processes of its own, and all share one card.
+    workers=$("$PYTHON_BIN" -c 'from utils.run.cpus import available_cpus as cpus; print(min(max(cpus() // 2, 2), 8))')
+    if "$PYTHON_BIN" -c 'import xdist' 2> /dev/null; then several=(-n "$workers"); fi
     timeout -k 10 "$TEST_LIMIT" "$PYTHON_BIN" -m pytest -q -m cuda ${several[@]+"${several[@]}"} \
         tests/cuda tests/utils/fit 2>&1 | tee "$RUN_DIR/tests.log" || code=$?
     said=$(tail -n 1 "$RUN_DIR/tests.log")

@@ -13,6 +13,7 @@ PYTHON = """#!/bin/sh
 case "$*" in
     "-c "*get_device_name*) echo "$CARD"; exit 0;;
     "-c "*xdist*) exit "${XDIST:-0}";;
+    "-c "*available_cpus*) echo 6; exit 0;;
     "-c "*) exit "${PACKAGES:-0}";;
 esac
 echo "$*" >> "$RECORD"
@@ -51,7 +52,7 @@ def test_tests_then_benchmarks_then_the_table(check, tmp_path):
     done, (tests, speed) = check()
     assert done.returncode == 0, done.stderr
     assert "check_gpu: Stub 9000; at most 60 s" in done.stdout and "| the table |" in done.stdout
-    assert re.fullmatch(r"-m pytest -q -m cuda -n 4 tests/cuda tests/utils/fit", tests)
+    assert re.fullmatch(r"-m pytest -q -m cuda -n 6 tests/cuda tests/utils/fit", tests)
     words = speed.split()
     assert words[:4] == ["-m", "benchmarks.gpu", "--device", "cuda"] and "--rows" not in words
     assert 30 <= int(words[words.index("--seconds") + 1]) <= 50, "what the tests have left"
