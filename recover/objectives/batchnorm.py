@@ -30,7 +30,9 @@ class _MatchedNorm(torch.autograd.Function):
         ctx.save_for_backward(x, mean, scale)
         dtype = at_least_fp32(x)
         y = torch.addcmul(shift.view(-1, 1, 1), x.to(dtype), scale.view(-1, 1, 1))
-        return y.to(x.dtype), mean, var
+        # Where `to` gives y itself, PyTorch 2.11 loses y's gradient when it compiles this, and says nothing: what is
+        # returned has two names there (github.com/pytorch/pytorch/issues/180642).
+        return y if y.dtype == x.dtype else y.to(x.dtype), mean, var
 
     @staticmethod
     def backward(ctx, grad_y: torch.Tensor, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> tuple:

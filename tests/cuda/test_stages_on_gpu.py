@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import ROOT, images
-from on_gpu import DEVICE, gpu, needs_gpu
+from on_gpu import DEVICE, alone, gpu, needs_gpu
 from squeeze.augment import batches_of
 from utils.data.image_folder import ImageFolder
 from utils.fit.batch_size import find_batch_size
@@ -81,22 +81,25 @@ def test_a_stage_on_the_cpu_starts_no_context(place, stage):
 
 
 def test_memory_that_is_not_there():
-    """A fraction of the card's is allowed: batches are halved, or the size that was tried is said."""
-    piece = 256 << 20  # bytes of an image
+    alone("import test_stages_on_gpu as t; t.halved()")
+
+
+def halved():
+    """In a process of its own, as a fraction of the card's memory is allowed: what earlier tests keep counts, too.
+
+    Batches are halved, or the size that was tried is said.
+    """
+    piece = 256 << 20  # bytes that the work with an image takes
 
     def needs(images):
-        return torch.zeros(len(images) * piece, dtype=torch.uint8, device=DEVICE)[: len(images)]
+        return torch.zeros(len(images) * piece, dtype=torch.uint8, device=DEVICE)[: len(images)].clone()
 
     with gpu():
-        torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(4.5 * piece / torch.cuda.mem_get_info()[1])
-        try:
-            assert len(run_batch(needs, torch.zeros(8), may_split=True)) == 8
-            with pytest.raises(UserError, match="out of memory with --batch-size 8; give --batch-size 4"):
-                with explain_out_of_memory(8):
-                    needs(torch.zeros(8))
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert len(run_batch(needs, torch.zeros(8), may_split=True)) == 8
+        with pytest.raises(UserError, match="out of memory with --batch-size 8; give --batch-size 4"):
+            with explain_out_of_memory(8):
+                needs(torch.zeros(8))
 
 
 def test_a_batch_size_that_fits(tmp_path):

@@ -26,7 +26,10 @@ def error(found, expected):
 @pytest.mark.parametrize("precision", [*PRECISIONS, "tf32"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_loss_and_gradient_are_those_of_the_cpu(name, precision, tmp_path):
-    """As near as the same precision is on the CPU, thrice; TF32 has the mantissa of fp16."""
+    """As near as the same precision is on the CPU, thrice; TF32 has the mantissa of fp16.
+
+    The gradient of a distance in features has their differences' signs, of which rounding turns one or another.
+    """
     full = of_cpu(name, tmp_path, "fp32")
     like = {"tf32": "fp16"}.get(precision, precision)
     rounded = of_cpu(name, tmp_path, like) if like != "fp32" else full
@@ -36,7 +39,8 @@ def test_loss_and_gradient_are_those_of_the_cpu(name, precision, tmp_path):
         made.reset(0, "recover", 0)
         found = [step(made, count, number) for number, count in enumerate(COUNTS)]
     for part, floor in enumerate((1e-4, 1e-3)):  # of the loss, of the gradient
-        allowed = floor + 3 * max(error(low[part], high[part]) for low, high in zip(rounded, full))
+        times = 10 if name == "features" and precision != "fp32" and part else 3
+        allowed = floor + times * max(error(low[part], high[part]) for low, high in zip(rounded, full))
         for own, expected in zip(found, full, strict=True):
             assert error(own[part], expected[part]) <= allowed
 
@@ -55,7 +59,7 @@ def replayed(name, precision, folder):
         bounds = {"fp32": (1e-4, 1e-3), "bf16": (0.02, 0.1), "fp16": (0.005, 0.05)}[precision]
         for (loss, gradient), (expected, slope) in zip(found["on"], found["off"], strict=True):
             assert error(loss, expected) <= bounds[0], (loss, expected)
-            assert error(gradient, slope) <= bounds[1]
+            assert error(gradient, slope) <= bounds[1], (error(gradient, slope), slope.norm())
         if DEVICE == "cuda":
             from torch._inductor import cudagraph_trees
 
@@ -93,10 +97,27 @@ def test_a_step_does_not_wait_for_the_gpu(name, precision, tmp_path):
         assert unit.images().isfinite().all()
 
 
-@pytest.mark.parametrize("deterministic", ["on", "off"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_unit_repeats_to_the_byte(precision, deterministic, tmp_path):
-    with gpu(precision, deterministic=deterministic, tf32=True) as runtime:
-        made = engine("batchnorm", tmp_path, runtime)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_unit_repeats_to_the_byte(name, precision, tmp_path, recwarn):
+    repeated(name, precision, tmp_path, "off")
+    assert not [str(one.message) for one in recwarn if "deterministic" in str(one.message)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, precision", [("features", "bf16"), ("statistics", "fp32")])
+def test_a_compiled_unit_repeats_to_the_byte(name, precision, tmp_path):
+    alone("import test_steps_on_gpu as t; t.repeated(*sys.argv[1:])", name, precision, tmp_path, "on")
+
+
+def repeated(name, precision, folder, compile):
+    with gpu(precision, compile, tf32=True) as runtime:
+        made = engine(name, folder, runtime)
         one, again = (recovery(made).run(lambda *_: None) for _ in range(2))
-    assert one.isfinite().all() and (deterministic == "off" or torch.equal(one, again))
+    assert one.isfinite().all() and torch.equal(one, again)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_unit_of_what_need_not_repeat(precision, tmp_path):
+    with gpu(precision, deterministic="off", tf32=True) as runtime:
+        assert recovery(engine("batchnorm", tmp_path, runtime)).run(lambda *_: None).isfinite().all()

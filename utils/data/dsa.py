@@ -2,17 +2,18 @@
 
 Parameters, and the order of what is drawn, are those of its code, which the field copies. Every kind takes images
 (N, 3, S, S) and uniform numbers (N, DRAWS) from 0 to 1, or (1, DRAWS) for images that share one draw. The host never
-waits for the device. What a library has of this is here PyTorch's own: affine_grid and grid_sample. kornia's colours
-cut pixels to [0, 1], and its boxes never reach beyond the image.
+waits for the device. kornia's colours cut pixels to [0, 1], and its boxes never reach beyond the image; the gradient of
+PyTorch's grid_sample sums on a GPU in an order of its own, so that the same command would not give the same bytes.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Callable
 
 import torch
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid
 
 from utils.run.seeds import generator
 
@@ -80,7 +81,19 @@ def _warped(images: torch.Tensor, *matrix: torch.Tensor) -> torch.Tensor:
     entries = [entry.expand(len(images)) for entry in matrix]
     theta = torch.stack([*entries[:2], torch.zeros_like(entries[0]), *entries[2:], torch.zeros_like(entries[0])], 1)
     grid = affine_grid(theta.view(-1, 2, 3), list(images.shape), align_corners=False)
-    return grid_sample(images, grid, align_corners=False)
+    return _sampled(images, (grid + 1) * (images.shape[-1] / 2) - 0.5)
+
+
+def _sampled(images: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Bilinear between the four pixels around each of `places` (N, S, S, 2), columns before rows; zeros beyond."""
+    size, found = images.shape[-1], 0
+    for down, right in product(range(2), repeat=2):
+        near = [(axis.floor() + further, axis) for axis, further in zip(places.unbind(3), (right, down))]
+        weight = math.prod((1 - (axis - pixel).abs()) * ((pixel >= 0) & (pixel < size)) for pixel, axis in near)
+        column, row = (pixel.long().clamp(0, size - 1) for pixel, _ in near)
+        index = (row * size + column).flatten(1)[:, None].expand(-1, images.shape[1], -1)
+        found = found + images.flatten(2).gather(2, index).view_as(images) * weight[:, None]
+    return found
 
 
 KINDS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
