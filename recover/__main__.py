@@ -176,6 +176,7 @@ def finish(
         versions=versions(),
         teachers=[{"arch": teacher.arch, "sha256": teacher.sha256} for teacher in teachers],
         rounds=schedule.rounds,
+        tile_side=starts.tile_side,
         peak_memory_mb=runtime.peak_memory_mb(),
     ):
         print("recover: this process has done its units; the manifest follows when all are done")

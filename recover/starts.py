@@ -74,6 +74,11 @@ class Starts:
     def members(self) -> list[Member]:
         return [(label, position) for label in range(len(self.classes)) for position in range(self.ipc)]
 
+    @property
+    def tile_side(self) -> int:
+        """Tiles along a side of the starting images, where these are collages; else 1."""
+        return manifest.tile_side(self.folder.root) if self.folder else 1
+
     def identity(self) -> str:
         return self.folder.fingerprint(self.recorded) if self.folder else "noise"
 

@@ -180,7 +180,14 @@ def require_same_size(sets: list[ImageFolder]) -> None:
 def protocol_of(experiment: Experiment, settings: dict[str, Any], arch: str, folder: ImageFolder) -> Protocol:
     """The protocol for this student on this set."""
     geometry = experiment.geometry
-    facts = SetFacts(geometry.num_classes, nominal_ipc(folder), len(folder), geometry.input_size, experiment.dataset)
+    facts = SetFacts(
+        geometry.num_classes,
+        nominal_ipc(folder),
+        len(folder),
+        geometry.input_size,
+        experiment.dataset,
+        manifest.tile_side(folder.root),
+    )
     return resolve(settings, arch, facts, experiment.job.evaluations)
 
 

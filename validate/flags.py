@@ -17,7 +17,7 @@ from utils.run import registry
 from utils.run.memory import AUTO
 from validate.augment import ALPHA, BATCH_AUGMENTS
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
-from validate.protocols import DELT, PROTOCOLS, RECIPE_LR, SEARCH, SEARCHED, recipes
+from validate.protocols import DELT, OF_SET, PROTOCOLS, RECIPE_LR, SEARCH, SEARCHED, recipes
 from validate.targets import LOSSES
 
 STATISTICS = ("running", "batch")
@@ -181,7 +181,12 @@ def add_protocol(parser: cli.Parser) -> None:
         metavar="N",
         help="shuffle N strips of columns and of rows, for collages of N x N images",
     )
-    group.add_argument("--tiles", type=cli.positive, metavar="N", help="along a side of a collage; 1: no collage")
+    group.add_argument(
+        "--tiles",
+        type=tiles,
+        metavar="N",
+        help="along a side of a collage; 1: no collage; set: as its manifest says",
+    )
     group.add_argument("--tile-share", type=cli.fraction, help="probability that a view shows one tile, enlarged")
     group.add_argument("--batch-augment", choices=BATCH_AUGMENTS, help="dsa: differentiable augmentation (CIM)")
     group.add_argument("--min-scale", type=cli.positive_fraction, help="smallest share of the image in a crop")
@@ -191,6 +196,10 @@ def add_protocol(parser: cli.Parser) -> None:
 
 def rate(text: str) -> float | str:
     return text if text == SEARCH else cli.non_negative_float(text)
+
+
+def tiles(text: str) -> int | str:
+    return text if text == OF_SET else cli.positive(text)
 
 
 def decay(text: str) -> float:
@@ -253,7 +262,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, di
             names = flag.replace("_", "-"), setting.replace("_", "-")
             parser.error(f"--{names[0]} does nothing without --{names[1]} {value}")
     if args.tile_share is not None and all(settings["tiles"] == 1 for settings in protocols.values()):
-        parser.error("--tile-share does nothing without --tiles 2 or more")
+        parser.error("--tile-share does nothing without --tiles set, 2 or more")
     cli.refuse_single_images(parser, args)
     if args.method and len(args.method) != len(args.syn_dir):
         parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")

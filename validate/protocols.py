@@ -23,6 +23,7 @@ class SetFacts:
     images: int
     input_size: int  # pixels
     dataset: str | None = None  # the known data set that it is of
+    tile_side: int = 1  # tiles along a side of its images, where they are collages
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,7 @@ LEARNING_RATES = {
 }
 
 SEARCH = "search"  # in the place of a learning rate
+OF_SET = "set"  # in the place of a number of tiles: that of the set's collages
 SEARCHED = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the rate of the protocol, or the published one
 RECIPE_LR = "recipe_lr"  # beside SEARCH in a protocol's settings: its own rate, where it has one
 
@@ -277,6 +279,8 @@ def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: i
         if settings["lr"] == SEARCH:
             settings["lr_search"] = tuple(float(f"{factor * rate:.6g}") for factor in SEARCHED)
         settings["lr"] = rate
+    if settings["tiles"] == OF_SET:
+        settings["tiles"] = facts.tile_side
     if settings["loss"] is None:
         settings["loss"] = "ce" if settings["labels"] == "hard" else "kl"
     if settings["temperature"] is None:

@@ -108,6 +108,21 @@ def test_cim_changes_little_in_few_steps(place):
         assert change.max() >= 0.5
 
 
+def test_students_find_the_tiles_of_a_set_themselves(place):
+    """Collages, what recover made of them, and that again; images that are none are looked at whole."""
+    place.works("recover", **{**LINE, "iterations": 1}, init_dir=place / "cim")
+    place.works("recover", init_dir=place.syn, syn_dir=place / "delt", iterations=2, round_iterations=1)
+    place.works("ranking", criterion="random", ipc=IPC, ranking_file=None, output_dir=place / "random")
+    found = {}
+    for name in ("cim", "syn", "delt", "random"):
+        place.works("validate", syn_dir=place / name, output_dir=place / f"of_{name}", tiles="set", method=name)
+        (result,) = (place / f"of_{name}" / "results").glob("*.json")
+        record = json.loads(result.read_text())
+        assert record["protocol"].endswith("tiles=set"), "so that they are compared"
+        found[name] = record["settings"].get("tiles", 1)
+    assert found == {"cim": 2, "syn": 2, "delt": 2, "random": 1}
+
+
 @pytest.mark.parametrize("steps", [1, 4, 8])
 def test_cim_stopped_within_a_unit_gives_the_same_bytes(place, monkeypatch, steps):
     """Two units of 6 steps, stopped in the first or in the second one."""

@@ -56,7 +56,7 @@ def test_flags_show_in_the_name():
 def test_a_share_of_tiles_without_tiles_is_refused(place):
     before = snapshot(place.root)
     outcome = place.run("validate", tile_share=0.5)
-    assert outcome.code == 2 and "--tile-share does nothing without --tiles 2 or more" in outcome.err
+    assert outcome.code == 2 and "--tile-share does nothing without --tiles set, 2 or more" in outcome.err
     assert snapshot(place.root) == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,19 @@ def kept_ipc(folder: str | Path) -> int | None:
     settings = _entries(read(folder), "settings")
     ipc = settings.get("ipc") if settings.get("short_classes") == KEEP else None
     return ipc if type(ipc) is int and ipc > 0 else None
+
+
+def tile_side(folder: str | Path) -> int:
+    """Tiles along a side of the collages in `folder`, by its manifest; 1 where it says nothing of the kind.
+
+    Ranking names the tiles of each collage, a synthetic set how many its starts had. Raises UserError as `read` does.
+    """
+    content = read(folder)
+    side = content.get("tile_side")
+    if type(side) is int and side > 0:
+        return side
+    counts = {len(tiles) if isinstance(tiles, list) else 1 for tiles in _entries(content, "tiles").values()}
+    return math.isqrt(counts.pop()) or 1 if len(counts) == 1 else 1
 
 
 def _entries(content: dict[str, Any], name: str) -> dict[str, Any]:

@@ -130,3 +130,27 @@ def test_stages_write_what_is_read(place, stage, name):
         path.relative_to(place / name).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in images
     }
     assert manifest.image_digests(place / name) == expected
+
+
+def collages(counts):
+    return {"tiles": {f"a/{number}.png": [{"path": "x"}] * count for number, count in enumerate(counts)}}
+
+
+@pytest.mark.parametrize(
+    "content, side",
+    [
+        ({}, 1),
+        (collages([4, 4]), 2),
+        (collages([9]), 3),
+        (collages([1, 1]), 1),  # crops, one an image
+        (collages([4, 9]), 1),
+        (collages([0]), 1),
+        ({"tiles": {"a/0.png": "x"}}, 1),
+        ({"tiles": []}, 1),
+        ({"tile_side": 2}, 2),
+        ({"tile_side": 2, **collages([9])}, 2),
+        *(({"tile_side": value}, 1) for value in (0, -1, True, "2", 1.5, None)),
+    ],
+)
+def test_tiles_along_a_side(tmp_path, content, side):
+    assert manifest.tile_side(written(tmp_path, content)) == side
