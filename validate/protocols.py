@@ -58,6 +58,7 @@ class Protocol:
     tile_share: float  # probability that a view shows one of its tiles, enlarged
     batch_augment: str  # of normalised batches: none or dsa
     evaluations: int
+    tiles_of_set: bool = False  # `tiles` is what the set's manifest says
     lr_search: tuple[float, ...] = ()  # the rates that `lr` was chosen from; none where it was given
 
 
@@ -100,6 +101,7 @@ LATER = {
     "tiles": 1,
     "tile_share": 0.75,
     "batch_augment": "none",
+    "tiles_of_set": False,
     "lr_search": [],
 }
 
@@ -280,7 +282,7 @@ def resolve(settings: dict[str, Any], arch: str, facts: SetFacts, evaluations: i
             settings["lr_search"] = tuple(float(f"{factor * rate:.6g}") for factor in SEARCHED)
         settings["lr"] = rate
     if settings["tiles"] == OF_SET:
-        settings["tiles"] = facts.tile_side
+        settings |= {"tiles": facts.tile_side, "tiles_of_set": True}
     if settings["loss"] is None:
         settings["loss"] = "ce" if settings["labels"] == "hard" else "kl"
     if settings["temperature"] is None:

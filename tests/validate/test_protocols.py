@@ -5,7 +5,7 @@ import json
 import pytest
 
 from utils.run.registry import with_changes
-from validate.protocols import PROTOCOLS, SetFacts, recipes, resolve
+from validate.protocols import PROTOCOLS, SetFacts, recipes, resolve, said
 
 
 def resolved(name, arch="resnet18", facts=SetFacts(10, 10, 100, 32), **given):
@@ -188,3 +188,11 @@ def test_a_timm_student(place):
     place.works("validate", student_arch="timm/resnet10t", epochs=1, input_size=14)
     [path] = (place / "measured" / "results").glob("*.json")
     assert json.loads(path.read_text())["student"] == "timm/resnet10t"
+
+
+def test_tiles_of_the_set():
+    for side in (1, 3):
+        found = resolved("delt", facts=SetFacts(10, 10, 100, 32, tile_side=side), tiles="set")
+        assert (found.tiles, found.tiles_of_set) == (side, True) and said(found)["tiles_of_set"]
+    given = resolved("delt", facts=SetFacts(10, 10, 100, 32, tile_side=3), tiles=2)
+    assert given.tiles == 2 and "tiles_of_set" not in said(given)

@@ -25,6 +25,7 @@ NAMES = {
 
 # What a result's settings say of the images alone: sets that differ in nothing else are compared.
 OF_THE_SET = ("method", "images", "weights", "syn_dir")
+TILES = ("tiles", "tile_share")  # of the set, too, where the protocol takes them from it
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Measured:
     @property
     def conditions(self) -> str:
         """Equal for all sets that were measured alike: by the same protocol, teachers, student and test images."""
-        return digest({name: value for name, value in self.settings.items() if name not in OF_THE_SET})
+        of_set = (*OF_THE_SET, *TILES) if self.settings.get("tiles_of_set") else OF_THE_SET
+        return digest({name: value for name, value in self.settings.items() if name not in of_set})
 
     @property
     def set_title(self) -> str:

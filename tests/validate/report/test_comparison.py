@@ -185,3 +185,13 @@ def test_the_best_set_stands_on_top_and_names_are_escaped(run):
 @pytest.mark.parametrize("size, text", [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2_000_000, "2.0 MB")])
 def test_bytes_for_people(size, text):
     assert comparison._bytes(size).text == text
+
+
+def test_collages_are_compared_with_whole_images_where_the_protocol_leaves_the_tiles_to_the_set(run):
+    of_set = {**SOFT, "tiles_of_set": True}
+    place = dict(syn_dir=str(run / "delt"))
+    measured(run, "random", "own", (40.0, 42.0), of_set)
+    measured(run, "collages", "own", (50.0, 52.0), {**of_set, "tiles": 2, "tile_share": 0.5}, **place)
+    measured(run, "others", "own", (50.0, 52.0), {**SOFT, "tiles": 2}, **place)
+    rows = table(run)
+    assert rows["collages", "own"]["margin"] == 10.0 and math.isnan(rows["others", "own"]["margin"])
