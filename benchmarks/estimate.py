@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks import networks
 from benchmarks.networks import Cost
+from ranking.flags import in_number
 from recover import methods
 from recover.earlylate import EarlyLate
 from recover.flags import share
@@ -110,20 +111,22 @@ def squeeze(images: Images, teachers: list[Cost], epochs: int, machine: Machine)
     return Stage("squeeze", flops, most, f"{epochs} epochs of {images.train:,} images")
 
 
-def ranking(images: Images, teacher: Cost, starts: set[str], machine: Machine) -> Stage:
+def ranking(images: Images, teacher: Cost, starts: set[str], ipc: int, machine: Machine) -> Stage:
     """`starts`: the flags of each selection that a method starts from."""
-    count = sum(scored(images, flags) for flags in starts)
+    count = sum(scored(images, flags, ipc) for flags in starts)
     return Stage("ranking", count * teacher.flops, looked_at(teacher, machine), f"{count:,} images")
 
 
-def scored(images: Images, flags: str) -> int:
+def scored(images: Images, flags: str, ipc: int) -> int:
     """How many images and crops the teacher looks at."""
     if "--criterion random" in flags:
         return 0
-    given = dict(re.findall(r"--(candidates|crops) (\d+)", flags))
+    given = dict(re.findall(r"--(candidates|crops|tiles) (\w+)", flags))
     if "candidates" not in given:
         return images.train
-    return min(int(given["candidates"]) * images.classes, images.train) * int(given.get("crops", 1))
+    count, crops = given["candidates"], int(given.get("crops", 0))
+    count = in_number(count, ipc * int(given.get("tiles", 1)) ** 2, crops) if count.endswith("x") else int(count)
+    return min(count * images.classes, images.train) * max(crops, 1)
 
 
 def statistics(images: Images, passes: list[list[Cost]], machine: Machine) -> Stage:
@@ -293,7 +296,7 @@ def stages_of(args: argparse.Namespace, images: Images, machine: Machine) -> lis
         found.append(squeeze(images, teachers, epochs, machine))
     starts = {needed.ranking for needed in needs.values() if needed.ranking}
     if "ranking" in args.stages and starts:
-        found.append(ranking(images, teachers[0], starts, machine))
+        found.append(ranking(images, teachers[0], starts, args.ipc, machine))
     kinds = {}  # what is collected -> of which networks, the most that a method asks for
     for name, needed in needs.items():
         for kind in (needed.statistics, "barycenters" if needed.barycenters else ""):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,10 @@ def parse() -> Job:
     )
     group = parser.add_argument_group("collages", "the selection is copied as it is without --crops and --tiles")
     group.add_argument(
-        "--candidates", type=cli.positive, metavar="N", help="choose among N images of each class at random; all if few"
+        "--candidates",
+        type=count_or_times,
+        metavar="N",
+        help="choose among N images of each class at random; 2x: among twice as many as it takes; all if few",
     )
     group.add_argument(
         "--crops",
@@ -128,6 +132,8 @@ def parse() -> Job:
     cli.add_teacher(parser)
     cli.add_common(parser, f"images per batch; {BATCH_SIZE} if left out")
     args = parser.parse_args()
+    if isinstance(args.candidates, str):
+        args.candidates = in_number(args.candidates, args.ipc * args.tiles**2, args.crops)
     if not args.ranking_file and not args.output_dir:
         parser.error("nothing to do: give --ranking-file, --output-dir or both")
     if CRITERIA[args.criterion].needs == "features" and not args.output_dir:
@@ -148,6 +154,16 @@ def parse() -> Job:
     )
     _check_candidates(parser, job)
     return job
+
+
+def count_or_times(text: str) -> int | str:
+    """A number of images, or how many times those that are needed, with an x behind it."""
+    return f"{cli.positive(text[:-1])}x" if text.endswith("x") else cli.positive(text)
+
+
+def in_number(times: str, needed: int, crops: int) -> int:
+    """So many times the images that suffice for what is `needed`, where each gives `crops` crops, or itself."""
+    return int(times[:-1]) * math.ceil(needed / max(crops, 1))
 
 
 def _check_candidates(parser: cli.Parser, job: Job) -> None:

@@ -196,6 +196,24 @@ def test_candidates_alone_are_copied_as_they_are(place):
     assert manifest(place / "selected")["settings"]["candidates"] == 5
 
 
+@pytest.mark.parametrize(
+    "times, count, flags", [("3x", 6, dict(ipc=2)), ("1x", 4, dict(ipc=1, tiles=2)), ("2x", 2, dict(ipc=2, crops=3))]
+)
+def test_candidates_as_times_of_what_is_needed(place, times, count, flags):
+    """With crops: of the images whose crops suffice."""
+    line = dict(criterion="top", ranking_file=None, **flags)
+    place.works("ranking", **line, candidates=times, output_dir=place / "times")
+    place.works("ranking", **line, candidates=count, output_dir=place / "count")
+    found = images(place / "times")
+    assert found and found == images(place / "count")
+    assert manifest(place / "times")["settings"]["candidates"] == count
+
+
+@pytest.mark.parametrize("text", ["0x", "x", "2.5x", "-1x", "2xx", "x2"])
+def test_what_are_no_times_is_refused(place, text):
+    refused(place, "ranking", "--candidates", candidates=text, ipc=2)
+
+
 def test_candidates_of_a_ranking_file_are_the_same_as_without_one(place):
     line = dict(candidates=4, ipc=3, criterion="top")
     place.works("ranking", **line, ranking_file=None)
