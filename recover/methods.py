@@ -45,6 +45,22 @@ DELT = {
     "batch_size": 100,
 }
 
+# CIM (arXiv 2607.00916): what is added to collages, so that their tiles have the features of their originals.
+_CIM = {
+    **DELT,
+    "objective": "features",
+    "iterations": 200,
+    "round_iterations": 0,
+    "optimizer": "adamw",
+    "lr": 0.01,
+    "weight_decay": 0.01,
+    "learn": "difference",
+    "clamp": False,
+    "crop": "none",
+    "flip": False,
+    "augment": "crop_cutout_flip",  # of utils/data/dsa.py, one a step, of tiles and originals
+}
+
 # FADRM (arXiv 2506.24125) and its code: from RDED's patches, 4 stages of 500 iterations at 200 and 224 pixels in turn.
 _FADRM = {
     **DELT,
@@ -79,21 +95,10 @@ METHODS = {
         "jitter_low": 0,
         "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
     },
-    # CIM (arXiv 2607.00916): what is added to collages, so that their tiles have the features of their originals.
-    "cim": {
-        **DELT,
-        "objective": "features",
-        "iterations": 200,
-        "round_iterations": 0,
-        "optimizer": "adamw",
-        "lr": 0.01,
-        "weight_decay": 0.01,
-        "learn": "difference",
-        "clamp": False,
-        "crop": "none",
-        "flip": False,
-        "augment": "crop_cutout_flip",  # of utils/data/dsa.py, one a step, of tiles and originals
-    },
+    "cim": _CIM,
+    # This project's (docs/methods.md#mosaic): CIM's features in a fifth of its steps, of originals that are neither the
+    # easiest nor any.
+    "mosaic": {**_CIM, "iterations": 40, "lr": 0.05},
     # G-VBSM (arXiv 2311.17950) and its code, for ImageNet-1K: what convolutions get as well, several teachers in turn.
     "gvbsm": {
         **DELT,
@@ -227,6 +232,8 @@ NEEDS: dict[str, Needs] = {
     "rded": Needs("--criterion top --candidates 300 --crops 5 --tiles {tiles}", recovers=False, protocol="rded"),
     # CIM: whole images at half the size, at every size.
     "cim": Needs("--criterion top --candidates 300 --tiles 2", protocol="cim"),
+    # The easier half of some images at random.
+    "mosaic": Needs("--criterion top --candidates 2x --tiles 2", protocol="mosaic"),
 }
 
 # What starts a method above SMALL_SIZE pixels, where that differs.

@@ -93,6 +93,8 @@ DELT = {
     "batch_augment": "none",
 }
 
+OF_SET = "set"  # in the place of a number of tiles: that of the set's collages
+
 # What came later: at these values results and labels are those of before, and found again.
 LATER = {
     "accumulate": 1,
@@ -118,6 +120,8 @@ def _cim_batch_size(facts: SetFacts) -> int:
     """10, 50, 100 and 200; 50 up to 500 images, the other bounds are ours."""
     return 10 if facts.images <= 10 else 50 if facts.images <= 500 else 100 if facts.images <= 10_000 else 200
 
+
+MOSAIC = {**DELT, "rand_augment": "none", "min_scale": 0.5, "tiles": OF_SET}
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     # DELT, section 4.1 and its evaluation code.
@@ -188,6 +192,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "tiles": 2,
         "batch_augment": "dsa",
     },
+    # This project's: a tile of the collage, or the whole; without RandAugment, beside which the images hardly count
+    # (docs/protocols.md). And without a teacher.
+    "mosaic": MOSAIC,
+    "mosaic-hard": {**MOSAIC, "labels": "hard"},
     # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0.
     "sre2l": {**DELT, "batch_size": 1024, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
     # No teacher: what the images alone teach.
@@ -264,7 +272,6 @@ LEARNING_RATES = {
 }
 
 SEARCH = "search"  # in the place of a learning rate
-OF_SET = "set"  # in the place of a number of tiles: that of the set's collages
 SEARCHED = (0.1, 0.3, 1.0, 3.0, 10.0)  # times the rate of the protocol, or the published one
 RECIPE_LR = "recipe_lr"  # beside SEARCH in a protocol's settings: its own rate, where it has one
 

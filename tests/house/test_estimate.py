@@ -90,6 +90,9 @@ def test_what_a_method_needs_is_estimated():
     assert "recover" not in found and found["ranking"][2] == "15,000 images", (
         "300 candidates of 10 classes, 5 crops each"
     )
+    for ipc, images in ((10, 800), (50, 4000)):
+        _, found = lines(*f"--dataset cifar10 --method mosaic --ipc {ipc} --card T4".split())
+        assert found["ranking"][2] == f"{images:,} images", "twice the four tiles of each"
     _, found = lines(*"--dataset cifar10 --method edc --protocol edc --card T4 --teacher-arch conv3 resnet18".split())
     assert "statistics" in found and found["ranking"][2] == "0 images"
 

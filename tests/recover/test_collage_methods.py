@@ -144,6 +144,17 @@ def test_cim_stopped_within_a_unit_gives_the_same_bytes(place, monkeypatch, step
     assert images(place.syn) == images(place / "whole")
 
 
+def test_mosaic_is_fewer_and_longer_steps_of_cim_from_other_originals(place):
+    assert ranking_flags("mosaic") == {"criterion": "top", "candidates": "2x", "tiles": "2"}
+    assert needs("mosaic").protocol == "mosaic"
+    place.works("recover", **{**LINE, "iterations": 40}, lr=0.05, init_dir=place / "cim")
+    assert manifest(place.syn)["method"] == "mosaic"
+    before = images(place.syn)
+    line = {**LINE, "method": "mosaic", "iterations": None, "init_dir": place / "cim"}
+    assert "complete" in place.works("recover", **line)
+    assert images(place.syn) == before
+
+
 def test_cim_of_crops_takes_the_crops_as_originals(place):
     place.works("recover", **LINE, init_dir=place / "rded")
     assert set(images(place.syn)) == set(images(place / "rded"))

@@ -190,6 +190,16 @@ def test_a_timm_student(place):
     assert json.loads(path.read_text())["student"] == "timm/resnet10t"
 
 
+def test_mosaics_protocol():
+    """DELT's without RandAugment, with milder crops, of tiles."""
+    changes = dict(rand_augment="none", min_scale=0.5, tiles="set")
+    for side in (1, 2):
+        facts = SetFacts(10, 10, 100, 32, tile_side=side)
+        found, hard = resolved("mosaic", facts=facts), resolved("mosaic-hard", facts=facts)
+        assert found == resolved("delt", facts=facts, **changes) and found.tiles == side
+        assert hard == resolved("hard", facts=facts, **changes) and hard.loss == "ce"
+
+
 def test_tiles_of_the_set():
     for side in (1, 3):
         found = resolved("delt", facts=SetFacts(10, 10, 100, 32, tile_side=side), tiles="set")
