@@ -301,6 +301,10 @@ def test_quickstart(distill, tmp_path):
     assert stages["squeeze"]["train-dir"] == f"{tmp_path}/data/train" and stages["squeeze"]["arch"] == "conv3"
     assert all(stages[name]["dataset"] == "fashion_mnist_cut" for name in ("squeeze", "recover", "validate"))
     assert (stages["validate"]["method"], stages["validate"]["protocol"]) == ("delt random", "delt hard")
+    first = dict(reversed(calls))  # of ranking's calls the one before those of baselines
+    assert (first["ranking"]["criterion"], first["recover"]["lr"]) == ("herding", "0.01")
+    first = dict(reversed(distill("quickstart", **own, DELT_METHOD="cda")[0]))
+    assert first["ranking"]["criterion"] == "medium" and "lr" not in first["recover"], "another recipe's own"
     given = dict(TRAIN_DIR=tmp_path / "data" / "val", VAL_DIR=tmp_path / "data" / "val")
     calls, process = distill("quickstart", **given)
     assert process.returncode == 0 and calls[0][0] == "squeeze"
