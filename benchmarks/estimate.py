@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import networks
 from benchmarks.networks import Cost
-from ranking.flags import in_number
+from ranking.flags import count_or_times, in_number
 from recover import methods
 from recover.earlylate import EarlyLate
 from recover.flags import share
@@ -124,8 +124,8 @@ def scored(images: Images, flags: str, ipc: int) -> int:
     given = dict(re.findall(r"--(candidates|crops|tiles) (\w+)", flags))
     if "candidates" not in given:
         return images.train
-    count, crops = given["candidates"], int(given.get("crops", 0))
-    count = in_number(count, ipc * int(given.get("tiles", 1)) ** 2, crops) if count.endswith("x") else int(count)
+    crops = int(given.get("crops", 0))
+    count = in_number(count_or_times(given["candidates"]), ipc * int(given.get("tiles", 1)) ** 2, crops)
     return min(count * images.classes, images.train) * max(crops, 1)
 
 

@@ -132,8 +132,7 @@ def parse() -> Job:
     cli.add_teacher(parser)
     cli.add_common(parser, f"images per batch; {BATCH_SIZE} if left out")
     args = parser.parse_args()
-    if isinstance(args.candidates, str):
-        args.candidates = in_number(args.candidates, args.ipc * args.tiles**2, args.crops)
+    args.candidates = in_number(args.candidates, args.ipc * args.tiles**2, args.crops)
     if not args.ranking_file and not args.output_dir:
         parser.error("nothing to do: give --ranking-file, --output-dir or both")
     if CRITERIA[args.criterion].needs == "features" and not args.output_dir:
@@ -161,9 +160,11 @@ def count_or_times(text: str) -> int | str:
     return f"{cli.positive(text[:-1])}x" if text.endswith("x") else cli.positive(text)
 
 
-def in_number(times: str, needed: int, crops: int) -> int:
-    """So many times the images that suffice for what is `needed`, where each gives `crops` crops, or itself."""
-    return int(times[:-1]) * math.ceil(needed / max(crops, 1))
+def in_number(candidates: int | str | None, needed: int, crops: int) -> int | None:
+    """Times are of the images that suffice for what is `needed`, where each gives `crops` crops, or itself."""
+    if not isinstance(candidates, str):
+        return candidates
+    return int(candidates[:-1]) * math.ceil(needed / max(crops, 1))
 
 
 def _check_candidates(parser: cli.Parser, job: Job) -> None:
