@@ -11,6 +11,6 @@ RANKER_PATH=${RANKER_PATH:-torchvision}
 INIT_PATH=${INIT_PATH:-runs/imagenet1k_resnet18_ipc50/init}
 SYN_PATH=${SYN_PATH:-runs/resnet18_imagenet1k_synthesis/syn}
 IPC=${IPC:-50}
-ITR=${ITR-4000}
+ITR=${ITR-$(for_delt 4000)}
 ROUND_ITR=${ROUND_ITR-$(for_delt 500)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"
