@@ -12,6 +12,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from squeeze import source
 from squeeze.transport import barycenter, pot
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
@@ -60,8 +61,7 @@ def parse() -> Job:
         "For each class the Wasserstein barycenter of its images' penultimate features, of --ipc points (WMDD); "
         f"needs the package POT ({how_to_install('POT')}).",
     )
-    parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
-    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="file to write")
+    source.add_flags(parser)
     parser.add_argument("--ipc", type=cli.positive, default=10, help="points per class, one for each image")
     parser.add_argument(
         "--learn-weights", action="store_true", help="learn the points' weights too; recover gives them to the images"
@@ -69,11 +69,9 @@ def parse() -> Job:
     cli.add_teacher(parser)
     cli.add_common(parser, f"images per batch; {BATCH_SIZE} if left out")
     args = parser.parse_args()
-    if not args.output.endswith(".safetensors"):
-        parser.error(f"--output {args.output}: name a .safetensors file")
     return Job(
         train_dir=args.train_dir,
-        output=Path(args.output),
+        output=args.output,
         ipc=args.ipc,
         learn_weights=args.learn_weights,
         seed=args.seed,
@@ -119,16 +117,9 @@ def main() -> None:
 
 def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, batch_size: int) -> dict[str, Any]:
     """Everything that decides the points: a file of other settings is another run's."""
-    geometry = teacher.geometry
     return {
         "kind": KIND,
-        "teacher": teacher.sha256,
-        "arch": teacher.arch,
-        "classes": list(folder.classes),
-        "images": folder.fingerprint(),
-        "input_size": geometry.input_size,
-        "mean": list(geometry.mean),
-        "std": list(geometry.std),
+        **source.identity(folder, teacher),
         "ipc": job.ipc,
         "learn_weights": job.learn_weights,
         "seed": job.seed,

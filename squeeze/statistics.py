@@ -8,6 +8,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 
+from squeeze import source
 from squeeze.augment import batches_of
 from squeeze.collect import Measured, Totals, What
 from utils import cli
@@ -57,8 +58,7 @@ def parse() -> Job:
         "One pass of the real images, seen as squeeze sees them, through a teacher; write the means and variances of "
         "what its convolutions get, which some methods of recover match.",
     )
-    parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
-    parser.add_argument("--output", required=True, metavar="FILE.safetensors", help="file to write")
+    source.add_flags(parser)
     parser.add_argument("--per-class", action="store_true", help="of each class too, and of BatchNorms (EDC, WMDD)")
     parser.add_argument(
         "--norms", action="store_true", help="of BatchNorms too; their own running averages serve otherwise"
@@ -74,11 +74,9 @@ def parse() -> Job:
     cli.add_teacher(parser)
     cli.add_common(parser, f"images whose statistics are taken together; {BATCH_SIZE} if left out")
     args = parser.parse_args()
-    if not args.output.endswith(".safetensors") or Path(args.output).is_dir():
-        parser.error(f"--output {args.output}: name a .safetensors file")
     return Job(
         train_dir=args.train_dir,
-        output=Path(args.output),
+        output=args.output,
         patch=args.patch,
         per_class=args.per_class,
         norms=args.norms,
@@ -122,16 +120,9 @@ def main() -> None:
 
 def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, runtime: Runtime) -> dict[str, Any]:
     """What decides the values: a file of other settings is another run's."""
-    geometry = teacher.geometry
     return {
-        "teacher": teacher.sha256,
-        "arch": teacher.arch,
-        "classes": list(folder.classes),
-        "images": folder.fingerprint(),
-        "input_size": geometry.input_size,
-        "mean": list(geometry.mean),
-        "std": list(geometry.std),
-        "crop_padding": CROP_PADDING if geometry.input_size <= SMALL_SIZE else None,
+        **source.identity(folder, teacher),
+        "crop_padding": CROP_PADDING if teacher.geometry.input_size <= SMALL_SIZE else None,
         "patch": what.patch,
         "per_class": what.per_class,
         "norms": what.norms,

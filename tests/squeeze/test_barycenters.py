@@ -161,6 +161,12 @@ def test_arguments_that_cannot_be(place, changes):
     assert snapshot(place.root) == before
 
 
+def test_a_folder_is_no_file_to_write(place):
+    (place / "points.safetensors").mkdir()
+    outcome = run(place)
+    assert outcome.code == 2 and "name a .safetensors file" in outcome.err and outcome.err.count("\n") == 1
+
+
 def test_a_teacher_of_other_classes_is_refused(place):
     shutil.rmtree(place.train / "zebra")
     outcome = run(place)
