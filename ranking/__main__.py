@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from pathlib import Path
 
 import pandas as pd
@@ -147,8 +146,7 @@ def scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> tuple[pd.DataFram
                 judge(job, teacher, folder, answers)
 
         if job.patches.crops and teacher.order is not None:
-            sample = folder.first(min(folder.fewest(), math.ceil(class_order.SAMPLE / len(folder.classes))))
-            batches = EvalBatches(sample, size, batch_size, machine.workers)
+            batches = EvalBatches(class_order.sample(folder), size, batch_size, machine.workers)
             judge(job, teacher, folder, Answers.to(batches, teacher.network, teacher.geometry, runtime))
         table = scorer.score(images, job.parts, wanted, lambda: job.has_ranking, of_whole_images)
     if table is None:

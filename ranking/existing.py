@@ -110,8 +110,7 @@ class Existing:
     def _judge(self, teacher: Teacher) -> None:
         runtime = self.machine.runtime()
         folder = cli.folder_for(teacher.geometry, self.train_dir, ROLE)
-        sample = folder.first(max(1, min(folder.fewest(), class_order.SAMPLE // len(folder.classes))))
-        images = EvalBatches(sample, teacher.geometry.input_size, workers=self.machine.workers)
+        images = EvalBatches(class_order.sample(folder), teacher.geometry.input_size, workers=self.machine.workers)
         answers = Answers.to(images, frozen(teacher.network, runtime, teacher), teacher.geometry, runtime)
         class_order.check(answers, folder.classes, f"ranking: {teacher.arch}", teacher.order)
 

@@ -135,11 +135,9 @@ def check_class_order(teacher: Teacher, folder: ImageFolder, runtime: Runtime, w
     """
     if teacher.order is None:
         return
-    sample = folder.first(max(1, min(folder.fewest(), class_order.SAMPLE // len(folder.classes))))
+    images = EvalBatches(class_order.sample(folder), teacher.geometry.input_size, workers=workers)
     network = frozen(copy.deepcopy(teacher.network), runtime)
-    answers = Answers.to(
-        EvalBatches(sample, teacher.geometry.input_size, workers=workers), network, teacher.geometry, runtime
-    )
+    answers = Answers.to(images, network, teacher.geometry, runtime)
     class_order.check(answers, folder.classes, f"barycenters: {teacher.arch}", teacher.order)
 
 

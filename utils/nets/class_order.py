@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from utils.data.geometry import Geometry
-from utils.data.image_folder import by_number, has_mixed_numbers
+from utils.data.image_folder import ImageFolder, by_number, has_mixed_numbers
 from utils.data.loader import EvalBatches
 from utils.run import distributed
 from utils.run.device import Runtime, transfer
@@ -28,7 +28,7 @@ MARGIN = 0.2  # an accuracy this far above the limit is told from one below it
 MOST_ERROR = 0.01  # the probability at which an honest teacher of that accuracy would be refused
 FEW = 10  # images: fewer say nothing of one class
 LEAST = 0.2  # share of a class's images that another name has to have
-SAMPLE = 2000  # images by which a teacher is judged where they are not looked at anyway
+SAMPLE = 2000  # images by which a teacher is judged where its answers to all are not asked for anyway
 
 
 def read_names(path: str) -> tuple[str, ...]:
@@ -66,6 +66,11 @@ def settle(path: str, geometry: Geometry, class_file: str | None) -> tuple[Geome
             f"'{geometry.classes[first]}'; leave out --classes"
         )
     return replace(geometry, classes=names), f"--classes {class_file}"
+
+
+def sample(folder: ImageFolder) -> ImageFolder:
+    """About SAMPLE images, as many of each class, to judge a teacher by."""
+    return folder.first(min(folder.fewest(), math.ceil(SAMPLE / len(folder.classes))))
 
 
 @dataclass(frozen=True)
