@@ -11,9 +11,7 @@ from typing import Callable
 
 import numpy as np
 import torch
-from PIL import Image
-from timm.data import auto_augment
-from timm.data.auto_augment import rand_augment_transform
+from PIL import Image, ImageOps
 from torch.distributions import Beta
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import RandAugment, functional
@@ -80,9 +78,11 @@ def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
         return None
     if config == TORCHVISION:
         return RandAugment()
+    from timm.data import auto_augment  # here, as only this needs timm, which takes a second
+
     fill = tuple(round(255 * value) for value in mean)
     try:
-        transform = rand_augment_transform(config, {"translate_const": int(size * 0.45), "img_mean": fill})
+        transform = auto_augment.rand_augment_transform(config, {"translate_const": int(size * 0.45), "img_mean": fill})
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
             f"--rand-augment {config}: not a configuration of timm's RandAugment ({error}); "
@@ -95,8 +95,8 @@ def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
 
 
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
-    """timm asks for 0 bits at low magnitudes, one image in some ten thousand, and newer Pillows refuse that."""
-    return auto_augment.posterize(image, max(bits, 1))
+    """timm's operation asks for 0 bits at low magnitudes, one image in some ten thousand; newer Pillows refuse that."""
+    return ImageOps.posterize(image, min(max(bits, 1), 8))
 
 
 def _strip(length: int, tiles: int, number: int) -> tuple[int, int]:

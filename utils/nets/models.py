@@ -1,5 +1,7 @@
 """Networks: torchvision's and timm's by name, and the conv nets and wide residual networks of the field.
 
+timm is imported where one of its own is asked for: that takes as long as most of a stage's other imports.
+
 Run as a module, it ends with exit code 2 and one line if one of its arguments is no network's name.
 """
 
@@ -10,7 +12,6 @@ import functools
 import re
 import sys
 
-import timm
 import torch
 import torchvision
 from torch import nn
@@ -60,6 +61,8 @@ class ConvNet(nn.Module):
 def is_known(arch: str) -> bool:
     """Whether `build` has a network of that name."""
     if arch.startswith(TIMM):
+        import timm
+
         return timm.is_model(arch.removeprefix(TIMM))
     return bool(_CONV.fullmatch(arch) or _WRN.fullmatch(arch)) or arch in torchvision.models.list_models(
         module=torchvision.models
@@ -131,6 +134,8 @@ def _make_torchvision(arch: str, num_classes: int, input_size: int, weights: str
 
 
 def _make_timm(name: str, num_classes: int, input_size: int) -> nn.Module:
+    import timm
+
     if not timm.is_model(name):
         near = [found for found in timm.list_models(f"*{name[:5]}*") if name[:5]][:3]
         raise UserError(
@@ -154,8 +159,8 @@ def _give_small_stem(model: nn.Module) -> None:
     )
     for owner, attribute in _stem_pools(model):
         setattr(owner, attribute, nn.Identity())
-    if isinstance(model, (timm.models.ByobNet, timm.models.NormFreeNet)):
-        # Their stems may halve the image a second time (resnet51q, nfnet), or in two branches (repvgg).
+    if type(model).__name__ in ("ByobNet", "NormFreeNet"):
+        # These stems of timm's may halve the image a second time (resnet51q, nfnet), or in two branches (repvgg).
         for module in model.stem.modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)
