@@ -22,6 +22,9 @@ from utils.data.geometry import GeometryFlags
 from utils.run import registry
 from utils.run.errors import UserError
 
+# Flags that an objective does not read.
+UNREAD = {"batchnorm": ("statistics",), "features": ("statistics", "r_bn", "first_bn_multiplier")}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -63,7 +66,9 @@ def parse() -> Job:
     cli.add_classes_by(parser, "--init-dir", "the teacher")
     parser.add_argument("--syn-dir", required=True, metavar="DIR", help="ImageFolder to write")
     parser.add_argument("--contact-sheet", metavar="FILE.png", help="SYN_DIR/contact_sheet.png if left out")
-    parser.add_argument("--ipc", type=cli.positive, help="images per class; as many as --init-dir has if left out")
+    parser.add_argument(
+        "--ipc", type=cli.positive, help="images per class; if left out as many as --init-dir has, 10 from noise"
+    )
     parser.add_argument(
         "--image-format", choices=("png", "jpg"), default="png", help="png is lossless; jpg has quality 95"
     )
@@ -180,7 +185,7 @@ def whole(text: str) -> int:
 def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | None) -> tuple[str, Settings]:
     """What to call the method, and its settings for images of the data set or of `input_size` pixels, if known.
 
-    Raises UserError for an option that it does not have, and for settings that do not fit together.
+    Raises UserError for an option that it does not have or does not read, and for settings that do not fit together.
     """
     name, recipes = flags["method"], methods.recipes(dataset, input_size)
     recipe = recipes[name]
@@ -203,6 +208,11 @@ def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | 
             raise UserError(f"--option {text}: '{value}' is not {error}") from None
     title, recipe = registry.with_changes(recipes, name, given)
     settings = Settings.of(recipe, tuple(flags["statistics"] or ()))
+    for flag in UNREAD.get(settings.objective, ()):
+        if flags[flag] is not None:
+            raise UserError(
+                f"--{flag.replace('_', '-')} does nothing with {name}: its objective is {settings.objective}"
+            )
     if settings.jitter_low is not None and settings.jitter_low > settings.jitter:
         raise UserError(f"--jitter-low {settings.jitter_low} is above --jitter {settings.jitter}; give at most that")
     return title, settings

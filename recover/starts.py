@@ -14,12 +14,12 @@ from utils.data import manifest
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.images import read_rgb, resize_whole, to_batch
-from utils.nets.class_order import SAMPLE
+from utils.nets import class_order
 from utils.run.errors import UserError
-from utils.run.files import sha256, shortened
+from utils.run.files import digest, sha256, shortened
 from utils.run.seeds import generator
 
-NOISE_IPC = 10  # where neither --ipc nor a folder says it
+NOISE_IPC = 10  # without --ipc: the folder is there for its names
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Starts:
 
     def sample(self) -> ImageFolder | None:
         """Starting images of all classes, the first ones of each, by which a teacher can be judged; None for noise."""
-        return self.folder.first(max(1, min(self.ipc, SAMPLE // len(self.classes)))) if self.folder else None
+        return class_order.sample(self.folder) if self.folder else None
 
     @property
     def members(self) -> list[Member]:
@@ -80,7 +80,9 @@ class Starts:
         return manifest.tile_side(self.folder.root) if self.folder else 1
 
     def identity(self) -> str:
-        return self.folder.fingerprint(self.recorded) if self.folder else "noise"
+        if self.folder:
+            return self.folder.fingerprint(self.recorded)
+        return "noise" if self.geometry.classes else f"noise {digest(self.classes)}"
 
     def path(self, member: Member) -> Path | None:
         """Of a member's starting image; None for noise."""

@@ -36,10 +36,11 @@ class Measured(nn.Module):
     def __init__(self, network: nn.Module, kinds: dict[str, str], what: What):
         """`kinds` as `measurable` gives them. The network is on its device and prepared: hooks come last."""
         super().__init__()
-        self.network, self.kinds, self.what = network, {n: k for n, k in kinds.items() if what.has(k)}, what
+        self.network, self.kinds, self.what = network, kinds, what
         self.found: dict[str, tuple[torch.Tensor, ...]] = {}
-        for name, kind in self.kinds.items():
-            network.get_submodule(name).register_forward_pre_hook(self._hook(name, kind))
+        for name, kind in kinds.items():
+            if what.has(kind):
+                network.get_submodule(name).register_forward_pre_hook(self._hook(name, kind))
 
     def _hook(self, name: str, kind: str):
         patch = self.what.patch if kind == CONVOLUTION else None
@@ -54,18 +55,24 @@ class Measured(nn.Module):
 
     @torch.no_grad()
     def layers(self, images: torch.Tensor) -> list[Layer]:
-        """The layers that are called, by the way of a few images."""
+        """The layers that are called, whether they are measured or not, by the way of a few images."""
+        called = set()
+
+        def note(layer: nn.Module, *_: object) -> None:
+            called.add(layer)
+
+        modules = {name: self.network.get_submodule(name) for name in self.kinds}
+        hooks = [module.register_forward_pre_hook(note) for module in modules.values()]
         self.found.clear()
         self.network(images)
+        for hook in hooks:
+            hook.remove()
         return [
-            Layer(
-                name,
-                kind,
-                self.found[name][0].shape[-1],
-                self.found[name][2].shape[-1] if kind == CONVOLUTION else 0,
-            )
+            Layer(name, kind, self.found[name][0].shape[-1], self.found[name][2].shape[-1])
+            if kind == CONVOLUTION
+            else Layer(name, kind, modules[name].num_features, 0)
             for name, kind in self.kinds.items()
-            if name in self.found
+            if modules[name] in called
         ]
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,7 +87,9 @@ class Totals:
     """The sums over batches, in float64 on the device."""
 
     def __init__(self, layers: Sequence[Layer], what: What, images: int, num_classes: int, device: torch.device):
+        """`layers`: all that are called; what is not measured has no sums."""
         self.layers, self.what, self.images = layers, what, images
+        layers = [layer for layer in layers if what.has(layer.kind)]
         spans = [[layer.channels] * 2 + [layer.patches] * 2 * (layer.kind == CONVOLUTION) for layer in layers]
         self.sizes = [size for own in spans for size in own]
         columns = torch.arange(sum(self.sizes)).split(self.sizes)

@@ -122,6 +122,7 @@ def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, run
     """What decides the values: a file of other settings is another run's."""
     return {
         **source.identity(folder, teacher),
+        "format": statistics.FORMAT,
         "crop_padding": CROP_PADDING if teacher.geometry.input_size <= SMALL_SIZE else None,
         "patch": what.patch,
         "per_class": what.per_class,
@@ -205,7 +206,7 @@ def judge(totals: Totals, folder: ImageFolder, teacher: Teacher, runtime: Runtim
 
 def save(job: Job, totals: Totals, settings: dict[str, Any], seconds: float) -> None:
     statistics.write(job.output, totals.tensors(), settings, totals.layers, seconds)
-    kinds = [layer.kind for layer in totals.layers]
+    kinds = [layer.kind for layer in totals.layers if totals.what.has(layer.kind)]
     print(
         f"statistics: {kinds.count(statistics.CONVOLUTION)} convolutions"
         f"{f' and {kinds.count(statistics.BATCHNORM)} BatchNorms' if statistics.BATCHNORM in kinds else ''}"

@@ -40,7 +40,18 @@ def write_result(run, method="delt", protocol="delt", seeds=((0, 40.0), (1, 44.0
         }
         for seed, top1 in seeds
     ]
-    content = {**facts, "settings": {**facts, **settings}, "arguments": arguments, "seeds": students}
+    searched = protocol.endswith(" lr=search")
+    said = {  # as validate has them: neither the IPC nor where the images are
+        "recipe": protocol.removesuffix(" lr=search"),
+        "lr_search": [0.001, 0.003] if searched else [],
+        **{name: facts[name] for name in ("method", "student", "epochs")},
+        "images": f"{facts['ipc']} of {facts['syn_dir']}",
+        "test_images": facts["dataset"],
+        "teachers": [facts["teacher"]],
+        "weights": None,
+        "precision": "fp32",
+    }
+    content = {**facts, "settings": {**said, **settings}, "arguments": arguments, "seeds": students}
     path = run / "results" / f"{name or method + protocol}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))

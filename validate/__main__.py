@@ -312,10 +312,12 @@ def measure(
     for stream in streams:
         if experiment.stored:
             experiment.stored[stream.seed].check(stream)
-    if protocol.labels == "soft" and any(seed not in run.results for seed in job.seeds):
+    asked = job.labels.save_labels or any(seed not in run.results for seed in job.seeds)
+    if asked and protocol.labels == "soft":
         experiment.check_class_order()
     for stream in streams:
         if stream.seed in run.results:
+            save_labels(experiment, stream)  # in a folder that has them not, or where they are damaged
             state_of(experiment, run, stream.seed).remove()
             top1 = run.results[stream.seed].top1
             print(f"validate: seed {stream.seed} is complete: top-1 {top1:.2f} %")
@@ -372,11 +374,18 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
         store(experiment, run, train(student, source, stream, training, tensor, state))
 
 
+def save_labels(experiment: Experiment, stream: Stream) -> None:
+    """Store the labels of a student, where that is asked for; those that are there, and whole, stay."""
+    labels = experiment.job.labels
+    if labels.save_labels:
+        Writer(labels.save_labels, experiment.teachers, labels.top_k, experiment.job.overwrite).save(stream)
+
+
 def target_source(experiment: Experiment, stream: Stream) -> Callable[[int], Labelled]:
     """Where the batches with their targets come from."""
     labels = experiment.job.labels
     if labels.save_labels:
-        Writer(labels.save_labels, experiment.teachers, labels.top_k, experiment.job.overwrite).save(stream)
+        save_labels(experiment, stream)
         return partial(StoredLabels.of_all_ranks(labels.save_labels, stream.seed).labelled, stream)
     if experiment.stored:
         return partial(experiment.stored[stream.seed].labelled, stream)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from utils import cli, hub
 from utils.cli import MachineFlags, TeacherFlags, TrainingFlags
@@ -14,6 +14,7 @@ from utils.data.geometry import GeometryFlags
 from utils.fit import curves
 from utils.nets.models import OWN
 from utils.run import registry
+from utils.run.errors import UserError
 from utils.run.memory import AUTO
 from validate.augment import ALPHA, BATCH_AUGMENTS
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
@@ -67,8 +68,13 @@ class Job:
         return any(settings["labels"] == "soft" for settings in self.protocols.values())
 
     def of_images(self, dataset: str | None, input_size: int) -> Job:
-        """With the protocols for images of a known data set, or of so many pixels where nobody names one."""
-        return replace(self, protocols=chosen_protocols(self.arguments, dataset, input_size))
+        """With the protocols for images of a known data set, or of so many pixels where nobody names one.
+
+        Raises UserError for a flag that none of them reads.
+        """
+        protocols = chosen_protocols(self.arguments, dataset, input_size)
+        refuse_unused(self.arguments, list(protocols.values()))
+        return replace(self, protocols=protocols)
 
 
 def parse() -> Job:
@@ -223,6 +229,20 @@ def chosen_protocols(flags: dict[str, Any], dataset: str | None, input_size: int
     return found
 
 
+def refuse_unused(flags: dict[str, Any], protocols: Sequence[dict[str, Any]]) -> None:
+    """Raises UserError for a flag that was given, and that none of the protocols reads."""
+    needs = {flag: f"--{setting.replace('_', '-')} {value}" for flag, (setting, value) in NEEDS.items()}
+    used = {flag: any(one[setting] == value for one in protocols) for flag, (setting, value) in NEEDS.items()}
+    needs |= {"tile_share": "--tiles set, 2 or more", "temperature": "a teacher's probabilities, so --loss kl or ce"}
+    used["tile_share"] = any(one["tiles"] != 1 for one in protocols)
+    used["temperature"] = any(
+        one["labels"] == "soft" and LOSSES[one["loss"] or "kl"].target == "probabilities" for one in protocols
+    )
+    for flag, need in needs.items():
+        if flags[flag] is not None and not used[flag]:
+            raise UserError(f"--{flag.replace('_', '-')} does nothing without {need}")
+
+
 def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
     protocols = chosen_protocols(vars(args), args.dataset, args.input_size)
     sets = [hub.images_of(path) for path in args.syn_dir]
@@ -256,13 +276,6 @@ def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, di
         parser.error(f"--min-scale must be at most --max-scale ({args.min_scale} and {args.max_scale} were given)")
     if any(settings["loss"] not in (None, "ce") for settings in hard):
         parser.error(f"--loss {args.loss} compares with a teacher; hard labels go with ce")
-    for flag, (setting, value) in NEEDS.items():
-        unused = all(settings[setting] != value for settings in protocols.values())
-        if getattr(args, flag) is not None and unused:
-            names = flag.replace("_", "-"), setting.replace("_", "-")
-            parser.error(f"--{names[0]} does nothing without --{names[1]} {value}")
-    if args.tile_share is not None and all(settings["tiles"] == 1 for settings in protocols.values()):
-        parser.error("--tile-share does nothing without --tiles set, 2 or more")
     cli.refuse_single_images(parser, args)
     if args.method and len(args.method) != len(args.syn_dir):
         parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")

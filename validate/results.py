@@ -155,10 +155,15 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
 
 
 def append_row(path: Path, row: dict[str, str]) -> None:
+    """Add a row, in the place of an earlier one of the same settings and seed."""
     rows = read_rows(path) if path.exists() else []
     if row in rows:
         return
+    same = [one["settings"] == row["settings"] and one["seed"] == row["seed"] for one in rows]
+    place = same.index(True) if any(same) else len(rows)
+    rows = [one for one, found in zip(rows, same) if not found]
+    rows.insert(place, row)
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows([*rows, row])
+        writer.writerows(rows)

@@ -209,12 +209,17 @@ def _measured(network: nn.Module, name: str, patch: int) -> _Norm | _Convolution
 
 
 def build(teachers: Sequence[Teacher], settings: Settings) -> Objective:
-    """The entry of the registry. Raises UserError where `--statistics` does not give each teacher's file."""
+    """The entry of the registry. Raises UserError where `--statistics` does not give each teacher's file, and for
+    stages of other sizes."""
     paths = settings.statistics
     if len(paths) != len(teachers):
         raise UserError(
             f"--statistics names {len(paths)} files for {len(teachers)} teachers: this objective matches what "
             f"`{statistics.COMMAND}` collects of each; give one file for each teacher, in their order"
+        )
+    if any(size != 1 for size in settings.stage_sizes):
+        raise UserError(
+            "--stage-sizes: a file of statistics is of maps of one size, the teacher's; give --stage-sizes 1"
         )
     weights = Weights.of(settings)
     terms = [StatisticsMatching(teacher, statistics.read(path), weights) for teacher, path in zip(teachers, paths)]

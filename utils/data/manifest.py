@@ -58,6 +58,12 @@ def dataset(folder: str | Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def criterion(folder: str | Path) -> str | None:
+    """By which a selection was chosen, if its manifest says so."""
+    found = _entries(read(folder), "settings").get("criterion")
+    return found if isinstance(found, str) else None
+
+
 def seconds(content: dict[str, Any]) -> float:
     """That a manifest or a checkpoint says its stage took; 0 where it says none, or what cannot be."""
     value = content.get("seconds")

@@ -118,6 +118,8 @@ class Answers:
     @property
     def is_near_chance(self) -> bool:
         """Below twice chance, of few classes below chance and a tenth, and more images than luck explains."""
+        if len(self.counts) == 1:
+            return False
         chance = 1 / len(self.counts)
         limit = chance + min(chance, 0.1)
         unlucky = math.exp(-2 * self.images * (limit + MARGIN - self.accuracy) ** 2)  # Hoeffding's inequality

@@ -1,6 +1,6 @@
 """Statistics files: what the layers of a network get of the real images, from `python -m squeeze.statistics`.
 
-A safetensors file. For each layer NAME that is called, in the order of the modules:
+A safetensors file. For the layers that are called, NAME by NAME in the order of the modules:
 
     NAME.mean  NAME.var                      (C,)    of the input's channels; of convolutions, of BatchNorms if asked
     NAME.patch_mean  NAME.patch_var          (P,)    of convolutions: of the patches of the map (utils/nets/moments.py)
@@ -17,7 +17,8 @@ A file of `python -m squeeze.barycenters` is of the same kind, without layers: f
 that stand for its images' penultimate features, `points` (K, N, D), and their weights, `weights` (K, N), whose sum in a
 class is 1 (WMDD).
 
-Its metadata are one JSON object: `settings`, all that decides the values, and `layers`.
+Its metadata are one JSON object: `settings`, all that decides the values, and `layers`, all that are called: a
+BatchNorm that was not asked for is compared with its own running averages.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from utils.run.errors import UserError
 from utils.run.files import differences, replacing, sha256, write_json
 
 COMMAND = "python -m squeeze.statistics"
+FORMAT = 2  # the first one had no BatchNorms among the layers where they were not asked for
 ENTRY = "statistics"  # of the metadata: safetensors keeps no order of several
 CONVOLUTION, BATCHNORM = "convolution", "batchnorm"
 
@@ -68,6 +70,10 @@ class Statistics:
 
     def require(self, teacher: Teacher, per_class: bool = False, norms: bool = False) -> None:
         """Raises UserError where they are another network's, or do not hold what is asked for."""
+        if "points" not in self.tensors and self.settings.get("format") != FORMAT:
+            raise UserError(
+                f"--statistics {self.path}: is another version's; collect them anew: {self.command} --overwrite"
+            )
         if self.settings.get("teacher") != teacher.sha256:
             raise UserError(
                 f"--statistics {self.path}: was collected with another teacher ({self.settings.get('arch')}, SHA-256 "

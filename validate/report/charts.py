@@ -9,8 +9,9 @@ from typing import Callable, Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
+from utils.run.files import digest
 from validate.report import diversity, figures, origins
-from validate.report.collect import Measured
+from validate.report.collect import Measured, told_apart
 from validate.results import file_name
 
 MOST_CURVES = 12  # in one figure
@@ -52,7 +53,8 @@ def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
         Chart(
             "time",
             "Time per stage",
-            "Wall time on the machine that ran it; what was trained or made elsewhere has no bar.",
+            "Wall time on the machine that ran it, of validate for one student under the first protocol; what was "
+            "trained or made elsewhere has no bar.",
             seconds.rename_axis("set").reset_index(),
             figures.stages,
         ),
@@ -61,14 +63,18 @@ def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
 
 def _curves(measured: Sequence[Measured]) -> list[Chart]:
     """Accuracies and losses; of each protocol by itself where there are more than can be told apart in one figure."""
-    parts = {"": measured}
+    titles = told_apart(
+        [(one.title, one.dataset, one.teacher, one.syn_dir, digest(one.settings)[:8]) for one in measured]
+    )
+    titled = list(zip(titles, measured))
+    parts = {"": titled}
     if len(measured) > MOST_CURVES:
         names = dict.fromkeys(one.protocol for one in measured)
-        parts = {name: [one for one in measured if one.protocol == name] for name in names}
+        parts = {name: [(title, one) for title, one in titled if one.protocol == name] for name in names}
     charts = []
     for anchor, (title, entry, label, text) in CURVES.items():
         for protocol, entries in parts.items():
-            found = [(one.title, [student.curve for student in one.seeds.values()]) for one in entries]
+            found = [(title, [student.curve for student in one.seeds.values()]) for title, one in entries]
             name = file_name(anchor, protocol) if protocol else anchor
             heading = f"{title}, {protocol}" if protocol else title
             draw = partial(figures.curves, label=label, log=entry == "loss")
@@ -85,7 +91,8 @@ def _diversity(runs: Sequence[str]) -> Chart:
             "page again."
         )
         return Chart("diversity", title, text)
-    table = pd.concat(tables).drop_duplicates(["method", "class"])
+    table = pd.concat(tables).drop_duplicates(diversity.UNIQUE)
+    table["method"] = told_apart(table[["method", "syn_dir"]].to_numpy().tolist())
     text = (
         "Mean cosine similarity of the pairs of images within a class, in a network's penultimate features: lower is "
         "more diverse."

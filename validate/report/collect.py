@@ -24,8 +24,11 @@ NAMES = {
 
 
 # What a result's settings say of the images alone: sets that differ in nothing else are compared.
-OF_THE_SET = ("method", "images", "weights", "syn_dir")
+OF_THE_SET = ("method", "images", "weights")
 TILES = ("tiles", "tile_share")  # of the set, too, where the protocol takes them from it
+RATE = ("lr", "lr_search")
+# What they say of neither the protocol nor how it is run.
+OF_THE_SUBJECT = ("method", "images", "student", "teachers", "test_images", "precision")
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,24 @@ class Measured:
 
     @property
     def conditions(self) -> str:
-        """Equal for all sets that were measured alike: by the same protocol, teachers, student and test images."""
-        of_set = (*OF_THE_SET, *TILES) if self.settings.get("tiles_of_set") else OF_THE_SET
-        return digest({name: value for name, value in self.settings.items() if name not in of_set})
+        """Equal for all sets that were measured alike: with as many images, under the same protocol, by the same
+        teachers, student and test images. A rate that was searched for is a set's own."""
+        return self._digest(("lr",) if self.settings.get("lr_search") else ())
+
+    @property
+    def conditions_but_rate(self) -> str:
+        """The same, whatever the learning rate is."""
+        return self._digest(RATE)
+
+    def _digest(self, more: tuple[str, ...]) -> str:
+        left_out = {*OF_THE_SET, *(TILES if self.settings.get("tiles_of_set") else ()), *more}
+        kept = {name: value for name, value in self.settings.items() if name not in left_out}
+        return digest({"ipc": self.ipc, "settings": kept})
+
+    @property
+    def subject(self) -> str:
+        """Equal for what one set gave under several protocols, with the same teachers, student and test images."""
+        return digest([self.ipc, *(self.settings.get(name) for name in OF_THE_SUBJECT)])
 
     @property
     def set_title(self) -> str:
@@ -116,6 +134,17 @@ def read(runs: Sequence[str | Path]) -> list[Measured]:
             for seed, student in measured.seeds.items():
                 seeds.setdefault(seed, student)
     return sorted(found.values(), key=lambda entry: entry.group)
+
+
+def told_apart(entries: Sequence[Sequence[str]]) -> list[str]:
+    """The first word of each entry, and behind it what tells it from the others of that word, of those that follow."""
+    names = [entry[0] for entry in entries]
+    for number in range(1, max(map(len, entries), default=0)):
+        said: dict[str, set[str]] = {}
+        for name, entry in zip(names, entries):
+            said.setdefault(name, set()).add(entry[number])
+        names = [f"{name} ({entry[number]})" if len(said[name]) > 1 else name for name, entry in zip(names, entries)]
+    return names
 
 
 def _measured(content: Any, run: Path) -> Measured:

@@ -33,8 +33,9 @@ OVER = "over random"  # heads what stands before each top-1
 COLUMNS = (
     *("dataset", "ipc", "teacher", "student", "method", "protocol", "iterations"),
     *("seconds", *(f"{stage}_seconds" for stage in STAGES), "image_bytes", "label_bytes", "labels"),
-    *("seeds", "top1", "top1_std", "margin", "margin_std", "similarity"),
+    *("seeds", "top1", "top1_std", "margin", "margin_std", "similarity", "syn_dir", "subject"),
 )
+SUBJECT_DIGITS = 16
 NOTE = (
     "Top-1 in percent by protocol: the last epoch's, mean and sample standard deviation over seeds. Over random: the "
     "mean minus that of random real images under the same protocol, teacher and student, with the root of the sum of "
@@ -50,16 +51,17 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row for each set under each protocol, with COLUMNS; what is not known is missing.
 
     Accuracies in percent, bytes of one student's labels, `labels` how these are known: stored, computed, or none.
+    Rows of one `subject` are of one set, with the same teachers and test images.
     """
-    similarities = {run: _similarities(run) for run in {one.run for one in measured}}
+    similarities = {run: diversity.of_run(run) for run in {one.run for one in measured}}
     baselines: dict[str, list[Measured]] = {}
     for one in measured:
         if one.method == BASELINE:
             baselines.setdefault(one.conditions, []).append(one)
     rows = []
     for one in measured:
-        made = origins.making(one.set_dir)
-        label_bytes, labels = bytes_of_labels(one)
+        made, images = origins.making(one.set_dir), images_of(one)
+        label_bytes, labels = bytes_of_labels(one, images)
         margin, margin_std = _margin(one, baselines.get(one.conditions, []))
         rows.append(
             {
@@ -67,7 +69,7 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
                 "iterations": _iterations(one.set_dir),
                 "seconds": sum(made.values()) if made else None,
                 **{f"{stage}_seconds": made.get(stage) for stage in STAGES},
-                "image_bytes": bytes_of_images(one.set_dir),
+                "image_bytes": bytes_of_images(images),
                 "label_bytes": label_bytes,
                 "labels": labels,
                 "seeds": len(one.seeds),
@@ -75,13 +77,15 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
                 "top1_std": statistics.stdev(one.top1) if len(one.seeds) > 1 else None,
                 "margin": margin,
                 "margin_std": margin_std,
-                "similarity": similarities[one.run].get(one.method),
+                "similarity": _similarity(similarities[one.run], one, images),
+                "syn_dir": one.syn_dir,
+                "subject": one.subject[:SUBJECT_DIGITS],
             }
         )
     frame = pd.DataFrame(rows, columns=COLUMNS)
     whole = ["iterations", "image_bytes", "label_bytes"]
     frame[whole] = frame[whole].astype("Int64")
-    numbers = [name for name in COLUMNS[7:] if name not in (*whole, "labels", "seeds")]
+    numbers = [name for name in COLUMNS[7:-2] if name not in (*whole, "labels", "seeds")]
     frame[numbers] = frame[numbers].astype(float)
     return frame
 
@@ -97,13 +101,21 @@ def difference(top1: Sequence[float], baseline: Sequence[float]) -> tuple[float,
     return statistics.fmean(top1) - statistics.fmean(baseline), error
 
 
-def bytes_of_images(folder: Path) -> int | None:
-    """Of the image files of a set; None where it is gone."""
-    found = _images(folder)
-    return sum(os.stat(found.root / path).st_size for path in found.paths) if found else None
+def images_of(one: Measured) -> ImageFolder | None:
+    """Those that students were trained on; None where they are gone."""
+    try:
+        folder, ipc = ImageFolder(one.set_dir, "set"), one.arguments.get("ipc")
+        return folder.first(ipc) if isinstance(ipc, int) else folder
+    except UserError:
+        return None
 
 
-def bytes_of_labels(one: Measured) -> tuple[int | None, str]:
+def bytes_of_images(images: ImageFolder | None) -> int | None:
+    """Of the image files; None where they are gone."""
+    return sum(os.stat(images.root / path).st_size for path in images.paths) if images else None
+
+
+def bytes_of_labels(one: Measured, images: ImageFolder | None) -> tuple[int | None, str]:
     """What one student's labels take, and how that is known: stored, computed, or none for hard labels."""
     if one.settings.get("labels") == "hard":
         return 0, "none"
@@ -112,17 +124,9 @@ def bytes_of_labels(one: Measured) -> tuple[int | None, str]:
     stored = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders if folder.is_dir()]
     if stored:
         return round(statistics.fmean(stored)), "stored"
-    images = _images(one.set_dir)
     if images is None:
         return None, "computed"
     return one.epochs * len(images) * len(images.classes) * LABEL_BYTES, "computed"
-
-
-def _images(folder: Path) -> ImageFolder | None:
-    try:
-        return ImageFolder(folder, "set")
-    except UserError:
-        return None
 
 
 def _iterations(folder: Path) -> int | None:
@@ -133,9 +137,15 @@ def _iterations(folder: Path) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _similarities(run: Path) -> dict[str, float]:
-    found = diversity.of_run(run)
-    return {} if found is None else found.groupby("method")["similarity"].mean().to_dict()
+def _similarity(found: pd.DataFrame | None, one: Measured, images: ImageFolder | None) -> float | None:
+    """The mean over classes; None where it was not measured of these images."""
+    if found is None:
+        return None
+    found = found[found["method"] == one.method]
+    if found["syn_dir"].nunique() > 1:
+        found = found[found["syn_dir"] == one.syn_dir]
+    measured = len(found) > 0 and (images is None or found["images"].sum() == len(images))
+    return found["similarity"].mean() if measured else None
 
 
 def _margin(one: Measured, baselines: Sequence[Measured]) -> tuple[float | None, float | None]:
@@ -176,9 +186,12 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
         main = len(columns)
         columns += ["seconds", *STAGES, "images", *(f"labels, {protocol}" for protocol in soft)]
         columns += ["similarity", "iterations"]
-        # What was measured several times under one name, by other settings, has a row each.
-        found = found.assign(again=found.groupby(["method", "protocol"]).cumcount())
-        sets = [_by_protocol(one) for _, one in found.groupby(["method", "again"], sort=False)]
+        # What was measured of one set several times under one name, by other settings, has a row each.
+        found = found.assign(
+            again=found.groupby(["subject", "protocol"]).cumcount(),
+            method=collect.told_apart(found[["method", "syn_dir", "subject"]].to_numpy().tolist()),
+        )
+        sets = [_by_protocol(one) for _, one in found.groupby(["subject", "again"], sort=False)]
         sets.sort(key=lambda one: -_top1(one, protocols[0]))
         rows = [_row(one, protocols, soft) for one in sets]
         count = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"

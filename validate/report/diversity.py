@@ -30,6 +30,7 @@ from validate.report import figures
 
 FILE = "diversity.csv"
 COLUMNS = ["method", "class", "images", "similarity", "extractor", "syn_dir"]
+UNIQUE = ["method", "class", "syn_dir"]
 BATCH_SIZE = 256
 
 
@@ -64,7 +65,7 @@ def of_run(run: str | Path) -> pd.DataFrame | None:
     paths = [
         path for path in (Path(run) / FILE, *sorted((Path(run) / "diversity").glob(f"*/{FILE}"))) if path.is_file()
     ]
-    return pd.concat(map(read, paths)).drop_duplicates(["method", "class"]) if paths else None
+    return pd.concat(map(read, paths)).drop_duplicates(UNIQUE) if paths else None
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from utils.data.image_folder import ImageFolder
 from utils.nets import checkpoints, statistics
 from utils.run.errors import UserError
 from utils.run.files import read_json
-from validate.report.collect import Measured
+from validate.report.collect import Measured, told_apart
 
 
 def start_of(folder: Path) -> Path | None:
@@ -45,15 +45,14 @@ def updates(folder: Path) -> list[int] | None:
 
 def image_sets(measured: Sequence[Measured]) -> list[ImageSet]:
     """The sets that are still on disk, each once; a recovered one stands after the images that it started from."""
-    sets: dict[str, ImageSet] = {}
-    for entry in measured:
-        title, folder = entry.set_title, entry.set_dir
-        if title in sets or not os.path.isdir(folder):
-            continue
+    found = {(one.set_title, one.set_dir): one.syn_dir for one in measured if os.path.isdir(one.set_dir)}
+    titles = told_apart([(title, syn_dir) for (title, _), syn_dir in found.items()])
+    sets = []
+    for title, (_, folder) in zip(titles, found):
         if start := start_of(folder):
-            sets[f"{title}: start"] = ImageSet.from_folder(f"{title}: start", ImageFolder(start, "set"))
-        sets[title] = ImageSet.from_folder(title, ImageFolder(folder, "set"), updates(folder))
-    return list(sets.values())
+            sets.append(ImageSet.from_folder(f"{title}: start", ImageFolder(start, "set")))
+        sets.append(ImageSet.from_folder(title, ImageFolder(folder, "set"), updates(folder)))
+    return sets
 
 
 def image_count(record: dict[str, Any]) -> int:
@@ -107,12 +106,16 @@ def _beside(path: str) -> dict[str, Any]:
 
 
 def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
-    """Set and student -> stage -> seconds, where they are known; of validate those of one seed."""
+    """Set and student -> stage -> seconds, where they are known; of validate one seed's under the first protocol."""
+    firsts = {entry.subject: entry for entry in reversed(measured)}
+    subjects = list(dict.fromkeys(entry.subject for entry in measured))
+    words = [
+        (f"{one.set_title}, {one.student}", one.dataset, one.teacher, one.syn_dir, one.subject[:8])
+        for one in map(firsts.get, subjects)
+    ]
     found: dict[str, dict[str, float]] = {}
-    for entry in measured:
-        name = f"{entry.set_title}, {entry.student}"
-        if name in found:
-            continue
+    for name, subject in zip(told_apart(words), subjects):
+        entry = firsts[subject]
         squeeze = sum(manifest.seconds(teacher) for teacher in _teachers(entry))
         stages = {"squeeze": squeeze, **making(entry.set_dir), "validate": entry.mean("seconds")}
         found[name] = {stage: value for stage, value in stages.items() if value}

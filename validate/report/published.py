@@ -13,15 +13,18 @@ RESNET18: dict[str, dict[int, dict[str, float]]] = {
         50: {"SRe2L": 45.0, "RDED": 62.1, "DELT": 64.9},
     },
     "imagenette": {
+        1: {"RDED": 35.8, "DELT": 24.1},
         10: {"SRe2L": 29.4, "RDED": 61.4, "DELT": 66.0},
         50: {"SRe2L": 40.9, "RDED": 80.4, "DELT": 88.2},
     },
     "tinyimagenet": {
+        1: {"RDED": 9.7, "DELT": 9.3},
         10: {"SRe2L": 16.1, "RDED": 41.9, "DELT": 43.0},
         50: {"SRe2L": 41.1, "RDED": 58.2, "DELT": 55.7},
     },
     "imagenet1k": {
-        10: {"SRe2L": 21.3, "RDED": 42.0, "DELT": 45.8},
+        1: {"SRe2L": 0.1, "RDED": 6.6},
+        10: {"SRe2L": 21.3, "RDED": 42.0, "DELT": 46.1},
         50: {"SRe2L": 46.8, "RDED": 56.5, "DELT": 59.2},
     },
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import Sequence
+from typing import Iterable, Sequence
 
 import pandas as pd
 
@@ -44,35 +44,49 @@ def table(measured: Sequence[Measured], full_hard: float | None) -> pd.DataFrame
     top-1 on the whole data set with hard labels, in percent; if None the teacher's own, where it is of the student's
     architecture. What was measured under several settings is not unique, and gives no score.
     """
-    found: dict[tuple, list[Measured]] = {}
-    for entry in measured:
-        found.setdefault((*entry.group, entry.method, entry.protocol), []).append(entry)
-
-    def top1(group: tuple, method: str, protocol: str) -> tuple[float | None, bool]:
-        """As a fraction, and whether its learning rate was searched."""
-        for name in (protocol + SEARCHED, protocol):
-            if entries := found.get((*group, method, name)):
-                return (statistics.fmean(entries[0].top1) / 100 if len(entries) == 1 else None), name != protocol
-        return None, False
-
-    first = {entry.group: entry for entry in reversed(measured)}
     rows = []
-    for *names, method in dict.fromkeys((*entry.group, entry.method) for entry in measured):
-        group = tuple(names)
-        (soft, _), (plain, _), (hard, hard_searched) = (top1(group, method, name) for name in ("delt", "noaug", "hard"))
-        (random, random_searched), (random_plain, plain_searched) = (
-            top1(group, "random", name) for name in ("delt", "noaug")
-        )
-        whole = full_hard or teacher_top1(first[group])
-        scores, searched = {}, {"LRS": hard_searched and random_searched, "ARS": random_searched and plain_searched}
+    for subject in dict.fromkeys(entry.subject for entry in measured):
+        own = [entry for entry in measured if entry.subject == subject]
+        soft, plain, hard = (_one(own, name) for name in ("delt", "noaug", "hard"))
+        random, random_plain = (_random(measured, entry) for entry in (soft, plain))
+        whole = full_hard or teacher_top1(own[0])
+        scores, searched = {}, {"LRS": _searched(hard, random), "ARS": _searched(random, random_plain)}
         if None not in (soft, random, hard, whole):
-            scores["LRS"] = label_robust(soft, random, whole / 100, hard)
+            scores["LRS"] = label_robust(*map(_fraction, (soft, random)), whole / 100, _fraction(hard))
         if None not in (soft, random, plain, random_plain):
-            scores["ARS"] = augmentation_robust(soft, random, plain, random_plain)
+            scores["ARS"] = augmentation_robust(*map(_fraction, (soft, random, plain, random_plain)))
         if scores:
             said = _said({name: searched[name] for name in scores})
-            rows.append([*group, method, scores.get("LRS"), scores.get("ARS"), said])
+            rows.append([*own[0].group, own[0].method, scores.get("LRS"), scores.get("ARS"), said])
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _one(entries: Iterable[Measured], protocol: str) -> Measured | None:
+    """The one under a protocol, with its rate searched for if there is such a one; of several none."""
+    for name in (protocol + SEARCHED, protocol):
+        if found := [entry for entry in entries if entry.protocol == name]:
+            return found[0] if len(found) == 1 else None
+    return None
+
+
+def _random(measured: Sequence[Measured], entry: Measured | None) -> Measured | None:
+    """The random images that were measured as `entry` was, but for the rate, which may be their own best."""
+    if entry is None:
+        return None
+    alike = [
+        one
+        for one in measured
+        if one.method == "random" and one.group == entry.group and one.conditions_but_rate == entry.conditions_but_rate
+    ]
+    return _one(alike, entry.protocol.removesuffix(SEARCHED))
+
+
+def _searched(*entries: Measured | None) -> bool:
+    return all(entry is not None and entry.protocol.endswith(SEARCHED) for entry in entries)
+
+
+def _fraction(entry: Measured) -> float:
+    return statistics.fmean(entry.top1) / 100
 
 
 def _said(searched: dict[str, bool]) -> str:

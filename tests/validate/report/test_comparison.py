@@ -43,7 +43,7 @@ def selected(folder, seconds):
 def measured(run, method, protocol, top1, settings=SOFT, **changes):
     seeds = tuple(enumerate(top1))
     place = {"syn_dir": str(run / method), "ipc": 2, "epochs": 30, **changes}
-    write_result(run, method, protocol, seeds, settings={**settings, "syn_dir": place["syn_dir"]}, **place)
+    write_result(run, method, protocol, seeds, settings=settings, **place)
 
 
 @pytest.fixture
