@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from recover.methods import needs
+from recover.methods import Needs, needs
 from utils.data import manifest
 from utils.nets import checkpoints
 from validate.report import collect, figures
@@ -54,10 +54,14 @@ class Work:
         known = ["--dataset", self.dataset] if self.dataset else []
         line = [sys.executable, "-m", module, *known, *map(str, words)]
         print("$", shlex.join(line), flush=True)
-        subprocess.run(line, check=True)
+        if code := subprocess.run(line).returncode:
+            sys.exit(code)  # the stage has said why
+
+    def needs_of(self, method: str) -> Needs:
+        return needs(method, self.dataset or self.train_dir)
 
     def protocol_of(self, method: str) -> str:
-        return self.protocol or needs(method, self.dataset or "").protocol
+        return self.protocol or self.needs_of(method).protocol
 
     def start_of(self, method: str) -> Path:
         return self.output / f"{method}-start"
@@ -66,7 +70,7 @@ class Work:
         return self.output / f"{method}-{share:.4g}"
 
     def results_of(self, method: str, share: float) -> Path:
-        return self.output / f"{method}-{share:.4g}-students"
+        return self.output / f"{method}-{share:.4g}-students-{self.protocol_of(method)}"
 
 
 def make(work: Work) -> None:
@@ -76,16 +80,17 @@ def make(work: Work) -> None:
         work.run("squeeze", *folders, "--arch", work.arch, "--output", work.teacher)
     teacher = ["--teacher-path", work.teacher]
     for method in work.methods:
-        found = needs(method, work.dataset or "")
+        found = work.needs_of(method)
         if found.statistics or found.barycenters or not found.recovers:
             sys.exit(f"{method}: reads statistics of the data set, or makes no image; scripts/compare.sh measures it")
         start = work.start_of(method)
-        own = ["--train-dir", work.train_dir, "--output-dir", start, "--ipc", work.ipc]
-        work.run("ranking", *own, *teacher, *shlex.split(found.ranking))
+        if found.ranking:
+            own = ["--train-dir", work.train_dir, "--output-dir", start, "--ipc", work.ipc]
+            work.run("ranking", *own, *teacher, *shlex.split(found.ranking))
         for share in work.shares:
             made = work.set_of(method, share)
-            line = ["--method", method, "--init-dir", start, "--syn-dir", made, "--iterations-share", share]
-            work.run("recover", *line, *teacher)
+            line = ["--method", method, "--syn-dir", made, "--ipc", work.ipc, "--iterations-share", share]
+            work.run("recover", *line, *teacher, "--init-dir", start if found.ranking else work.train_dir)
             line = ["--syn-dir", made, "--method", method, "--val-dir", work.val_dir, "--seeds", work.seeds]
             line += ["--protocol", work.protocol_of(method), "--evaluations", work.evaluations, *work.more]
             work.run("validate", *line, *teacher, "--output-dir", work.results_of(method, share))
@@ -178,6 +183,8 @@ def parse() -> tuple[Work, float | None]:
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--validate", default="", help="further arguments of validate, in quotes")
     args = parser.parse_args()
+    if args.teacher and not Path(args.teacher).is_file():
+        parser.error(f"--teacher {args.teacher}: no such file; left out, a teacher is trained")
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     work = Work(

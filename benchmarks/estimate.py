@@ -25,13 +25,14 @@ from recover.earlylate import EarlyLate
 from recover.flags import share
 from recover.settings import Settings
 from utils.data.datasets import DATASETS, known
+from utils.data.sizes import size_at_a_glance
 from utils.run.cpus import job_cpus
 from utils.run.errors import UserError
 from validate import protocols
 from validate.protocols import SetFacts
 
 STAGES = ("squeeze", "ranking", "statistics", "recover", "validate")
-# Published rates of dense products in 16 bits, TFLOP/s, and GiB. The first whose name is a part of the card's.
+# Published rates of dense products in 16 bits, TFLOP/s, and GiB. By a word of the card's name.
 CARDS = {
     "H200": (989, 141),
     "H100": (989, 80),
@@ -187,7 +188,7 @@ def runs_of(args: argparse.Namespace, images: Images) -> list[Run]:
 
 
 def of_folder(train: Path, test: Path | None, size: int | None) -> Images:
-    """The numbers of an ImageFolder, counted; the size of its first image, if none is given."""
+    """The numbers of an ImageFolder, counted; the input size that squeeze takes for it, if none is given."""
 
     def images(folder: Path) -> list[int]:
         found = [entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
@@ -195,14 +196,7 @@ def of_folder(train: Path, test: Path | None, size: int | None) -> Images:
 
     if not train.is_dir():
         raise UserError(f"--train-dir {train}: no such folder")
-    if size is None:
-        from PIL import Image
-
-        first = next((path for path in sorted(train.glob("*/*")) if path.is_file()), None)
-        if first is None:
-            raise UserError(f"--train-dir {train}: holds no images in class folders")
-        with Image.open(first) as image:
-            size = min(image.size)
+    size = size or size_at_a_glance(train)
     counts = images(train)
     return Images(len(counts), size, sum(counts), sum(images(test)) if test and test.is_dir() else 0)
 
@@ -222,10 +216,12 @@ def machine_of(card: str | None, tflops: float | None, share: float | None) -> M
         cores = job_cpus()
         rate = tflops * 1e12 if tflops else 1e9 * rate * cores
         return Machine(f"{cores} CPU cores{f' with {flag}' * bool(flag)}", rate, share or CPU_SHARE, None, width, False)
-    found = next((facts for part, facts in CARDS.items() if part in name), None)
+    found = next((facts for part, facts in CARDS.items() if re.search(rf"\b{part}\b", name)), None)
     if found is None and tflops is None:
         raise UserError(f"--card {name}: its rate is not known; give --tflops, or one of {', '.join(CARDS)}")
     rate, gib = found or (None, None)
+    if said := re.search(r"\b(\d+) ?GB\b", name):  # some are sold with either of two
+        gib = int(said[1])
     return Machine(name, (tflops or rate) * 1e12, share or GPU_SHARE, gib, 2, True)
 
 

@@ -18,8 +18,8 @@ from benchmarks.pairs import add_machine, compare, machine_of, median_and_range,
 from squeeze.augment import batches_of
 from squeeze.collect import What
 from squeeze.statistics import BATCH_SIZE, CROP_PADDING, LARGE_PATCH, PATCH, batch_keys, collector
+from utils.data.datasets import SMALL_SIZE
 from utils.data.geometry import Geometry
-from utils.data.images import SMALL_SIZE
 from utils.nets import statistics
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher

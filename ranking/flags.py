@@ -135,7 +135,7 @@ def parse() -> Job:
     args.candidates = in_number(args.candidates, args.ipc * args.tiles**2, args.crops)
     if not args.ranking_file and not args.output_dir:
         parser.error("nothing to do: give --ranking-file, --output-dir or both")
-    if CRITERIA[args.criterion].needs == "features" and not args.output_dir:
+    if CRITERIA[args.criterion].needs != "scores" and not args.output_dir:
         parser.error(f"--criterion {args.criterion} scores nothing: give --output-dir")
     job = Job(
         train_dir=args.train_dir,

@@ -17,8 +17,8 @@ from ranking.flags import Job
 from utils.data import manifest
 from utils.data.datasets import known
 from utils.data.image_folder import ImageFolder
-from utils.data.images import common_size
 from utils.data.manifest import MANIFEST
+from utils.data.sizes import common_size
 from utils.data.tiles import Tile, is_box
 from utils.run.errors import UserError
 from utils.run.files import flush_folder, replacing, sha256, shortened, write_json

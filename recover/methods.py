@@ -8,13 +8,17 @@ by data set in DATASET_SETTINGS, and what it needs besides recover in NEEDS. Run
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from utils.data.datasets import DATASETS, SMALL, SMALL_SIZE, own_settings
+from utils.data.sizes import size_at_a_glance
 from utils.run import packages, registry
+from utils.run.errors import UserError
 
 # DELT, section 4.1 and its released code: EarlyLate from real images.
 DELT = {
@@ -209,13 +213,15 @@ def recipes(dataset: str | None = None, input_size: int | None = None) -> dict[s
 class Needs:
     """Command lines of other stages, as flags."""
 
-    ranking: str = "--criterion medium"  # of `python -m ranking`, for the images that it starts from
+    ranking: str = "--criterion medium"  # of `python -m ranking`, for the images that it starts from; empty: noise
     statistics: str = ""  # of `python -m squeeze.statistics`, for the files that it reads; empty: none
     barycenters: bool = False  # whether it reads those of `python -m squeeze.barycenters`
     recovers: bool = True  # False: what ranking makes is the set
     protocol: str = "delt"  # of its own students
     teachers: str = "one"  # one or several: how many recover by, where there are several
     package: str = ""  # of utils/run/packages.py, that requirements.txt leaves out
+    iterations: int = 0  # its recipe's
+    round_iterations: int = 0
 
 
 # Of those that need something else than DELT.
@@ -244,10 +250,20 @@ TILES, FEW_TILES, MANY_TILES = "{tiles}", 1, 2
 
 
 def needs(name: str, where: str = "") -> Needs:
-    """What a method needs. `where`: a known data set, or the pixels of the input; small images if neither."""
-    found, size = NEEDS.get(name, Needs()), int(where) if where.isdigit() else 0
+    """What a method needs. `where`: a known data set, the pixels of the input, or an ImageFolder, of whose classes one
+    image each is looked at; small images if nothing says it.
+    """
+    found, size, dataset = NEEDS.get(name, Needs()), int(where) if where.isdigit() else SMALL_SIZE, None
     if where in DATASETS:
-        size = DATASETS[where].input_size
+        size, dataset = DATASETS[where].input_size, where
+    elif where:
+        with contextlib.suppress(UserError):  # the stages say what is wrong with the folder
+            size = size_at_a_glance(Path(where))
+    recipe = recipes(dataset, size).get(name)
+    if recipe:
+        found = replace(found, **{field: recipe[field] for field in ("iterations", "round_iterations")})
+    if recipe and recipe["init"] == "noise":
+        return replace(found, ranking="")
     if size <= SMALL_SIZE:
         return replace(found, ranking=found.ranking.replace(TILES, str(FEW_TILES)))
     return replace(found, ranking=LARGE_RANKING.get(name, found.ranking).replace(TILES, str(MANY_TILES)))
@@ -260,7 +276,7 @@ def main() -> None:
         "--needs",
         nargs="+",
         metavar=("NAME", "WHERE"),
-        help="what it needs, for a data set or inputs of so many pixels",
+        help="what it needs, for a data set, inputs of so many pixels, or the images of a folder",
     )
     args = parser.parse_args()
     name, where = [*(args.needs or ()), "", ""][:2]
@@ -290,7 +306,7 @@ def shell_lines(found: Needs) -> list[str]:
     is_missing = found.package and packages.is_missing(found.package)
     values["missing"] = f"{found.package}, {packages.how_to_get(found.package)}" if is_missing else ""
     return [
-        f"NEEDS_{name.upper()}={str(value).lower() if type(value) is bool else shlex.quote(value)}"
+        f"NEEDS_{name.upper()}={str(value).lower() if type(value) is bool else shlex.quote(str(value))}"
         for name, value in values.items()
     ]
 

@@ -29,8 +29,9 @@ if [ -z "${DATASET:-}${TRAIN_DIR:-}${VAL_DIR:-}" ]; then
 fi
 EMBEDDED=${EMBEDDED-}
 DATASET=${DATASET:-}
-TRAIN_DIR=${TRAIN_DIR:-${EMBEDDED:-${DATASET:+data/$DATASET}}/train}
-VAL_DIR=${VAL_DIR:-${EMBEDDED:-${DATASET:+data/$DATASET}}/val}
+images=${EMBEDDED:-${DATASET:+data/$DATASET}}
+TRAIN_DIR=${TRAIN_DIR:-${images:+$images/train}}
+VAL_DIR=${VAL_DIR:-${images:+$images/val}}
 
 # The teacher, or several
 ARCH=${ARCH:-resnet18}                     # the teacher's architecture

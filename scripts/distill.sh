@@ -40,13 +40,14 @@ IPC=${IPC:-10}                             # images per class
 CRITERION=${CRITERION:-}                   # python -m ranking.criteria lists them; empty: METHOD's own start
 SHORT_CLASSES=${SHORT_CLASSES:-}           # classes with fewer images than IPC: error, repeat or keep
 RANKING_FILE=${RANKING_FILE:-$RUN_DIR/ranking.csv}    # the scores
-OUTPUT_DIR=${OUTPUT_DIR:-$RUN_DIR/init}    # the selected images
+OUTPUT_DIR=${OUTPUT_DIR:-}                 # the selected images; empty: RUN_DIR/init
 
 # recover: the synthesis. METHOD is a recipe; what is set below it overrides the recipe, what is empty leaves it.
 METHOD=${METHOD:-delt}                     # python -m recover.methods lists them; the result's name in the table, too
 INIT_PATH=${INIT_PATH:-}                   # the images it starts from; empty: those that ranking selects
-SYN_PATH=${SYN_PATH:-$RUN_DIR/syn}         # the synthetic images
+SYN_PATH=${SYN_PATH:-}                     # the synthetic images; empty: RUN_DIR/syn
 ITR=${ITR:-}                               # iterations of the images that start first (delt: 4000)
+MOST_ITR=${MOST_ITR:-}                     # without ITR: the recipe's, but at most so many
 ROUND_ITR=${ROUND_ITR:-}                   # iterations of a round (delt: 500); 0: one round, all images start at once
 LR=${LR:-}                                 # learning rate of the pixels
 R_BN=${R_BN:-}                             # weight of the BatchNorm statistics
@@ -166,6 +167,13 @@ skip() {    # STAGE WHY
     drop "$1"
 }
 
+leave_out() {    # BASELINE WHY
+    [[ " $BASELINES " == *" $1 "* ]] || return 0
+    echo "BASELINES: $1 is left out: $2"
+    BASELINES=" $BASELINES "
+    BASELINES=${BASELINES// $1 / }
+}
+
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
 for word in $STAGES; do
     case $word in
@@ -188,14 +196,32 @@ if wants recover; then
     esac
 fi
 needs_of "$METHOD"
-start=$(with_criterion "$CRITERION" $NEEDS_RANKING)
+[ -n "$ITR" ] || [ -z "$MOST_ITR" ] || [ "$NEEDS_ITERATIONS" -le "$MOST_ITR" ] || ITR=$MOST_ITR
+iterations=${ITR:-$NEEDS_ITERATIONS} of_a_round=${ROUND_ITR:-$NEEDS_ROUND_ITERATIONS}
+case $iterations/$of_a_round in
+    */0|*[!0-9/]*) ;;
+    *) [ "$((iterations % of_a_round))" -eq 0 ] ||
+        fail "ROUND_ITR: rounds of $of_a_round iterations do not divide the $iterations of ITR; 0 is one round" ;;
+esac
 if [ "$NEEDS_RECOVERS" = false ]; then
     skip recover "the images of $METHOD are those that it selects"
-    SYN_PATH=$OUTPUT_DIR
+    [ -z "$SYN_PATH" ] || [ "${OUTPUT_DIR:-$SYN_PATH}" = "$SYN_PATH" ] ||
+        fail "OUTPUT_DIR and SYN_PATH: the images that $METHOD selects are the synthetic ones; set one of them"
+    OUTPUT_DIR=${OUTPUT_DIR:-$SYN_PATH}
 fi
+OUTPUT_DIR=${OUTPUT_DIR:-$RUN_DIR/init}
+if [ "$NEEDS_RECOVERS" = false ]; then SYN_PATH=$OUTPUT_DIR; else SYN_PATH=${SYN_PATH:-$RUN_DIR/syn}; fi
+case $INIT in
+    noise) NEEDS_RANKING= ;;
+    images) NEEDS_RANKING=${NEEDS_RANKING:---criterion medium} ;;
+esac
+start=$(with_criterion "$CRITERION" $NEEDS_RANKING)
 if [ -z "$start" ]; then
-    skip ranking "$METHOD starts from no images"
+    skip ranking "$METHOD starts from noise"
+    leave_out selection "$METHOD starts from noise"
     INIT_PATH=${INIT_PATH:-$TRAIN_DIR}    # which names the classes
+elif [[ " $BASELINES " == *" $(start_name $start) "* ]]; then
+    leave_out selection "it is $(start_name $start), which BASELINES names"
 fi
 INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}
 find_kinds
@@ -227,7 +253,9 @@ for kind in ${kinds[@]+"${kinds[@]}"}; do
 done
 
 check_classes
-if wants squeeze || wants statistics || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
+if wants squeeze || wants statistics || wants ranking || { wants recover && [ -z "$start" ]; }; then
+    folder TRAIN_DIR "the folder of real training images"
+fi
 if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi
 if wants validate && [ -n "$criteria" ]; then
     folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing"

@@ -8,6 +8,7 @@ DATASET=${DATASET:-imagenet1k}
 VAL_DIR=${VAL_DIR:-data/imagenet1k/val}
 ARCH=${ARCH:-resnet18}
 RANKER_PATH=${RANKER_PATH:-torchvision}
+IPC=${IPC:-50}
 STUDENT=${STUDENT:-resnet18}
 SYN_PATH=${SYN_PATH:-runs/resnet18_imagenet1k_synthesis/syn}
 BASELINES=${BASELINES-}

@@ -185,15 +185,17 @@ check_classes() {
     esac
 }
 
-# What METHOD needs besides recover: NEEDS_RANKING and NEEDS_STATISTICS are flags of these stages; NEEDS_BARYCENTERS and
-# NEEDS_RECOVERS are true or false; NEEDS_PROTOCOL is that of its own students, NEEDS_TEACHERS one or several;
-# NEEDS_MISSING is a package that is not installed, and how to get it. Of images that are no method's of this project it
-# is delt's.
+# What METHOD needs besides recover: NEEDS_RANKING and NEEDS_STATISTICS are flags of these stages (of ranking none for a
+# start from noise); NEEDS_BARYCENTERS and NEEDS_RECOVERS are true or false; NEEDS_PROTOCOL is that of its own students,
+# NEEDS_TEACHERS one or several; NEEDS_ITERATIONS and NEEDS_ROUND_ITERATIONS are its recipe's; NEEDS_MISSING is a package
+# that is not installed, and how to get it. Of images that are no method's of this project it is delt's.
 needs_of() {    # METHOD
     local found
     NEEDS_RANKING="--criterion medium" NEEDS_STATISTICS= NEEDS_BARYCENTERS=false NEEDS_RECOVERS=true
-    NEEDS_PROTOCOL=delt NEEDS_TEACHERS=one NEEDS_MISSING=
-    if found=$("$PYTHON_BIN" -m recover.methods --needs "$1" ${DATASET:+"$DATASET"} 2> /dev/null); then eval "$found"; fi
+    NEEDS_PROTOCOL=delt NEEDS_TEACHERS=one NEEDS_MISSING= NEEDS_ITERATIONS=0 NEEDS_ROUND_ITERATIONS=0
+    if found=$("$PYTHON_BIN" -m recover.methods --needs "$1" "${DATASET:-$TRAIN_DIR}" 2> /dev/null); then
+        eval "$found"
+    fi
 }
 
 with_criterion() {    # CRITERION FLAG...: the flags of ranking, with another criterion if one is given

@@ -13,9 +13,9 @@ from squeeze.augment import batches_of
 from squeeze.collect import Measured, Totals, What
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
+from utils.data.datasets import SMALL_SIZE
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
-from utils.data.images import SMALL_SIZE
 from utils.nets import class_order, statistics
 from utils.nets.class_order import Answers
 from utils.nets.frozen import frozen

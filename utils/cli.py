@@ -13,7 +13,7 @@ from utils.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD, known
 from utils.data.formats import require_unicode
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.data.image_folder import ImageFolder, by_number, has_mixed_numbers
-from utils.data.images import MIN_SIZE, common_size
+from utils.data.sizes import MIN_SIZE, common_size
 from utils.fit import curves
 from utils.fit.batch_size import find_evaluation_batch_size
 from utils.fit.curves import Curves

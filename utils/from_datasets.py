@@ -66,7 +66,7 @@ def main() -> None:
             f"{flags.folder}: no such folder; download the set first (hf download NAME --repo-type dataset)"
         )
     check_output(flags.output, flags.folder)
-    output = Path(flags.output)
+    output = Path(os.path.realpath(flags.output))  # a link to an empty folder stays one
     with locked(output), tempfile.TemporaryDirectory() as cache:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UserError(f"{output} exists and is not empty; choose another folder")

@@ -1,5 +1,6 @@
 """Teachers that do not name their classes, sets whose folders have other names, and what each stage makes of them."""
 
+import json
 import shutil
 
 import pytest
@@ -236,3 +237,16 @@ def test_one_without_names_that_has_another_order_is_refused_by_its_answers(plac
     last = [name for name in weights if name.startswith("classifier")]
     torch.save({k: v.flip(0) if k in last else v for k, v in weights.items()}, place.teacher)
     refused(place, "recover", "another order", **{**FLAGS, "teacher_path": [place / "named.pth", place.teacher]})
+
+
+def test_images_that_the_teacher_gets_wrong_do_not_judge_it(place):
+    """As `--criterion min` selects them: here each folder has the images of the next one."""
+    names = sorted(path.name for path in place.init.iterdir())
+    for number, name in enumerate(names):
+        (place.init / name).rename(place.init / f"_{names[number - 1]}")
+    for name in names:
+        (place.init / f"_{name}").rename(place.init / name)
+    line = {**FLAGS, "classes": place / "classes.txt"}
+    refused(place, "recover", "right about 0.0 %", **line)
+    (place.init / "manifest.json").write_text(json.dumps({"settings": {"criterion": "min"}}))
+    assert "cannot judge the order of the classes" in place.works("recover", **line)

@@ -148,6 +148,24 @@ def test_a_card_is_known_by_its_name(monkeypatch, name, tflops):
     assert estimate.machine_of("Voodoo2", 3.0, None).flops == 3e12
 
 
+@pytest.mark.parametrize(
+    "name, gib",
+    [("NVIDIA A100-SXM4-80GB", 80), ("NVIDIA A100-PCIE-40GB", 40), ("Tesla V100-SXM2-32GB", 32), ("NVIDIA H100", 80)],
+)
+def test_the_memory_of_a_card_that_is_sold_with_several(name, gib):
+    assert estimate.machine_of(name, None, None).gib == gib
+
+
+def test_a_card_whose_name_only_begins_alike_is_not_known():
+    with pytest.raises(UserError, match="its rate is not known"):
+        estimate.machine_of("NVIDIA RTX A1000 Laptop GPU", None, None)
+
+
+def test_photos_are_taken_at_the_size_that_squeeze_takes(tmp_path):
+    gray(tmp_path / "train" / "a" / "0.png", 9, size=400)
+    assert estimate.of_folder(tmp_path / "train", None, None).size == 224
+
+
 def test_a_card_that_is_too_small_is_said():
     machine = estimate.Machine("small", 1e12, 1.0, 4.0, 2, True)
     assert "(the card has 4: a smaller --batch-size)" in estimate.Stage("recover", 1.0, 3.5, "x").line(machine)

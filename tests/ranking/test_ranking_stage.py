@@ -14,6 +14,7 @@ from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, draw, images, snapshot
 from helpers import CPU
 from plain_teacher import logits
 from ranking.coreset import herding, k_center
+from refusals import refused
 from utils.data.image_folder import ImageFolder
 from utils.nets.features import FeatureReader, extractor
 from utils.nets.teacher import load_teacher
@@ -163,6 +164,11 @@ def test_scores_alone(place):
     place.works("ranking", output_dir=None)
     assert len(table(place / "ranking.csv")) == 21 and not (place / "selected").exists()
     assert not list(place.root.rglob(".*"))
+
+
+@pytest.mark.parametrize("criterion", ["random", "herding"])
+def test_a_criterion_that_scores_nothing_needs_a_place_for_its_images(place, criterion):
+    refused(place, "ranking", f"--criterion {criterion} scores nothing", criterion=criterion, output_dir=None)
 
 
 def test_a_selection_alone(done, place):

@@ -7,10 +7,17 @@ import signal
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from conftest import CLASSES, images, snapshot
 from recover.engine import Recovery
 from recover.methods import needs, recipes
+from recover.objectives import OBJECTIVES
+from recover.settings import Settings
+from refusals import refused
+from utils.nets import statistics
+from utils.run.errors import UserError
 
 LINE = dict(iterations=6, round_iterations=None, ipc=3, batch_size=6, workers=0)  # units: ant and moth, zebra
 
@@ -33,6 +40,40 @@ def two(place):
         LINE, teacher_path=paths, statistics=[path.with_suffix(".safetensors") for path in paths]
     )
     return place
+
+
+def test_the_file_that_gvbsm_needs_leaves_no_batchnorm_out(two):
+    """Without targets of their own they are compared with their running statistics, as with a fuller file."""
+    flags = needs("gvbsm").statistics.replace("64", "8").split()
+    words = [*flags, *"--device cpu --precision fp32 --workers 0".split(), "--train-dir", two.train]
+    plain = [path.with_suffix(".plain.safetensors") for path in two.lines["recover"]["teacher_path"]]
+    for teacher, path in zip(two.lines["recover"]["teacher_path"], plain):
+        outcome = two.start("squeeze.statistics", *words, "--teacher-path", teacher, "--output", path)
+        assert outcome.code == 0, outcome.err
+        layers = statistics.read(path).layers
+        assert [layer.kind for layer in layers].count("batchnorm") == [layer.kind for layer in layers].count(
+            "convolution"
+        )
+    line = dict(method="gvbsm", iterations=2)
+    two.works("recover", syn_dir=two / "plain", **{**line, "statistics": plain})
+    two.works("recover", syn_dir=two / "full", **line)
+    assert images(two / "plain") == images(two / "full")
+
+
+def test_a_file_of_an_earlier_version_is_refused(two):
+    [path, _] = two.lines["recover"]["statistics"]
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["statistics"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    del facts["settings"]["format"]
+    save_file(tensors, path, {"statistics": json.dumps(facts)})
+    refused(two, "recover", "another version", "squeeze.statistics --overwrite", method="gvbsm")
+
+
+def test_stages_of_several_sizes_do_not_go_with_a_file_of_one():
+    settings = Settings.of({**recipes()["gvbsm"], "stages": 2, "stage_sizes": (0.75, 1.0)}, ("file.safetensors",))
+    with pytest.raises(UserError, match="--stage-sizes: a file of statistics is of maps of one size"):
+        OBJECTIVES["statistics"]([None], settings)
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,9 @@ def ask(*words):
         (["rded", "imagenette"], ["--criterion top --candidates 300 --crops 5 --tiles 2", "", "false", "rded"]),
         (["fadrm", "224"], ["--criterion medium --candidates 300 --crops 5 --tiles 2", "", "true", "fadrm"]),
         (["fadrm+", "cifar10"], ["--criterion medium --candidates 300 --crops 5 --tiles 1", "", "true", "fadrm"]),
+        (["sre2l"], ["", "", "true", "sre2l"]),
+        (["cda", "cifar10"], ["--criterion medium", "", "true", "sre2l"]),
+        (["cda", "imagenet1k"], ["", "", "true", "sre2l"]),
     ],
 )
 def test_bash_reads_what_a_method_needs(words, expected):
@@ -197,6 +200,22 @@ def test_bash_reads_what_a_method_needs(words, expected):
     script = f'{lines}\nprintf "%s\\n" "$NEEDS_RANKING" "$NEEDS_STATISTICS" "$NEEDS_RECOVERS" "$NEEDS_PROTOCOL"'
     done = subprocess.run(["bash", "-euc", script], text=True, capture_output=True)
     assert done.stdout.split("\n")[:-1] == expected, shlex.quote(lines)
+
+
+@pytest.mark.parametrize("size, ranking", [(32, "--criterion random"), (64, "--criterion random"), (300, "--tiles 2")])
+def test_the_images_of_a_folder_say_what_a_method_needs(tmp_path, size, ranking):
+    (tmp_path / "train" / "ant").mkdir(parents=True)
+    (tmp_path / "train" / "ant" / "0.txt").write_text("no image")
+    Image.new("RGB", (size + 100, size)).save(tmp_path / "train" / "ant" / "1.png")
+    assert ranking in ask("--needs", "edc", tmp_path / "train").stdout
+    assert "--criterion random" in ask("--needs", "edc", tmp_path / "train" / "ant").stdout, "nothing says it"
+
+
+def test_the_iterations_of_a_recipe():
+    lines = ask("--needs", "delt", "cifar10").stdout.splitlines()
+    assert {"NEEDS_ITERATIONS=4000", "NEEDS_ROUND_ITERATIONS=500"} < set(lines)
+    assert "NEEDS_ITERATIONS=75" in ask("--needs", "edc", "cifar10").stdout
+    assert "NEEDS_ITERATIONS=0" in ask("--needs", "rded").stdout
 
 
 @pytest.mark.parametrize("method, package", [("wmdd", "ot"), ("delt", None)])

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from conftest import CLASSES, INPUT, Place, images, snapshot
+from conftest import CLASSES, INPUT, ROOT, Place, images, snapshot
+from refusals import refused
 from utils.data import gallery
 from utils.run.shared_work import SharedWork
 
@@ -126,3 +128,29 @@ def test_the_noise_of_an_image_does_not_depend_on_its_batch(place, batch_size):
     assert images(place / "all") == images(place / "few")
     assert len(set(images(place / "all").values())) == 6
     assert json.loads((place / "few" / "manifest.json").read_text())["units"] == 2 * -(-3 // batch_size)
+
+
+def test_classes_that_only_a_folder_names_are_a_part_of_a_run_from_noise(place):
+    """Two runs into one folder would mix their images."""
+    content = torch.load(place.teacher, weights_only=True)
+    torch.save({**content, "classes": None}, place.teacher)
+    line = dict(method="sre2l", iterations=1, round_iterations=None, ipc=2)
+    place.works("recover", init_dir=place.train, **line)
+    for path in list(place.train.iterdir()):
+        path.rename(path.with_name(f"another {path.name}"))
+    refused(place, "recover", "init", init_dir=place.train, **line)
+    assert len(list(place.syn.glob("*/*.png"))) == 6
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        dict(method="delt", statistics=[ROOT / "LICENSE"]),
+        dict(method="cim", r_bn=0.1),
+        dict(method="mosaic", first_bn_multiplier=1),
+    ],
+    ids=str,
+)
+def test_a_flag_that_the_objective_does_not_read(place, line):
+    flag = [name for name in line if name != "method"][0].replace("_", "-")
+    refused(place, "recover", f"--{flag} does nothing with {line['method']}", **line)

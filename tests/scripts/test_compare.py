@@ -279,6 +279,7 @@ def test_two_processes_share_the_cells(compare):
         (dict(DATASET="unknown"), "DATASET"),
         (dict(TRAIN_DIR="nowhere"), "TRAIN_DIR: no folder nowhere"),
         (dict(DATASET="cifar10", VAL_DIR="nowhere"), "prepare_data.sh cifar10"),
+        (dict(VAL_DIR=None), "VAL_DIR is empty"),
         (dict(STARTS="no"), "STARTS: 'no' is neither"),
         (dict(LABELLERS=2), "LABELLERS: there are 1 TEACHERS"),
         (dict(RANKER_PATH="nowhere.pth"), "no file nowhere.pth"),

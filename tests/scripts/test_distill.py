@@ -162,7 +162,8 @@ def test_a_recipe_keeps_its_own_settings(distill, tmp_path, method):
     calls, process = distill("distill", DELT_METHOD=method, IPC=1)
     assert process.returncode == 0, process.stderr
     recover = dict(calls)["recover"]
-    assert recover["method"] == method and recover["init-dir"] == f"{tmp_path}/run/init"
+    start = "train" if method == "sre2l" else "run/init"
+    assert recover["method"] == method and recover["init-dir"] == f"{tmp_path}/{start}"
     given = {"iterations", "round-iterations", "lr", "init", "batch-by", "milestone", "curriculum"}
     assert not given & set(recover)
     assert dict(calls)["validate"]["method"] == f"{method} random"
@@ -178,6 +179,52 @@ def test_a_thin_script_leaves_iterations_and_rounds_to_another_recipe(distill):
     assert dict(calls)["recover"]["iterations"] == "1000" and "round-iterations" not in dict(calls)["recover"]
     calls, process = distill("cifar10_resnet18_ipc10", DELT_METHOD="cda", ROUND_ITR=125)
     assert "METHOD=cda with rounds of ROUND_ITR=125 iterations" in process.stdout
+
+
+def test_a_start_from_noise_selects_nothing(distill, tmp_path):
+    baselines = dict(BASELINES="random selection")
+    for line in dict(DELT_METHOD="gvbsm", TEACHERS="conv3"), dict(DELT_INIT="noise"):
+        calls, process = distill("distill", **line, **baselines)
+        assert process.returncode == 0, process.stderr
+        assert "ranking is skipped" in process.stdout and "selection is left out" in process.stdout
+        assert [flags["criterion"] for stage, flags in calls if stage == "ranking"] == ["random"], "the baseline"
+        assert dict(calls)["recover"]["init-dir"] == f"{tmp_path}/train", "it names the classes"
+    calls, _ = distill("distill", DELT_METHOD="sre2l", DELT_INIT="images")
+    assert dict(calls)["recover"]["init-dir"] == f"{tmp_path}/run/init"
+
+
+def test_a_selection_that_is_a_baseline_is_measured_once(distill):
+    calls, process = distill("cifar10_conv3_ipc10", DELT_METHOD="edc")
+    assert process.returncode == 0 and dict(calls)["validate"]["method"] == "edc random"
+    assert "BASELINES: selection is left out: it is random" in process.stdout
+    calls, _ = distill("distill", CRITERION="herding", BASELINES="selection herding")
+    assert dict(calls)["validate"]["method"] == "delt herding"
+
+
+def test_the_images_that_a_method_selects_are_where_the_synthetic_ones_are_said_to_be(distill, tmp_path):
+    calls, process = distill("distill", DELT_METHOD="rded", SYN_PATH="mine", BASELINES="")
+    assert process.returncode == 0 and dict(calls)["ranking"]["output-dir"] == "mine"
+    assert dict(calls)["validate"]["syn-dir"] == "mine"
+    line = dict(DELT_METHOD="rded", BASELINES="", DELT_STAGES="validate", RANKER_PATH=tmp_path / "teacher.pth")
+    assert dict(distill("distill", SYN_PATH="mine", **line)[0])["validate"]["syn-dir"] == "mine"
+    _, process = distill("distill", SYN_PATH="mine", OUTPUT_DIR="other", **line)
+    assert process.returncode == 2 and "set one of them" in process.stderr
+
+
+@pytest.mark.parametrize("line", [dict(ITR=300), dict(ITR=300, ROUND_ITR=125), dict(ROUND_ITR=300)], ids=str)
+def test_rounds_that_do_not_fit_are_found_before_any_work(distill, line):
+    calls, process = distill("distill", **line)
+    assert process.returncode == 2 and "do not divide" in process.stderr and not calls
+    assert distill("distill", ITR=300, ROUND_ITR=0)[1].returncode == 0
+
+
+def test_the_quickstart_shortens_methods_that_take_long(distill):
+    own = dict(PYTHON_BIN=distill.python)
+    iterations = {
+        method: dict(distill("quickstart", **own, DELT_METHOD=method)[0])["recover"].get("iterations")
+        for method in ("delt", "cda", "cim", "mosaic")
+    }
+    assert iterations == {"delt": "200", "cda": "200", "cim": None, "mosaic": None}
 
 
 def test_processes_of_one_machine_share_every_stage(distill):

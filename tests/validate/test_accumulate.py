@@ -204,6 +204,13 @@ def test_hard_labels_have_no_statistics(place):
     assert outcome.code == 2 and "--teacher-statistics does nothing without --labels soft" in outcome.err
 
 
+@pytest.mark.parametrize("line", [dict(protocol="hard"), dict(protocol="gvbsm"), dict(loss="mse")], ids=str)
+def test_a_temperature_that_nothing_reads(place, line):
+    outcome = place.run("validate", temperature=4, **line)
+    assert outcome.code == 2 and "--temperature does nothing without a teacher's probabilities" in outcome.err
+    assert not (place / "measured").exists()
+
+
 def test_accumulated_steps_of_a_protocol_of_ones_own(place):
     place.works("validate", accumulate=3, protocol="hard")
     [path] = (place / "measured" / "results").glob("*.json")

@@ -72,3 +72,12 @@ def test_stages_write_it_down(place, own_batch):
         place.works(stage, dataset="insects")
         manifest = json.loads((place / folder / "manifest.json").read_text())
         assert "insects" in (manifest.get("dataset"), manifest.get("arguments", {}).get("dataset"))
+
+
+def test_flags_are_judged_by_the_protocol_of_the_teachers_data_set(place, own_batch, monkeypatch):
+    monkeypatch.setitem(protocols.DATASET_SETTINGS, "sre2l", {"insects": {"optimizer": "sgd"}})
+    line = dict(protocol="sre2l", momentum=0.5, epochs=1)
+    outcome = place.run("validate", **line)
+    assert outcome.code == 2 and "--momentum does nothing without --optimizer sgd" in outcome.err
+    torch.save({**torch.load(place.teacher, weights_only=True), "dataset": "insects"}, place.teacher)
+    place.works("validate", **line)

@@ -171,7 +171,8 @@ def test_narrow_loses_nothing(numbers):
 def test_stored_are_logits_where_the_loss_compares_them(place, loss):
     for name, colour in COLOURS.items():
         draw(place.init / name, colour, 4, name, INPUT)
-    place.works("validate", save_labels=place / "labels", **LINE, **BARE, loss=loss, temperature=5)
+    more = {"temperature": 5} if loss == "kl" else {}
+    place.works("validate", save_labels=place / "labels", **LINE, **BARE, loss=loss, **more)
     tensors, expected = shard_of(place), logits(place.teacher, sorted(place.init.glob("*/*.png")), whole=True)
     expected = expected if loss == "mse" else (expected / 5).softmax(1)
     torch.testing.assert_close(tensors["values"].float(), expected[tensors["order"].long()], rtol=2e-3, atol=2e-3)
@@ -283,3 +284,26 @@ def test_an_index_that_lacks_an_entry_is_named(saved, entry):
     del index[entry]
     (saved / "labels" / "seed1" / "index.json").write_text(json.dumps(index))
     refused(saved, "validate", "seed1", "index.json", "--save-labels", **saved.loading)
+
+
+# --- labels of students that are complete ------------------------------------------------------------------------
+
+
+def test_the_command_that_made_damaged_labels_mends_them(saved):
+    [shard] = index_of(saved)["shards"]
+    path = saved / "labels" / "seed0" / shard["file"]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    refused(saved, "validate", "--save-labels", **saved.loading)
+    saved.works("validate", save_labels=saved / "labels", output_dir=saved / "saved", **LINE)
+    assert path.read_bytes() == content
+    saved.works("validate", **saved.loading)
+
+
+def test_labels_of_complete_students_are_saved_where_they_are_asked_for(saved):
+    out = saved.works("validate", save_labels=saved / "others", output_dir=saved / "saved", **LINE)
+    assert "seed 0 is complete" in out
+    for seed in range(LINE["seeds"]):
+        name = index_of(saved, seed)["shards"][0]["file"]
+        made, again = (saved / labels / f"seed{seed}" / name for labels in ("labels", "others"))
+        assert made.read_bytes() == again.read_bytes()

@@ -162,3 +162,12 @@ def test_summary_is_mean_and_sample_deviation():
     # Deviations -3, -1, 4: (9 + 1 + 16) / 2 = 13.
     assert found == {"top1_mean": 43.0, "top1_std": pytest.approx(13**0.5, abs=1e-4), "best_top1_mean": 43.5}
     assert results.summary([result(0)])["top1_std"] == 0
+
+
+def test_a_seed_has_one_row_however_its_folder_is_written(tmp_path):
+    Run(tmp_path, {"lr": 0.001}, FACTS).add(result(0))
+    Run(tmp_path, {"lr": 0.001}, FACTS).add(result(1, 45.0))
+    again = Run(tmp_path, {"lr": 0.001}, {**FACTS, "syn_dir": "/elsewhere/syn"})
+    assert sorted(again.results) == [0, 1]
+    _, *rows = lines(tmp_path)
+    assert [(row[6], row[12]) for row in rows] == [("0", "/elsewhere/syn"), ("1", "/elsewhere/syn")]

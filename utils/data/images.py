@@ -11,14 +11,12 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
-from utils.data.datasets import SMALL_SIZE
 from utils.data.pixel_range import colour_layout, colour_to_8_bits, is_deep, seems_shallow, to_8_bits
 from utils.run.errors import UserError
 from utils.run.files import replacing
 
 MAX_PIXELS = 100_000_000  # an image that claims more is refused before it is decoded
 MAX_PIXELS_VARIABLE = "DELT_MAX_PIXELS"  # in the environment: another limit
-MIN_SIZE = 8  # pixels of an input
 LONGEST = 16  # times the shorter side; of a longer image only the middle is resized
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit would warn, and end at another number of pixels: see _check_size
@@ -121,12 +119,6 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         else str(error) or type(error).__name__
     )
     return UserError(f"{path}: cannot be read ({reason}); replace it or remove it")
-
-
-def common_size(sizes: Sequence[tuple[int, int]]) -> int:
-    """The input size in pixels that suits images of these (width, height): their own if small, 224 otherwise."""
-    largest = max(min(size) for size in sizes)
-    return max(largest, MIN_SIZE) if largest <= SMALL_SIZE else 224
 
 
 def resize_for_test(size: int) -> v2.Transform:

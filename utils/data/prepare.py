@@ -63,7 +63,8 @@ def parse(argv: Sequence[str] | None = None) -> Flags:
     )
     parser.add_argument("--output", type=Path, help="default: data/NAME in the repository's root")
     args = parser.parse_args(argv)
-    return Flags(args.name, args.source, Path(os.path.abspath(args.output or ROOT / "data" / args.name)))
+    # A link to an empty folder stays a link: the data set is built, and renamed, where it leads.
+    return Flags(args.name, args.source, Path(os.path.realpath(args.output or ROOT / "data" / args.name)))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from utils.data.images import MIN_SIZE
+from utils.data.sizes import MIN_SIZE
 from utils.nets import weights
 from utils.nets.harmless import STAND_INS, plain
 from utils.nets.models import STEMS

@@ -39,7 +39,7 @@ class Results:
                 "this order; give the --output-dir of their validate, and --teacher-path if its teacher has another "
                 "order of classes"
             )
-        frame = comparison.table(found)[own].reset_index(drop=True)
+        frame = comparison.table(found)[own].reset_index(drop=True).assign(syn_dir=hub.IMAGES)
         texts = {f"{FOLDER}/{name}": as_json(content) for name, content in sorted(_contents(runs, source).items())}
         texts[TABLE] = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         return cls([one for one, is_own in zip(found, own) if is_own], frame, texts)

@@ -10,7 +10,8 @@ from PIL import Image
 
 from helpers import gray, noise, tree
 from utils.data.image_folder import ImageFolder
-from utils.data.images import common_size, probe, read_rgb, resize_for_test, save_image, size_of
+from utils.data.images import probe, read_rgb, resize_for_test, save_image, size_of
+from utils.data.sizes import common_size
 from utils.run.errors import UserError
 
 LADDER = np.array([[0, 1], [128, 255]], np.uint8)

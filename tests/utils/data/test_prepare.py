@@ -318,3 +318,12 @@ def test_script_runs_from_any_folder(tmp_path, imagenet):
 def test_preparing_from_a_source_loads_no_pytorch():
     code = "import sys, utils.data.prepare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_link_to_an_empty_folder_stays_one(tmp_path, imagenet):
+    """To a disk with room, for one."""
+    (tmp_path / "big").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "big")
+    assert run("imagenette", "--source", imagenet, "--output", tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "big" / "train").is_dir()
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]

@@ -135,3 +135,7 @@ def test_a_file_that_is_no_list_of_names(tmp_path, text):
         path.write_bytes(text)
     with pytest.raises(UserError, match="--classes .*classes.txt"):
         class_order.read_names(str(path))
+
+
+def test_a_single_class_is_in_order():
+    check(Answers(torch.tensor([[100]])), ["ant"], "teacher", SORTED)

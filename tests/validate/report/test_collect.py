@@ -89,3 +89,16 @@ def test_an_undamaged_result_is_read(tmp_path):
     write_result(tmp_path)
     [entry] = collect.read([tmp_path])
     assert entry.seeds[1].curve == [{"epoch": 1, "loss": 0.5}, {"epoch": 3, "loss": 0.1, "top1": 44.0}]
+
+
+def test_entries_of_one_name_are_told_apart_by_the_first_words_that_differ():
+    same = [("delt", "cifar10", "conv3", "a"), ("delt", "svhn", "conv3", "b"), ("cda", "svhn", "conv3", "b")]
+    assert collect.told_apart(same) == ["delt (cifar10)", "delt (svhn)", "cda"]
+    assert collect.told_apart([("delt", "x", "a"), ("delt", "x", "b")]) == ["delt (a)", "delt (b)"]
+    assert collect.told_apart([("delt", "x"), ("delt", "x")]) == ["delt", "delt"] and collect.told_apart([]) == []
+
+
+@few
+@given(st.lists(st.tuples(*[st.sampled_from("ab")] * 3), unique=True))
+def test_different_entries_have_different_names(entries):
+    assert len(set(collect.told_apart(entries))) == len(entries)

@@ -195,3 +195,51 @@ def test_collages_are_compared_with_whole_images_where_the_protocol_leaves_the_t
     measured(run, "others", "own", (50.0, 52.0), {**SOFT, "tiles": 2}, **place)
     rows = table(run)
     assert rows["collages", "own"]["margin"] == 10.0 and math.isnan(rows["others", "own"]["margin"])
+
+
+def test_random_images_of_another_number_are_no_baseline(run):
+    """Settings say nothing of the IPC, and many protocols have one batch for several."""
+    measured(run, "delt", "delt", (80.0, 82.0), ipc=4, name="delt 4")
+    assert math.isnan(rows_of(run)["delt", "delt", 4]["margin"])
+    measured(run, "random", "delt", (60.0, 62.0), ipc=4, name="random 4")
+    rows = rows_of(run)
+    assert rows["delt", "delt", 4]["margin"] == 20.0 and rows["delt", "delt", 2]["margin"] == 4.5
+
+
+def rows_of(run):
+    frame = comparison.table(collect.read([run]))
+    return {(row["method"], row["protocol"], row["ipc"]): row for _, row in frame.iterrows()}
+
+
+def test_a_rate_that_was_searched_for_is_a_sets_own(run):
+    searched = {**SOFT, "lr_search": [0.001, 0.003]}
+    measured(run, "delt", "delt lr=search", (50.0, 52.0), {**searched, "lr": 0.003})
+    measured(run, "random", "delt lr=search", (41.0, 43.0), {**searched, "lr": 0.001})
+    rows = table(run)
+    assert rows["delt", "delt lr=search"]["margin"] == 9.0 and rows["delt", "delt"]["margin"] == 4.5
+
+
+def test_a_row_is_of_one_set_whatever_the_files_are_called(tmp_path):
+    """Two sets of one method, each under two protocols."""
+    values = {("a", "delt"): 50.0, ("b", "delt"): 60.0, ("a", "hard"): 30.0, ("b", "hard"): 40.0}
+    order = [("a", "delt"), ("b", "delt"), ("b", "hard"), ("a", "hard")]
+    for number, (name, protocol) in enumerate(order):
+        settings = SOFT if protocol == "delt" else HARD
+        place = dict(syn_dir=str(tmp_path / name), name=f"{number}")
+        measured(tmp_path, "delt", protocol, (values[name, protocol],), settings, **place)
+    [group] = comparison.groups(comparison.table(collect.read([tmp_path])))
+    found = [[cell.text for cell in row] for row in group.rows]
+    assert [(row[0], row[2], row[4]) for row in found] == [
+        (f"delt ({tmp_path / 'b'})", "60.00", "40.00"),
+        (f"delt ({tmp_path / 'a'})", "50.00", "30.00"),
+    ]
+
+
+def test_a_part_of_a_set_counts_as_what_it_is(run):
+    """validate --ipc 1: bytes of the first image of each class, and no similarity of the whole set."""
+    measured(run, "delt", "delt", (50.0,), ipc=1, arguments={"ipc": 1}, name="part")
+    row = rows_of(run)["delt", "delt", 1]
+    first = [run / "delt" / name for name in NAMES if name.endswith("000_x.png")]
+    assert row["image_bytes"] == sum(path.stat().st_size for path in first)
+    assert row["label_bytes"] == 30 * 2 * 2 * 2 and math.isnan(row["similarity"])
+    assert rows_of(run)["delt", "delt", 2]["similarity"] == pytest.approx(0.6)

@@ -89,3 +89,10 @@ def test_what_was_searched_is_taken_before_what_was_not(tmp_path):
     # 0.5 * (0.5 - 0.45) - 0.5 * (0.9 - 0.33) = -0.26
     expected = (math.exp(-0.26) - math.exp(-1)) / (math.e - math.exp(-1))
     assert table(tmp_path, 90.0).loc["delt", "LRS"] == pytest.approx(expected)
+
+
+def test_random_images_under_another_teacher_lend_nothing(tmp_path):
+    write_result(tmp_path, "delt", "delt", ((0, 50.0),))
+    write_result(tmp_path, "delt", "hard", ((0, 30.0),))
+    write_result(tmp_path, "random", "delt", ((0, 40.0),), settings={"teachers": ["trained anew"]})
+    assert table(tmp_path, 90.0).empty

@@ -28,6 +28,11 @@ def test_published_figures_are_added_and_marked(tmp_path):
     assert set(known["student"]) == {"resnet18"} and known["seeds"].isna().all()
 
 
+def test_published_figures_of_imagenet():
+    found = [published.top1("imagenet1k", ipc, "resnet18", "resnet18")["DELT"] for ipc in (10, 50)]
+    assert found == [46.1, 59.2]
+
+
 def test_nothing_is_published_of_other_networks_and_sets():
     assert published.top1("cifar10", 10, "conv3", "conv3") == published.top1("mine", 10, "resnet18", "resnet18") == {}
 
