@@ -41,6 +41,7 @@ class Work:
     dataset: str | None
     arch: str
     teacher: Path
+    teacher_given: bool
     methods: tuple[str, ...]
     shares: tuple[float, ...]
     ipc: int
@@ -75,6 +76,9 @@ class Work:
 
 def make(work: Work) -> None:
     """Everything that is measured; what is there is left as it is."""
+    if work.teacher_given and not work.teacher.is_file():
+        sys.stderr.write(f"error: --teacher {work.teacher}: no such file; left out, a teacher is trained\n")
+        sys.exit(2)
     if not work.teacher.is_file():
         folders = ["--train-dir", work.train_dir, "--val-dir", work.val_dir]
         work.run("squeeze", *folders, "--arch", work.arch, "--output", work.teacher)
@@ -183,8 +187,6 @@ def parse() -> tuple[Work, float | None]:
     parser.add_argument("--evaluations", type=int, default=30)
     parser.add_argument("--validate", default="", help="further arguments of validate, in quotes")
     args = parser.parse_args()
-    if args.teacher and not Path(args.teacher).is_file():
-        parser.error(f"--teacher {args.teacher}: no such file; left out, a teacher is trained")
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     work = Work(
@@ -194,6 +196,7 @@ def parse() -> tuple[Work, float | None]:
         dataset=args.dataset,
         arch=args.arch,
         teacher=Path(args.teacher or output / "teacher.pth"),
+        teacher_given=args.teacher is not None,
         methods=tuple(args.methods),
         shares=tuple(args.shares),
         ipc=args.ipc,

@@ -6,7 +6,7 @@ import sys
 import pandas as pd
 import pytest
 
-from benchmarks.accuracy import mean_curve, parse, seconds_to, verdict
+from benchmarks.accuracy import main, mean_curve, seconds_to, verdict
 from conftest import ROOT
 from result_files import write_result
 from validate.report import collect
@@ -52,6 +52,6 @@ def test_a_small_run(place):
 def test_a_teacher_that_is_not_there_is_said_before_any_work(tmp_path, capsys, monkeypatch):
     line = f"x --train-dir a --val-dir b --output-dir {tmp_path / 'out'} --teacher {tmp_path / 'con3.pth'}"
     monkeypatch.setattr(sys, "argv", line.split())
-    with pytest.raises(SystemExit):
-        parse()
-    assert "con3.pth: no such file" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "con3.pth: no such file" in capsys.readouterr().err and not list((tmp_path / "out").iterdir())
