@@ -153,9 +153,8 @@ def read(path: str | Path, folder: ImageFolder, of_crops: bool = False) -> pd.Da
     class that the folder does not hold.
     """
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # of rows longer than the header: they name no image of the folder
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of rows longer than the header: they name no image of the folder
             table = pd.read_csv(
                 path, dtype={"img_path": str, "class": str}, keep_default_na=False, encoding="utf-8", index_col=False
             )

@@ -172,7 +172,9 @@ def _add_views(parser: cli.Parser) -> None:
     group.add_argument(
         "--jitter", type=cli.non_negative, metavar="PIXELS", help="random roll, by so much at most along each side"
     )
-    group.add_argument("--jitter-low", type=whole, metavar="PIXELS", help="and at least; -JITTER if left out")
+    group.add_argument(
+        "--jitter-low", type=whole, metavar="PIXELS", help="and at least; the recipe's if left out, 0 or -JITTER"
+    )
 
 
 def whole(text: str) -> int:

@@ -227,7 +227,7 @@ class Needs:
 # Of those that need something else than DELT.
 _FADRM_NEEDS = Needs("--criterion medium --candidates 300 --crops 5 --tiles {tiles}", protocol="fadrm")
 NEEDS: dict[str, Needs] = {
-    "cda": Needs(protocol="sre2l"),
+    "cda": Needs(protocol="cda"),
     "sre2l": Needs(protocol="sre2l"),
     "wmdd": Needs(barycenters=True, protocol="wmdd", package="POT"),
     "gvbsm": Needs(statistics="--batch-size 64", protocol="gvbsm", teachers="several"),

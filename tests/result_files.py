@@ -96,5 +96,6 @@ def write_run(run, large=False):
     write_result(run, "random", "delt", ((0, 9.75),), syn_dir=str(run / "random"))
     write_result(run, "delt", "hard", ((0, 31.0),), syn_dir=str(run / "syn"))
     rows = [(method, label) for method in ("delt", "random") for label in ("ant", "moth")]
-    lines = [f"{method},{label},12,0.{40 + 7 * k},conv3,s" for k, (method, label) in enumerate(rows)]
+    folders = {"delt": run / "syn", "random": run / "random"}
+    lines = [f"{method},{label},12,0.{40 + 7 * k},conv3,{folders[method]}" for k, (method, label) in enumerate(rows)]
     (run / "diversity.csv").write_text("\n".join(["method,class,images,similarity,extractor,syn_dir", *lines, ""]))

@@ -123,7 +123,7 @@ def parse() -> Job:
         help="with --save-labels: keep the K largest probabilities; the other classes share the rest",
     )
     cli.add_teacher(parser, several="the mean of their logits")
-    cli.add_common(parser, "images per step; the published one for the IPC if left out")
+    cli.add_common(parser, "images per step; the protocol's if left out")
     args = parser.parse_args()
     return _job(parser, args)
 
@@ -139,7 +139,9 @@ def add_protocol(parser: cli.Parser) -> None:
         choices=STATISTICS,
         help="by which the teachers' BatchNorms normalise; batch: of each batch, or of each of its parts",
     )
-    group.add_argument("--loss", choices=tuple(LOSSES), help="kl for soft labels, ce for hard ones, if left out")
+    group.add_argument(
+        "--loss", choices=tuple(LOSSES), help="kl or mse for soft labels, ce for hard ones; the protocol's if left out"
+    )
     group.add_argument(
         "--class-weight", type=cli.non_negative_float, help="with mse: of the cross-entropy to the image's class"
     )

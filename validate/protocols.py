@@ -121,12 +121,13 @@ def _cim_batch_size(facts: SetFacts) -> int:
     return 10 if facts.images <= 10 else 50 if facts.images <= 500 else 100 if facts.images <= 10_000 else 200
 
 
+SRE2L = {**DELT, "batch_size": 1024, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08}
 MOSAIC = {**DELT, "rand_augment": "none", "min_scale": 0.5, "tiles": OF_SET}
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
     # DELT, section 4.1 and its evaluation code.
     "delt": DELT,
-    # RDED's evaluation code: a crop of at least one tile of the collage, whose tiles are shuffled; no RandAugment.
+    # RDED's evaluation code: above 64 pixels crops from half of the image, whose strips are shuffled; no RandAugment.
     "rded": {**DELT, "rand_augment": "none", "shuffle_patches": None, "min_scale": None},
     # WMDD's code (its FKD): weights of images, where a set has them, divided by the batch's mean.
     "wmdd": {**DELT, "batch_size": 100, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
@@ -196,8 +197,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     # (docs/methods.md#mosaic). And without a teacher.
     "mosaic": MOSAIC,
     "mosaic-hard": {**MOSAIC, "labels": "hard"},
-    # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0.
-    "sre2l": {**DELT, "batch_size": 1024, "lr_schedule": "cosine", "rand_augment": "none", "min_scale": 0.08},
+    # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0. CDA has smaller ones.
+    "sre2l": SRE2L,
+    "cda": {**SRE2L, "batch_size": 128},
     # No teacher: what the images alone teach.
     "hard": {**DELT, "labels": "hard"},
     # The images as they stand, for DD-Ranking's robustness to augmentation.
@@ -249,6 +251,7 @@ DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "imagewoof": {**_FADRM_TEN, "lr": lambda facts: 0.0005 if facts.ipc < 30 else 0.001},
     },
     "cim": {"imagenet1k": {"epochs": 300}},
+    "sre2l": {"imagenet1k": {"accumulate": 2}},  # BatchNorm sees 512
 }
 
 

@@ -2,7 +2,7 @@
 # A whole experiment on one machine of a Slurm cluster, with all of its GPUs. From the repository's root:
 #
 #   sbatch scripts/slurm/one_node.sh scripts/imagenet1k_resnet18_ipc50.sh
-#   sbatch --gpus-per-node=4 --cpus-per-task=32 --export=ALL,IPC=20 scripts/slurm/one_node.sh scripts/distill.sh
+#   sbatch --gpus-per-node=4 --cpus-per-task=32 --export=ALL,IPC=20 scripts/slurm/one_node.sh scripts/cifar10_resnet18_ipc10.sh
 #
 # Two minutes before its time is over the job saves its state and queues itself again, at most MAX_REQUEUES times (30);
 # then it resumes.

@@ -191,8 +191,8 @@ def ask(*words):
         (["fadrm", "224"], ["--criterion medium --candidates 300 --crops 5 --tiles 2", "", "true", "fadrm"]),
         (["fadrm+", "cifar10"], ["--criterion medium --candidates 300 --crops 5 --tiles 1", "", "true", "fadrm"]),
         (["sre2l"], ["", "", "true", "sre2l"]),
-        (["cda", "cifar10"], ["--criterion medium", "", "true", "sre2l"]),
-        (["cda", "imagenet1k"], ["", "", "true", "sre2l"]),
+        (["cda", "cifar10"], ["--criterion medium", "", "true", "cda"]),
+        (["cda", "imagenet1k"], ["", "", "true", "cda"]),
     ],
 )
 def test_bash_reads_what_a_method_needs(words, expected):

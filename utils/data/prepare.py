@@ -172,7 +172,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     bar.update()
         else:
             raise UserError(f"{archive} is not a readable tar or zip archive, or is damaged: fetch it again")
-    except tarfile.FilterError as error:
+    except getattr(tarfile, "FilterError", ()) as error:
         raise UserError(f"{archive} holds an unsafe name: {first_line(error)}") from error
     except (
         tarfile.TarError,

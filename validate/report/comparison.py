@@ -141,9 +141,8 @@ def _similarity(found: pd.DataFrame | None, one: Measured, images: ImageFolder |
     """The mean over classes; None where it was not measured of these images."""
     if found is None:
         return None
-    found = found[found["method"] == one.method]
-    if found["syn_dir"].nunique() > 1:
-        found = found[found["syn_dir"] == one.syn_dir]
+    places = {one.syn_dir, os.path.abspath(one.syn_dir)}
+    found = found[found["syn_dir"].map(lambda path: path in places or os.path.abspath(path) in places)]
     measured = len(found) > 0 and (images is None or found["images"].sum() == len(images))
     return found["similarity"].mean() if measured else None
 

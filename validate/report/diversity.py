@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import normalize
 
 from utils import cli
+from utils.data import manifest
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.images import resize_whole
@@ -27,6 +28,7 @@ from utils.run.files import write_text
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output
 from validate.report import figures
+from validate.report.collect import told_apart
 
 FILE = "diversity.csv"
 COLUMNS = ["method", "class", "images", "similarity", "extractor", "syn_dir"]
@@ -83,14 +85,20 @@ def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
         "teacher or any other checkpoint, of these classes or not.",
     )
     parser.add_argument("syn_dir", nargs="+", metavar="DIR", help="ImageFolders with the same classes")
-    parser.add_argument("--method", nargs="+", metavar="NAME", help="one name for each DIR; the folders' if left out")
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        metavar="NAME",
+        help="one name for each DIR; the method in its manifest, or the folder's name, if left out",
+    )
     parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets diversity.csv and diversity.png")
     cli.add_classes_by(parser, "each DIR", "the first")
     cli.add_teacher(parser)
     cli.add_data(parser, f"images per batch; {BATCH_SIZE} if left out")
     args = parser.parse_args()
     folders = tuple(args.syn_dir)
-    methods = tuple(args.method or [Path(path).resolve().name for path in folders])
+    own = [(manifest.method(path) or Path(path).resolve().name, path) for path in folders]
+    methods = tuple(args.method or told_apart(own))
     if len(methods) != len(folders):
         parser.error(f"{len(folders)} folders need {len(folders)} --method names, not {len(methods)}")
     if len(set(methods)) < len(methods):

@@ -63,8 +63,8 @@ def run(tmp_path):
     (run / "diversity" / "delt").mkdir(parents=True)
     lines = [
         "method,class,images,similarity,extractor,syn_dir",
-        "delt,ant,2,0.5,conv3,s",
-        "delt,moth,2,0.7,conv3,s",
+        f"delt,ant,2,0.5,conv3,{run / 'delt'}",
+        f"delt,moth,2,0.7,conv3,{run / 'delt'}",
         "",
     ]
     (run / "diversity" / "delt" / "diversity.csv").write_text("\n".join(lines))
@@ -139,6 +139,17 @@ def test_only_what_was_measured_alike_is_compared(run):
 def test_of_two_random_sets_none_is_the_baseline(run):
     write_result(run, "random", "delt", ((0, 1.0),), name="again", settings={**SOFT, "images": "x"}, ipc=2, epochs=30)
     assert math.isnan(table(run)["delt", "delt"]["margin"])
+
+
+def test_similarity_is_that_of_the_same_folder_whatever_it_is_called(run):
+    """Two sets of one method, of which one was measured, and by another name."""
+    images(run / "again")
+    measured(run, "delt", "delt", (50.0,), name="again", syn_dir=str(run / "again"))
+    path = run / "diversity" / "delt" / "diversity.csv"
+    path.write_text(path.read_text().replace("delt,", "syn,"))
+    frame = comparison.table(collect.read([run]))
+    found = dict(zip(frame["syn_dir"], frame["similarity"]))
+    assert found[str(run / "delt")] == pytest.approx(0.6) and math.isnan(found[str(run / "again")])
 
 
 def test_similarity_is_the_mean_over_classes(run):
