@@ -85,7 +85,12 @@ def tiles_of(images: ImageFolder, label: int) -> list[Tile]:
 
 def as_they_are(size: int) -> Callable[[Image.Image], Image.Image]:
     """The resize of batches of crops, which have their size."""
-    return lambda image: image
+    return _itself
+
+
+def _itself(image: Image.Image) -> Image.Image:
+    """By name: the processes that load images get it pickled where they are not forked."""
+    return image
 
 
 class Centred(nn.Module):

@@ -91,6 +91,8 @@ def parse() -> Job:
     cli.add_common(parser, f"images per step, of all ranks together; {BATCH_SIZE} if left out")
     args = parser.parse_args()
     cli.refuse_single_images(parser, args)
+    if args.output.endswith(".safetensors"):
+        parser.error(f"--output {args.output}: is written by torch.save, and read by its ending; name a .pth file")
     curves.check(args.log)
     dataset = known(args.dataset)
     epochs = args.epochs or (dataset.squeeze_epochs if dataset else 50)

@@ -11,6 +11,8 @@ bits, numbered in their order within each class. Of learnt labels only the class
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,7 @@ def parse() -> Flags:
 def main() -> None:
     flags = parse()
     check_output(flags.output)
-    output = Path(flags.output)
+    output = Path(os.path.realpath(flags.output))  # a link to an empty folder stays one
     with locked(output):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UserError(f"{output} exists and is not empty; choose another folder")
@@ -90,11 +92,14 @@ def main() -> None:
         names = class_names(flags.classes, num_classes)
         say_empty([name for label, name in enumerate(names) if label not in labels])
         counts = [0] * len(names)
+        partial = output.with_name(f".{output.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
         for image, label in zip(images, labels.tolist()):
-            with replacing(output / names[label] / f"{counts[label]:04d}.png", flushed=False) as temporary:
+            with replacing(partial / names[label] / f"{counts[label]:04d}.png", flushed=False) as temporary:
                 Image.fromarray(image).save(temporary)
             counts[label] += 1
-        flush_folder(output)
+        flush_folder(partial)
+        os.replace(partial, output)
     print(f"{len(images)} images of {len(names)} classes in {output}")
 
 
@@ -230,7 +235,7 @@ def class_names(path: str | None, least: int) -> list[str]:
     if path is None:
         return [f"{label:0{len(str(least - 1))}d}" for label in range(least)]
     try:
-        names = Path(path).read_text(encoding="utf-8").splitlines()
+        names = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--classes {path}: cannot be read ({error})") from None
     names = [name.strip() for name in names if name.strip()]

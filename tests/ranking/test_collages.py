@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import pickle
 import signal
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from conftest import CLASSES, INPUT, MEAN, STD, images, snapshot
 from helpers import noise
 from plain_teacher import logits_of
-from ranking import collage
+from ranking import collage, crops
 from ranking.collage import Collages, arranged
 from refusals import refused
 from utils.data import tiles as collage_tiles
@@ -367,3 +368,9 @@ def test_two_processes_share_the_crops(place):
     place.works("ranking", **line)
     assert images(place / "selected") == images(place / "whole")
     assert (place / "ranking.csv").read_bytes() == (place / "whole.csv").read_bytes()
+
+
+def test_processes_that_are_not_forked_can_load_crops():
+    resize = pickle.loads(pickle.dumps(crops.as_they_are(8)))
+    image = Image.new("RGB", (8, 8))
+    assert resize(image) is image

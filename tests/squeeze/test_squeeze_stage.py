@@ -146,3 +146,7 @@ def test_help_names_every_flag_of_the_design(stock):
     outcome = stock.run("squeeze", help=True)
     assert outcome.code == 0
     assert set(flags.split()) <= set(re.findall(r"--[a-z-]+", outcome.out))
+
+
+def test_a_file_that_could_not_be_read_is_not_written(place):
+    refused(place, "squeeze", "name a .pth file", output=place / "teacher.safetensors")

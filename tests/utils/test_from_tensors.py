@@ -79,6 +79,32 @@ def test_labels_and_class_names_in_files_of_their_own(place):
     assert outcome.code == 2 and "not empty" in outcome.err
 
 
+def test_class_names_with_a_byte_order_mark(place):
+    save(place / "s.pt", "dict")
+    (place / "names.txt").write_text("ant\nmoth\nzebra\n", encoding="utf-8-sig")
+    outcome = place.start("utils.from_tensors", place / "s.pt", place / "set", "--classes", place / "names.txt")
+    assert outcome.code == 0, outcome.err
+    check(place / "set", ("ant", "moth", "zebra"))
+
+
+def test_a_killed_run_leaves_no_set_and_the_same_command_makes_it(place, monkeypatch):
+    save(place / "s.pt", "dict")
+    fromarray, made = Image.fromarray, []
+
+    def killed(image):
+        made.append(image)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return fromarray(image)
+
+    monkeypatch.setattr(Image, "fromarray", killed)
+    assert place.start("utils.from_tensors", place / "s.pt", place / "set").code != 0
+    assert not (place / "set").exists()
+    monkeypatch.undo()
+    assert place.start("utils.from_tensors", place / "s.pt", place / "set").code == 0
+    check(place / "set")
+
+
 def test_what_cannot_be_such_a_set_is_one_line(place):
     (place / "text.pt").write_text("no tensors")
     torch.save({"weights": torch.ones(3, 3)}, place / "other.pt")

@@ -88,6 +88,8 @@ def _orientation(image: Image.Image) -> int:
 def _open(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
+        if image.format == "TIFF":
+            image.filename = ""  # Pillow maps a file by its name, and then with the rows of the turned image
     except Exception as error:
         raise _unreadable(path, error) from None
     _check_size(path, image)

@@ -220,10 +220,14 @@ def is_published(arch: str, sha256: str) -> bool:
     return any(name.endswith(f"-{sha256[:8]}.pth") for name in names)
 
 
-def read_num_classes(weights: dict[str, torch.Tensor]) -> int | None:
-    """The number of outputs of the last linear layer of a state_dict."""
-    last = [tensor for tensor in weights.values() if tensor.ndim == 2]
-    return last[-1].shape[0] if last else None
+def read_num_classes(arch: str, weights: dict[str, torch.Tensor]) -> int | None:
+    """The number of outputs of the last linear layer of a state_dict.
+
+    In the order of the network's modules: a safetensors file has its tensors by name.
+    """
+    order = [name for name in _shapes_of_stems(arch)[0] if name in weights] or weights
+    last = [name for name in order if weights[name].ndim == 2]
+    return weights[last[-1]].shape[0] if last else None
 
 
 def main() -> None:

@@ -123,10 +123,10 @@ def _geometry(facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Ca
     path, content, tensors = facts.path, facts.content, facts.content["model"]
     dataset = known(given.dataset)
     size = facts.get("input_size", given.input_size, dataset.input_size if dataset else None, f"{given.dataset}'s")
-    num_classes = facts.get("num_classes", None, models.read_num_classes(tensors), "read from the weights")
+    num_classes = facts.get("num_classes", None, models.read_num_classes(arch, tensors), "read from the weights")
     if num_classes is None:
         raise UserError(f"{path}: holds no linear layer to read the number of classes from; is it a {arch}?")
-    if (outputs := models.read_num_classes(tensors)) and outputs != num_classes:
+    if (outputs := models.read_num_classes(arch, tensors)) and outputs != num_classes:
         raise UserError(f"{path}: says that it has {num_classes} classes, and its last layer has {outputs}")
     classes = content.get("classes")
     if classes and len(classes) != num_classes:

@@ -74,19 +74,20 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
                 f"{folder} holds another run ({differences(found, settings)}); choose another folder, "
                 "or give --overwrite"
             )
-        _empty(folder)
+        write_json(record_path, {**record, "finished": False})  # what is left of it is no whole run from here on
+        _empty(folder, record_name)
     make_folder(folder)
     record = {"settings": settings, "finished": False}
     write_json(record_path, record)
     return record
 
 
-def _empty(folder: Path) -> None:
-    """Remove a folder; of one that a link leads to what it holds, so that the link stays good."""
-    if not folder.is_symlink():
-        shutil.rmtree(folder)
-        return
-    for entry in list(folder.iterdir()):
+def _empty(folder: Path, record_name: str) -> None:
+    """Remove what a folder holds, the record last: stopped within, the same command finds a run's folder, and goes on.
+
+    The folder itself stays, and so does a link that leads to it.
+    """
+    for entry in sorted(folder.iterdir(), key=lambda path: path.name == record_name):
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

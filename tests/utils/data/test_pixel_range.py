@@ -225,3 +225,16 @@ def test_a_tag_that_says_nothing_known_changes_nothing(tmp_path):
     exif[0x0112] = 9
     Image.new("RGB", (3, 2)).save(tmp_path / "x.jpg", exif=exif)
     assert read_rgb(tmp_path / "x.jpg").size == size_of(tmp_path / "x.jpg") == probe(tmp_path / "x.jpg") == (3, 2)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+def test_an_uncompressed_tiff_that_is_turned(tmp_path, mode):
+    """Pillow maps such a file into memory, as it is stored."""
+    seen = np.arange(12 * 20, dtype=np.uint8).reshape(12, 20)
+    stored = Image.fromarray(np.rot90(seen)).convert(mode)  # tag 6: turned to the right it is as seen
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / "x.tif", exif=exif)
+    found, expected = read_rgb(tmp_path / "x.tif"), Image.fromarray(seen).convert(mode).convert("RGB")
+    assert size_of(tmp_path / "x.tif") == probe(tmp_path / "x.tif") == found.size == (20, 12)
+    assert (np.asarray(found) == np.asarray(expected)).all()

@@ -57,3 +57,12 @@ def test_the_small_stem_is_for_64_pixels_and_less(size, stem):
 @pytest.mark.parametrize("stem", models.STEMS)
 def test_the_stem_is_seen_in_the_weights(arch, stem):
     assert models.read_stem(arch, models.build(arch, 3, 64, stem).state_dict()) == stem
+
+
+@pytest.mark.parametrize("arch", ["conv3", "wrn_16_2", "resnet18", "convnext_tiny", "vgg11", "timm/levit_128s"])
+def test_classes_are_counted_in_any_order_of_the_weights(arch):
+    """A safetensors file has its tensors by name, and `stages` stands behind `head`."""
+    with torch.device("meta"):
+        weights = models.build(arch, 7, 224, "imagenet").state_dict()
+    for order in list(weights), sorted(weights), sorted(weights, reverse=True):
+        assert models.read_num_classes(arch, {name: weights[name] for name in order}) == 7

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,30 @@ def test_a_folder_that_nobody_claimed_is_never_emptied(tmp_path, overwrite):
     with pytest.raises(UserError, match="not empty"):
         claim(tmp_path, RECORD, SETTINGS, overwrite)
     assert tree(tmp_path) == ["mine.txt"]
+
+
+def test_a_run_killed_while_it_emptied_its_folder_can_start_again(tmp_path, monkeypatch):
+    """The record goes last, and says meanwhile that what is there is not whole."""
+    folder, other = tmp_path / "run", {**SETTINGS, "lr": 0.1}
+    claim(folder, RECORD, SETTINGS, False)
+    (folder / RECORD).write_text(json.dumps({"settings": SETTINGS, "finished": True}))
+    for name in "abcdef":
+        (folder / name).mkdir()
+    removed, rmtree = [], shutil.rmtree
+
+    def killed(path):
+        if len(removed) == 3:
+            raise KeyboardInterrupt
+        removed.append(path)
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        claim(folder, RECORD, other, True)
+    monkeypatch.undo()
+    assert len(list(folder.iterdir())) == 4
+    assert claim(folder, RECORD, SETTINGS, False)["finished"] is False
+    assert claim(folder, RECORD, other, True)["settings"] == other and tree(folder) == [RECORD]
 
 
 def test_a_run_killed_while_it_claimed_its_folder_can_start_again(tmp_path):
