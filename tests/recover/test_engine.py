@@ -1,6 +1,7 @@
 """The loop over one unit: who moves when, by what optimiser, and what the objective is called with."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -156,6 +157,20 @@ def test_the_view_is_what_the_objective_sees():
         rows, columns = view.matrices(SIZE, torch.device("cpu"))
         torch.testing.assert_close(batch.images, rows @ images @ columns)
     assert len({view.crop for view in loop.views}) > 6, "a new crop each step"
+
+
+@pytest.mark.parametrize("starts", [[0, 0], [20, 30]])
+def test_the_crops_of_a_unit_follow_the_curriculum(starts):
+    """By the iteration of the whole run, also in a unit whose images join late: from the whole image on."""
+    wide = replace(WIDE, input_size=32)
+    settings = dict(iterations=40, round_iterations=10, min_crop=0.08, milestone=1.0, curriculum="cosine")
+    loop = recovery(starts, quadratic(), wide, images=start(2, size=32), **settings)
+    shares = [view.crop[2] * view.crop[3] / 32**2 for view in loop.views]
+    least = [0.08 + 0.92 * (1 + math.cos(math.pi * i / 40)) / 2 for i in range(40)]
+    assert shares[0] == 1 and len(shares) == 40
+    # Whole pixels and bounded aspect ratios may cost a little of an area.
+    assert all(share > 0.85 * smallest for share, smallest in zip(shares, least))
+    assert sum(shares[:10]) > 1.5 * sum(shares[-10:]) and min(shares[-10:]) < 0.3
 
 
 def test_pixels_stay_within_bounds():

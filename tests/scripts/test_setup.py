@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import time
 
 import pytest
 
@@ -155,8 +154,7 @@ def test_environment_is_made_found_and_repaired(setup, tmp_path):
     first, _ = setup(**real)
     assert first.returncode == 0 and "making .venv" in first.stdout, first.stderr
     assert "PyTorch's" not in first.stdout, "nothing here needs it"
-    started = time.monotonic()
-    assert setup(**real)[0].stdout == "" and time.monotonic() - started < 2
+    assert setup(**real)[0].stdout == "", "nothing is installed"
 
     (tmp_path / "requirements.txt").write_text("# still nothing\n")
     changed, _ = setup(**real)

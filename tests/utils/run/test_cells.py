@@ -1,6 +1,5 @@
 """Cells: each command is run once, in the order that they need each other, by whatever process is free."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 
 from conftest import ROOT
 from utils.run.cells import Cells, read
+from utils.run.cpus import job_cpus
 from utils.run.errors import UserError
 
 
@@ -126,7 +126,7 @@ def test_several_processes_share_them(place):
 
 
 def test_a_failure_is_known_to_other_processes(place):
-    place.cell("bad", script="sleep 1; exit 4")
+    place.cell("bad", script="sleep 4; exit 4")
     first, second = place.start(), place.start()
     place.waits_for("bad")
     assert [process.wait(60) for process in (first, second)] == [1, 1] and place.log == ["bad"]
@@ -164,10 +164,11 @@ def test_workers_have_a_gpu_and_a_share_of_the_cpus_and_are_ranks_of_nothing(pla
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     show = f'echo "$RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $OMP_NUM_THREADS" > {place.root}'
-    for name in "ab":
-        place.cell(name, script=f"sleep 0.5; {show}/{name}.env")
+    for name, other in ("ab", "ba"):
+        wait = f"for i in $(seq 600); do [ ! -e {place.root}/{other}.began ] || break; sleep 0.05; done"
+        place.cell(name, script=f"touch {place.root}/{name}.began; {wait}; {show}/{name}.env")
     assert place.run(workers=2) == 0
-    share = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    share = str(max(1, job_cpus() // 2))
     found = sorted((place.root / f"{name}.env").read_text().split() for name in "ab")
     assert found == [["0", "2", share], ["1", "2", share]]
 

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import random
 import shlex
 import signal
 import threading
@@ -24,7 +23,7 @@ from utils.run.signals import SIGNALS, Stopped
 from validate.results import Run
 
 LONG = {
-    "squeeze": {"epochs": 500},
+    "squeeze": {"epochs": 50_000},
     "validate": {"epochs": 2000, "seeds": 1, "evaluations": 1},
     "recover": {"iterations": 4000, "round_iterations": 1000},
 }
@@ -97,7 +96,7 @@ def grace(monkeypatch):
 
 def test_the_grace_of_a_step_is_a_setting(tmp_path, grace):
     def step():
-        until = time.monotonic() + 0.5
+        until = time.monotonic() + 1.5
         while time.monotonic() < until:
             time.sleep(0.01)
 
@@ -110,7 +109,7 @@ def test_the_grace_of_a_step_is_a_setting(tmp_path, grace):
             step()
             state.save_if_due(lambda: {"step": 1})
         assert State(state.path, {}).load() == saved
-        assert (time.monotonic() - started < 0.4) == (saved is None)
+        assert (time.monotonic() - started < 1.2) == (saved is None)
 
 
 @pytest.mark.parametrize("said", ["soon", "-1", "nan", "inf"])
@@ -266,8 +265,8 @@ def test_a_signal_saves_and_says_how_to_resume(place, stage, number):
     while not (before := states(place)):
         assert time.monotonic() < until and os.waitpid(child, os.WNOHANG) == (0, 0)
         time.sleep(0.05)
-    time.sleep(random.random())
-    asked, clock = time.monotonic(), time.time_ns()
+    time.sleep(0.3)
+    asked, saved = time.monotonic(), before[0].stat().st_mtime_ns
     os.kill(child, number)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert time.monotonic() - asked < 10, "within seconds"
@@ -277,7 +276,7 @@ def test_a_signal_saves_and_says_how_to_resume(place, stage, number):
     assert f"stopped by {signal.Signals(number).name}" in last and "the same command resumes: python" in last
     assert "Traceback" not in errors
     assert shlex.join(place.command(stage, **line)) in last
-    assert states(place) == before and before[0].stat().st_mtime_ns > clock
+    assert states(place) == before and before[0].stat().st_mtime_ns > saved
 
 
 def states(place):
