@@ -153,6 +153,17 @@ def test_rolls_lie_between_both_bounds(settings, rolls):
         ("fadrm", ("tinyimagenet",), dict(iterations=1000, stages=2, stage_sizes=(1.0,), lr=0.01, jitter=4)),
         ("fadrm+", ("tinyimagenet",), dict(iterations=2000, stages=4, stage_sizes=(1.0,), lr=0.25, combine="turn")),
         ("fadrm+", ("imagenette",), dict(iterations=2000, lr=0.25, batch_by="index", min_crop=0.08, milestone=0)),
+        ("wmdd", ("imagenet1k",), dict(iterations=2000, lr=0.25, r_bn=0.01, init="noise", jitter=32, jitter_low=0)),
+        (
+            "wmdd",
+            ("imagenet1k",),
+            dict(min_crop=0.08, milestone=0, round_iterations=0, batch_by="class"),
+        ),
+        ("wmdd", ("imagenette",), dict(iterations=2000, lr=0.25, r_bn=10)),
+        ("wmdd", ("tinyimagenet",), dict(iterations=2000, lr=0.1, r_bn=1)),
+        ("cim", ("imagenet1k",), dict(iterations=200, optimizer="adamw", lr=0.01, weight_decay=0.01, clamp=False)),
+        ("cim", ("cifar10",), dict(learn="difference", options={"augment": "crop_cutout_flip"})),
+        ("mosaic", ("cifar10",), dict(iterations=40, optimizer="adamw", lr=0.05, weight_decay=0.01, clamp=False)),
         ("fadrm", (None, 64), dict(iterations=2000, stages=4, stage_sizes=(1.0,), lr=0.25, jitter=4, jitter_low=0)),
     ],
 )

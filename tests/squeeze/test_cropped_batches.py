@@ -51,6 +51,18 @@ def test_every_view_is_torchvisions(folder, size, padding):
     assert seen == 60 and images.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_views_of_large_images_are_torchvisions(folder):
+    folder.load()
+    batches = batches_of(folder, 72, 4, CPU)
+    views = v2.Compose([v2.RandomResizedCrop(72), v2.RandomHorizontalFlip()])
+    for key in batches.schedule(batch_size=4, epochs=3).keys((3, "squeeze")):
+        stream, indices = key
+        with seeded(*stream):
+            images = [views(Image.open(folder.root / folder.paths[index])) for index in indices]
+        [(found, _)] = batches.batches([key])
+        assert torch.equal(found, torch.stack([v2.functional.pil_to_tensor(image) for image in images]))
+
+
 def test_a_stream_is_the_same_by_workers_and_on_the_device(folder):
     """From a later batch on, too."""
     folder.load()

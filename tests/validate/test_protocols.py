@@ -214,3 +214,10 @@ def test_tiles_of_the_set():
         assert (found.tiles, found.tiles_of_set) == (side, True) and said(found)["tiles_of_set"]
     given = resolved("delt", facts=SetFacts(10, 10, 100, 32, tile_side=3), tiles=2)
     assert given.tiles == 2 and "tiles_of_set" not in said(given)
+
+
+def test_wmdds_protocol():
+    """Its students: batches of 100, T 20, a cosine to 0, crops from 8 %, weights of images."""
+    found = resolved("wmdd", facts=SetFacts(1000, 10, 10_000, 224))
+    assert (found.batch_size, found.temperature, found.lr_schedule, found.min_scale) == (100, 20, "cosine", 0.08)
+    assert (found.image_weights, found.rand_augment, found.loss, found.mix) == ("on", "none", "kl", "cutmix")

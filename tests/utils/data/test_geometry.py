@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import few
+from utils.data.datasets import DATASETS
 from utils.data.geometry import Geometry, plain
 
 CPU = torch.device("cpu")
@@ -94,3 +95,16 @@ def test_plain_values_are_what_json_has(classes, written):
         "classes": written,
         "stem": "cifar",
     }
+
+
+@pytest.mark.parametrize(
+    "name, mean, std",
+    [
+        ("cifar10", (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),  # of the training images
+        ("cifar100", (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)),
+        *((name, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) for name in ("imagenet1k", "imagenet100", "imagenette")),
+        *((name, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) for name in ("imagewoof", "tinyimagenet")),
+    ],
+)
+def test_the_normalisation_of_a_data_set_is_the_fields(name, mean, std):
+    assert (DATASETS[name].mean, DATASETS[name].std) == (mean, std)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from conftest import CLASSES
+from conftest import CLASSES, INPUT, MEAN, STD
 from helpers import few
+from plain_teacher import features_and_logits
 from utils.run.errors import UserError
 from validate.report import diversity
 
@@ -45,6 +47,21 @@ def test_diversity_of_several_sets(place):
     assert (place / "out" / "diversity.png").read_bytes().startswith(b"\x89PNG")
     mean = table.loc[table["method"] == "medium", "similarity"].mean()
     assert f"medium: {mean:.4f}" in outcome.out
+
+
+def test_similarity_is_that_of_the_penultimate_features(place):
+    """By the teacher's weights, on the images as Pillow reads and resizes them."""
+    assert measure(place).code == 0
+    found = pd.read_csv(place / "out" / "diversity.csv").set_index(["method", "class"])["similarity"]
+    for folder, method in ((place.init, "medium"), (place.train, "train")):
+        for name in CLASSES:
+            images = [Image.open(path).convert("RGB") for path in sorted((folder / name).iterdir())]
+            pixels = np.stack([np.asarray(image.resize((INPUT, INPUT), Image.Resampling.BILINEAR)) for image in images])
+            seen = torch.tensor((pixels / 255 - MEAN) / STD, dtype=torch.float32).permute(0, 3, 1, 2)
+            points = features_and_logits(place.teacher, seen)[0].double().numpy()
+            pairs = itertools.combinations(points, 2)
+            expected = np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs])
+            assert found[method, name] == pytest.approx(expected, abs=1e-4)
 
 
 def test_copies_of_one_image_are_not_diverse(place):
