@@ -1,10 +1,6 @@
 """README.md and docs/: short commands are run, long ones are checked for what they name, links lead to files."""
 
-import contextlib
 import functools
-import importlib
-import importlib.util
-import io
 import os
 import re
 import shlex
@@ -13,17 +9,16 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from filelock import FileLock
 from torch.distributed.run import get_args_parser
 
+from command_lines import called, module_of, refusal
 from conftest import ROOT
 from ranking.criteria import CRITERIA
 from recover.methods import METHODS
 from utils.data.datasets import DATASETS
-from utils.run.errors import UserError
 from validate.protocols import PROTOCOLS
 
 README = "README.md"
@@ -133,29 +128,6 @@ def test_commands_run(page, example, tmp_path):
 
 
 @functools.cache
-def module_of(name: str):
-    """The module that `python -m NAME` runs; None if there is none."""
-    spec = None
-    with contextlib.suppress(ModuleNotFoundError):  # of the package around it
-        spec = importlib.util.find_spec(name)
-    return spec and importlib.import_module(f"{name}.__main__" if spec.submodule_search_locations else name)
-
-
-def called(function, name: str, words: list[str]) -> str:
-    """What a parser says: its help, or its error."""
-    said = io.StringIO()
-    with mock.patch.object(sys, "argv", [name, *words]), contextlib.redirect_stdout(said):
-        with contextlib.redirect_stderr(said):
-            try:
-                function()
-            except SystemExit:
-                return said.getvalue()
-            except UserError as error:
-                return f"error: {error}"
-    return ""
-
-
-@functools.cache
 def known_flags(name: str) -> set[str]:
     text = (
         get_args_parser().format_help()
@@ -179,7 +151,7 @@ def check_module(words: list[str], whole: bool) -> list[str]:
         end = rest.index("-m") if "-m" in rest else len(rest)
         return unknown_flags(name, rest[:end]) + (check_module(rest[end + 1 :], whole) if end < len(rest) else [])
     if whole and hasattr(module_of(name), "parse"):
-        error = called(module_of(name).parse, name, rest)
+        error = refusal(words)
         return [f"python -m {name}: {error}"] if error else []
     return unknown_flags(name, rest)
 

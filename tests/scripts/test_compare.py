@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from command_lines import refusal
 from recover.methods import NEEDS, Needs, names
 from script_stubs import ROOT, SCRIPTS, command, parse
 
@@ -131,6 +132,13 @@ def test_without_a_list_all_methods_are_compared(compare):
     read = {path for flags in made.values() for path in flags.get("statistics", "").split()}
     collected = [flags["output"] for stage in COLLECTED for flags in of(calls, stage)]
     assert sorted(collected) == sorted(read), "each file is collected once"
+    assert len(calls) > 50 and not refused(compare)
+
+
+def refused(compare):
+    """Command lines that were noted -> what the project's own parsers say against them."""
+    lines = [json.loads(line) for line in compare.record.read_text().splitlines()]
+    return {" ".join(line): said for line in lines if (said := refusal(line))}
 
 
 @pytest.mark.parametrize("method", names())
@@ -165,6 +173,7 @@ def test_one_script_and_a_variable_are_a_row_s_command(compare, method, tmp_path
     assert len(collected) == bool(needs.statistics) + needs.barycenters
     if collected:
         assert of(calls, "recover")[0]["statistics"].split() == collected
+    assert not refused(compare)
 
 
 def test_own_protocols_are_those_of_each_method_and_all_of_them_the_baselines(compare):
