@@ -35,6 +35,7 @@ def called(function, name: str, words: list[str]) -> str:
 
 
 def refusal(words: list[str]) -> str:
-    """What the parser of MODULE says against MODULE ARGUMENTS; empty where it takes them."""
+    """What the parser of MODULE says against MODULE ARGUMENTS; empty where it takes them, or there is none."""
     name, *rest = words
-    return called(module_of(name).parse, name, rest)
+    parse = getattr(module_of(name), "parse", None)
+    return called(parse, name, rest) if parse else ""

@@ -58,7 +58,7 @@ def main(words):
     else:
         return 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("made")
+    path.write_text("{}" if path.suffix == ".json" else "made")
     return 0
 
 

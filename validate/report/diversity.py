@@ -97,14 +97,17 @@ def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
     cli.add_data(parser, f"images per batch; {BATCH_SIZE} if left out")
     args = parser.parse_args()
     folders = tuple(args.syn_dir)
-    own = [(manifest.method(path) or Path(path).resolve().name, path) for path in folders]
-    methods = tuple(args.method or told_apart(own))
+    methods = tuple(args.method or told_apart([(_own_name(path), path) for path in folders]))
     if len(methods) != len(folders):
         parser.error(f"{len(folders)} folders need {len(folders)} --method names, not {len(methods)}")
     if len(set(methods)) < len(methods):
         parser.error(f"the --method names must differ ({', '.join(methods)})")
     flags = Flags(folders, methods, args.classes_by, args.output_dir)
     return (flags, *(cli.group(args, kind) for kind in (cli.TeacherFlags, GeometryFlags, cli.MachineFlags)))
+
+
+def _own_name(folder: str) -> str:
+    return manifest.method(folder) or Path(folder).resolve().name
 
 
 def main() -> None:
