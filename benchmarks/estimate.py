@@ -32,7 +32,7 @@ from validate import protocols
 from validate.protocols import SetFacts
 
 STAGES = ("squeeze", "ranking", "statistics", "recover", "validate")
-# Published rates of dense products in 16 bits, TFLOP/s, and GiB. By a word of the card's name.
+# Published rates of dense products in 16 bits, TFLOP/s, and GiB. The first whose name is a part of the card's.
 CARDS = {
     "H200": (989, 141),
     "H100": (989, 80),
@@ -216,11 +216,12 @@ def machine_of(card: str | None, tflops: float | None, share: float | None) -> M
         cores = job_cpus()
         rate = tflops * 1e12 if tflops else 1e9 * rate * cores
         return Machine(f"{cores} CPU cores{f' with {flag}' * bool(flag)}", rate, share or CPU_SHARE, None, width, False)
-    found = next((facts for part, facts in CARDS.items() if re.search(rf"\b{part}\b", name)), None)
+    found = next((facts for part, facts in CARDS.items() if re.search(rf"{part}(?!\d)", name)), None)
     if found is None and tflops is None:
         raise UserError(f"--card {name}: its rate is not known; give --tflops, or one of {', '.join(CARDS)}")
     rate, gib = found or (None, None)
-    if said := re.search(r"\b(\d+) ?GB\b", name):  # some are sold with either of two
+    said = re.search(r"\b(\d+) ?GB\b", name)
+    if said and gib and int(said[1]) <= 2 * gib:  # some are sold with either of two; GH200 names the CPU's
         gib = int(said[1])
     return Machine(name, (tflops or rate) * 1e12, share or GPU_SHARE, gib, 2, True)
 

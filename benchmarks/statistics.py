@@ -69,7 +69,7 @@ def targets(path: Path, teacher: Teacher) -> Path:
         step(images[part : part + BATCH_SIZE], labels[part : part + BATCH_SIZE])
     facts = {name: list(getattr(geometry, name)) for name in ("mean", "std", "classes")}
     facts |= dict(teacher=teacher.sha256, arch=teacher.arch, input_size=geometry.input_size)
-    facts |= dict(format=statistics.FORMAT, patch=totals.what.patch, per_class=True, norms=False)
+    facts |= dict(patch=totals.what.patch, per_class=True, norms=False)
     statistics.write(path, totals.tensors(), facts, totals.layers, 0.0)
     return path
 

@@ -68,6 +68,8 @@ def main() -> None:
         objective.check(starts.ipc, settings.batch_by)
         found = {**identity(job, objective, geometry, runtime), "batch_size": batch_size}
         found |= {"ipc": starts.ipc, "init": starts.identity()}
+        if not starts.folder:
+            found["classes"] = starts.classes  # which nothing else may say: two runs would mix in one folder
         originals = Originals.of(starts) if objective.needs_originals else None
         if originals:
             found["originals"] = originals.identity()

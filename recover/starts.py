@@ -16,7 +16,7 @@ from utils.data.image_folder import ImageFolder
 from utils.data.images import read_rgb, resize_whole, to_batch
 from utils.nets import class_order
 from utils.run.errors import UserError
-from utils.run.files import digest, sha256, shortened
+from utils.run.files import sha256, shortened
 from utils.run.seeds import generator
 
 NOISE_IPC = 10  # without --ipc: the folder is there for its names
@@ -80,9 +80,7 @@ class Starts:
         return manifest.tile_side(self.folder.root) if self.folder else 1
 
     def identity(self) -> str:
-        if self.folder:
-            return self.folder.fingerprint(self.recorded)
-        return "noise" if self.geometry.classes else f"noise {digest(self.classes)}"
+        return self.folder.fingerprint(self.recorded) if self.folder else "noise"
 
     def path(self, member: Member) -> Path | None:
         """Of a member's starting image; None for noise."""

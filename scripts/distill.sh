@@ -198,11 +198,13 @@ fi
 needs_of "$METHOD"
 [ -n "$ITR" ] || [ -z "$MOST_ITR" ] || [ "$NEEDS_ITERATIONS" -le "$MOST_ITR" ] || ITR=$MOST_ITR
 iterations=${ITR:-$NEEDS_ITERATIONS} of_a_round=${ROUND_ITR:-$NEEDS_ROUND_ITERATIONS}
-case $iterations/$of_a_round in
-    */0|*[!0-9/]*) ;;
-    *) [ "$((iterations % of_a_round))" -eq 0 ] ||
-        fail "ROUND_ITR: rounds of $of_a_round iterations do not divide the $iterations of ITR; 0 is one round" ;;
-esac
+if wants recover && [ "$NEEDS_RECOVERS" = true ] && [[ $RECOVER_ARGS != *iterations* ]]; then
+    case $iterations/$of_a_round in
+        */0|*[!0-9/]*) ;;
+        *) [ "$((iterations % of_a_round))" -eq 0 ] ||
+            fail "ROUND_ITR: rounds of $of_a_round iterations do not divide the $iterations of ITR; 0 is one round" ;;
+    esac
+fi
 if [ "$NEEDS_RECOVERS" = false ]; then
     skip recover "the images of $METHOD are those that it selects"
     [ -z "$SYN_PATH" ] || [ "${OUTPUT_DIR:-$SYN_PATH}" = "$SYN_PATH" ] ||
@@ -219,11 +221,13 @@ start=$(with_criterion "$CRITERION" $NEEDS_RANKING)
 if [ -z "$start" ]; then
     skip ranking "$METHOD starts from noise"
     leave_out selection "$METHOD starts from noise"
-    INIT_PATH=${INIT_PATH:-$TRAIN_DIR}    # which names the classes
+    for place in "$TRAIN_DIR" "$OUTPUT_DIR"; do    # which names the classes
+        [ -n "$INIT_PATH" ] || [ ! -d "$place" ] || INIT_PATH=$place
+    done
 elif [[ " $BASELINES " == *" $(start_name $start) "* ]]; then
     leave_out selection "it is $(start_name $start), which BASELINES names"
 fi
-INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}
+[ -z "$start" ] || INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}
 find_kinds
 [ ${#kinds[@]} -gt 0 ] || drop statistics
 if wants statistics && [ -n "$NEEDS_MISSING" ]; then fail "METHOD: $METHOD needs the package $NEEDS_MISSING"; fi
@@ -253,9 +257,7 @@ for kind in ${kinds[@]+"${kinds[@]}"}; do
 done
 
 check_classes
-if wants squeeze || wants statistics || wants ranking || { wants recover && [ -z "$start" ]; }; then
-    folder TRAIN_DIR "the folder of real training images"
-fi
+if wants squeeze || wants statistics || wants ranking; then folder TRAIN_DIR "the folder of real training images"; fi
 if wants squeeze || wants validate; then folder VAL_DIR "the folder of real test images"; fi
 if wants validate && [ -n "$criteria" ]; then
     folder TRAIN_DIR "the folder of real training images, or BASELINES to nothing"

@@ -21,8 +21,8 @@ esac
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 ARCH=${ARCH:-conv3}
 IPC=${IPC:-10}
+[ -n "${ITR+given}" ] || MOST_ITR=${MOST_ITR-200}    # of another METHOD
 ITR=${ITR-$(for_delt 200)}                 # a twentieth of the published 4000
-MOST_ITR=${MOST_ITR-200}                   # of another METHOD
 ROUND_ITR=${ROUND_ITR-$(for_delt 25)}     # as many rounds as published: eight
 # What beats random images there, with a teacher's labels and without one (docs/results.md): the published rate of 0.25
 # carries the images far from what the classes alone could teach.

@@ -196,6 +196,10 @@ needs_of() {    # METHOD
     if found=$("$PYTHON_BIN" -m recover.methods --needs "$1" "${DATASET:-$TRAIN_DIR}" 2> /dev/null); then
         eval "$found"
     fi
+    case " $RECOVER_ARGS " in
+        *" --init images "*) NEEDS_RANKING=${NEEDS_RANKING:---criterion medium} ;;
+        *" --init noise "*) NEEDS_RANKING= ;;
+    esac
 }
 
 with_criterion() {    # CRITERION FLAG...: the flags of ranking, with another criterion if one is given

@@ -122,7 +122,7 @@ def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, run
     """What decides the values: a file of other settings is another run's."""
     return {
         **source.identity(folder, teacher),
-        "format": statistics.FORMAT,
+        **({} if what.per_class or what.norms else {"format": statistics.FORMAT}),
         "crop_padding": CROP_PADDING if teacher.geometry.input_size <= SMALL_SIZE else None,
         "patch": what.patch,
         "per_class": what.per_class,

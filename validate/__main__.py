@@ -317,7 +317,7 @@ def measure(
         experiment.check_class_order()
     for stream in streams:
         if stream.seed in run.results:
-            save_labels(experiment, stream)  # in a folder that has them not, or where they are damaged
+            save_labels(experiment, stream, learns=False)  # in a folder that has them not, or has damaged ones
             state_of(experiment, run, stream.seed).remove()
             top1 = run.results[stream.seed].top1
             print(f"validate: seed {stream.seed} is complete: top-1 {top1:.2f} %")
@@ -374,11 +374,11 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
         store(experiment, run, train(student, source, stream, training, tensor, state))
 
 
-def save_labels(experiment: Experiment, stream: Stream) -> None:
+def save_labels(experiment: Experiment, stream: Stream, learns: bool = True) -> None:
     """Store the labels of a student, where that is asked for; those that are there, and whole, stay."""
     labels = experiment.job.labels
     if labels.save_labels:
-        Writer(labels.save_labels, experiment.teachers, labels.top_k, experiment.job.overwrite).save(stream)
+        Writer(labels.save_labels, experiment.teachers, labels.top_k, experiment.job.overwrite).save(stream, learns)
 
 
 def target_source(experiment: Experiment, stream: Stream) -> Callable[[int], Labelled]:

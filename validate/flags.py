@@ -74,6 +74,9 @@ class Job:
         """
         protocols = chosen_protocols(self.arguments, dataset, input_size)
         refuse_unused(self.arguments, list(protocols.values()))
+        if self.arguments["temperature"] is not None:
+            unread = [title for title, settings in protocols.items() if not reads_temperature(settings, {})]
+            print(*(f"validate: {title} reads no --temperature\n" for title in unread), sep="", end="")
         return replace(self, protocols=protocols)
 
 
@@ -226,20 +229,23 @@ def chosen_protocols(flags: dict[str, Any], dataset: str | None, input_size: int
     known = recipes(dataset, input_size)
     found = {}
     for name in flags["protocol"]:
-        title, settings = registry.with_changes(known, name, given)
+        own = {**given, "temperature": given["temperature"] if reads_temperature(known[name], given) else None}
+        title, settings = registry.with_changes(known, name, own)
         found[title] = {**settings, RECIPE_LR: known[name]["lr"]} if settings["lr"] == SEARCH else settings
     return found
+
+
+def reads_temperature(protocol: dict[str, Any], given: dict[str, Any]) -> bool:
+    """Whether a protocol, with what was given in its place, compares with a teacher's probabilities."""
+    labels, loss = (given.get(name) or protocol[name] for name in ("labels", "loss"))
+    return labels == "soft" and LOSSES[loss or "kl"].target == "probabilities"
 
 
 def refuse_unused(flags: dict[str, Any], protocols: Sequence[dict[str, Any]]) -> None:
     """Raises UserError for a flag that was given, and that none of the protocols reads."""
     needs = {flag: f"--{setting.replace('_', '-')} {value}" for flag, (setting, value) in NEEDS.items()}
     used = {flag: any(one[setting] == value for one in protocols) for flag, (setting, value) in NEEDS.items()}
-    needs |= {"tile_share": "--tiles set, 2 or more", "temperature": "a teacher's probabilities, so --loss kl or ce"}
-    used["tile_share"] = any(one["tiles"] != 1 for one in protocols)
-    used["temperature"] = any(
-        one["labels"] == "soft" and LOSSES[one["loss"] or "kl"].target == "probabilities" for one in protocols
-    )
+    needs["tile_share"], used["tile_share"] = "--tiles set, 2 or more", any(one["tiles"] != 1 for one in protocols)
     for flag, need in needs.items():
         if flags[flag] is not None and not used[flag]:
             raise UserError(f"--{flag.replace('_', '-')} does nothing without {need}")

@@ -89,10 +89,11 @@ class Writer:
     top_k: int | None
     overwrite: bool
 
-    def save(self, stream: Stream) -> None:
+    def save(self, stream: Stream, learns: bool = True) -> None:
         """Label every step of `stream`. Shards that are there already stay; ranks share the others.
 
-        Raises UserError if the folder holds other labels, or views that other library versions drew.
+        `learns`: a student is to learn from them. Raises UserError if the folder holds other labels, or views that
+        other library versions drew and that are drawn again.
         """
         folder, num_classes = folder_of(self.root, stream.seed), stream.geometry.num_classes
         kept = min(self.top_k or num_classes, num_classes)
@@ -107,7 +108,7 @@ class Writer:
 
             def are_whole() -> bool:
                 if claim(folder, INDEX, settings, self.overwrite).get("finished"):
-                    self._reopen(folder, stream, work, spans)
+                    self._reopen(folder, stream, work, spans, learns)
                 return bool(read_json(folder / INDEX).get("finished"))
 
             distributed.require_same("settings of the labels", makers)
@@ -120,11 +121,13 @@ class Writer:
                 work.remove()
             distributed.barrier()
 
-    def _reopen(self, folder: Path, stream: Stream, work: SharedWork, spans: list[range]) -> None:
+    def _reopen(self, folder: Path, stream: Stream, work: SharedWork, spans: list[range], learns: bool) -> None:
         """Where shards of finished labels are lost or damaged, see that these alone are made again."""
         stored = StoredLabels(self.root, stream.seed)
-        stored.check_versions(stream)
-        if stored.damaged():
+        damaged = stored.damaged()
+        if learns or damaged:
+            stored.check_versions(stream)
+        if damaged:
             for number, (span, (file, epochs, digest)) in enumerate(zip(spans, stored.shards)):
                 if epochs == span:  # whether the file is whole is looked at before it is made again
                     work.save(number, {"file": file, "epochs": [span.start, span.stop], "sha256": digest})

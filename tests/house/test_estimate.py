@@ -150,7 +150,13 @@ def test_a_card_is_known_by_its_name(monkeypatch, name, tflops):
 
 @pytest.mark.parametrize(
     "name, gib",
-    [("NVIDIA A100-SXM4-80GB", 80), ("NVIDIA A100-PCIE-40GB", 40), ("Tesla V100-SXM2-32GB", 32), ("NVIDIA H100", 80)],
+    [
+        ("NVIDIA GH200 480GB", 141),
+        ("NVIDIA A100-SXM4-80GB", 80),
+        ("NVIDIA A100-PCIE-40GB", 40),
+        ("Tesla V100-SXM2-32GB", 32),
+        ("NVIDIA H100", 80),
+    ],
 )
 def test_the_memory_of_a_card_that_is_sold_with_several(name, gib):
     assert estimate.machine_of(name, None, None).gib == gib

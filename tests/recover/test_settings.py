@@ -215,11 +215,11 @@ def test_bash_reads_what_a_method_needs(words, expected):
 
 @pytest.mark.parametrize("size, ranking", [(32, "--criterion random"), (64, "--criterion random"), (300, "--tiles 2")])
 def test_the_images_of_a_folder_say_what_a_method_needs(tmp_path, size, ranking):
-    (tmp_path / "train" / "ant").mkdir(parents=True)
+    (tmp_path / "train" / "ant" / "deeper").mkdir(parents=True)
     (tmp_path / "train" / "ant" / "0.txt").write_text("no image")
-    Image.new("RGB", (size + 100, size)).save(tmp_path / "train" / "ant" / "1.png")
+    Image.new("RGB", (size + 100, size)).save(tmp_path / "train" / "ant" / "deeper" / "1.png")
     assert ranking in ask("--needs", "edc", tmp_path / "train").stdout
-    assert "--criterion random" in ask("--needs", "edc", tmp_path / "train" / "ant").stdout, "nothing says it"
+    assert "--criterion random" in ask("--needs", "edc", tmp_path / "nowhere").stdout, "nothing says it"
 
 
 def test_the_iterations_of_a_recipe():

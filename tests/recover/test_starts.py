@@ -138,7 +138,7 @@ def test_classes_that_only_a_folder_names_are_a_part_of_a_run_from_noise(place):
     place.works("recover", init_dir=place.train, **line)
     for path in list(place.train.iterdir()):
         path.rename(path.with_name(f"another {path.name}"))
-    refused(place, "recover", "init", init_dir=place.train, **line)
+    refused(place, "recover", "classes", init_dir=place.train, **line)
     assert len(list(place.syn.glob("*/*.png"))) == 6
 
 

@@ -189,8 +189,17 @@ def test_a_start_from_noise_selects_nothing(distill, tmp_path):
         assert "ranking is skipped" in process.stdout and "selection is left out" in process.stdout
         assert [flags["criterion"] for stage, flags in calls if stage == "ranking"] == ["random"], "the baseline"
         assert dict(calls)["recover"]["init-dir"] == f"{tmp_path}/train", "it names the classes"
-    calls, _ = distill("distill", DELT_METHOD="sre2l", DELT_INIT="images")
-    assert dict(calls)["recover"]["init-dir"] == f"{tmp_path}/run/init"
+    for images in dict(DELT_INIT="images"), dict(RECOVER_ARGS="--init images"):
+        calls, _ = distill("distill", DELT_METHOD="sre2l", **images)
+        assert dict(calls)["recover"]["init-dir"] == f"{tmp_path}/run/init"
+
+
+def test_a_start_from_noise_needs_no_training_images(distill, tmp_path):
+    line = dict(DELT_METHOD="sre2l", DELT_STAGES="recover", TRAIN_DIR=None, RANKER_PATH=tmp_path / "teacher.pth")
+    calls, process = distill("distill", **line, INIT_PATH="names")
+    assert process.returncode == 0 and dict(calls)["recover"]["init-dir"] == "names", process.stderr
+    calls, process = distill("distill", **line)
+    assert process.returncode == 0 and "init-dir" not in dict(calls)["recover"], "the teacher names its classes, or not"
 
 
 def test_a_selection_that_is_a_baseline_is_measured_once(distill):
@@ -216,6 +225,8 @@ def test_rounds_that_do_not_fit_are_found_before_any_work(distill, line):
     calls, process = distill("distill", **line)
     assert process.returncode == 2 and "do not divide" in process.stderr and not calls
     assert distill("distill", ITR=300, ROUND_ITR=0)[1].returncode == 0
+    assert distill("distill", ITR=300, RECOVER_ARGS="--round-iterations 100")[1].returncode == 0
+    assert distill("distill", **line, DELT_METHOD="rded")[1].returncode == 0, "nothing is recovered"
 
 
 def test_the_quickstart_shortens_methods_that_take_long(distill):
@@ -225,6 +236,8 @@ def test_the_quickstart_shortens_methods_that_take_long(distill):
         for method in ("delt", "cda", "cim", "mosaic")
     }
     assert iterations == {"delt": "200", "cda": "200", "cim": None, "mosaic": None}
+    calls, process = distill("quickstart", **own, ITR="", ROUND_ITR="")
+    assert process.returncode == 0 and "iterations" not in dict(calls)["recover"], "left to the recipe"
 
 
 def test_processes_of_one_machine_share_every_stage(distill):

@@ -300,6 +300,12 @@ def test_the_command_that_made_damaged_labels_mends_them(saved):
     saved.works("validate", **saved.loading)
 
 
+def test_whole_labels_of_complete_students_may_be_of_other_versions(saved):
+    of_other_versions(saved, timm="0.1.2")
+    said = saved.works("validate", save_labels=saved / "labels", output_dir=saved / "saved", **LINE)
+    assert said.count("is complete") == LINE["seeds"]
+
+
 def test_labels_of_complete_students_are_saved_where_they_are_asked_for(saved):
     out = saved.works("validate", save_labels=saved / "others", output_dir=saved / "saved", **LINE)
     assert "seed 0 is complete" in out

@@ -33,9 +33,11 @@ def size_at_a_glance(folder: Path) -> int:
 
 
 def _sizes(folder: Path) -> Iterator[tuple[int, int]]:
-    for name in sorted(os.listdir(folder)):
-        try:
-            with Image.open(folder / name) as image:
-                yield image.size
-        except (OSError, ValueError, Image.DecompressionBombError):
-            continue  # no image, or one that the stages themselves will speak of
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            try:
+                with Image.open(Path(place, name)) as image:
+                    yield image.size
+            except (OSError, ValueError, Image.DecompressionBombError):
+                continue  # no image, or one that the stages themselves will speak of

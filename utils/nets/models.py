@@ -225,9 +225,11 @@ def read_num_classes(arch: str, weights: dict[str, torch.Tensor]) -> int | None:
 
     In the order of the network's modules: a safetensors file has its tensors by name.
     """
-    order = [name for name in _shapes_of_stems(arch)[0] if name in weights] or weights
-    last = [name for name in order if weights[name].ndim == 2]
-    return weights[last[-1]].shape[0] if last else None
+    # Names of other code are matched later (utils/nets/weights.py): they stand as the file has them.
+    for order in (_shapes_of_stems(arch)[0], weights):
+        if last := [name for name in order if name in weights and weights[name].ndim == 2]:
+            return weights[last[-1]].shape[0]
+    return None
 
 
 def main() -> None:

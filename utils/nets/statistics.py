@@ -38,7 +38,7 @@ from utils.run.errors import UserError
 from utils.run.files import differences, replacing, sha256, write_json
 
 COMMAND = "python -m squeeze.statistics"
-FORMAT = 2  # the first one had no BatchNorms among the layers where they were not asked for
+FORMAT = 2  # of files without tensors of BatchNorms; the first one had no BatchNorms among its layers
 ENTRY = "statistics"  # of the metadata: safetensors keeps no order of several
 CONVOLUTION, BATCHNORM = "convolution", "batchnorm"
 
@@ -70,7 +70,8 @@ class Statistics:
 
     def require(self, teacher: Teacher, per_class: bool = False, norms: bool = False) -> None:
         """Raises UserError where they are another network's, or do not hold what is asked for."""
-        if "points" not in self.tensors and self.settings.get("format") != FORMAT:
+        has_norms = "points" in self.tensors or self.settings.get("per_class") or self.settings.get("norms")
+        if not has_norms and self.settings.get("format") != FORMAT:
             raise UserError(
                 f"--statistics {self.path}: is another version's; collect them anew: {self.command} --overwrite"
             )
