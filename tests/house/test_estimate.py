@@ -1,15 +1,16 @@
 """Estimates: the work that is counted, by hand; what networks cost, counted by PyTorch; and that scripts print them."""
 
+import contextlib
+import io
 import re
-import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import estimate, networks
-from conftest import ROOT
 from helpers import gray
 from utils.data.datasets import SMALL_SIZE
 from utils.nets import models
@@ -20,15 +21,15 @@ CONV3 = 2 * 9 * (3 * 128 * 32**2 + 128 * 128 * 16**2 + 128 * 128 * 8**2)  # of a
 
 def lines(*words):
     """Stage -> (hours, GiB, the rest)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.estimate", *map(str, words)], cwd=ROOT, text=True, capture_output=True
-    )
-    assert done.returncode == 0, done.stderr
+    said = io.StringIO()
+    with mock.patch.object(sys, "argv", ["benchmarks.estimate", *map(str, words)]), contextlib.redirect_stdout(said):
+        estimate.main()
+    head, *rest = said.getvalue().splitlines()
     form = r"  (\w+(?: \w+)?) +([\d.]+) (h|min) +([\d.]+) GiB   (.*)"
-    found = [re.fullmatch(form, line) for line in done.stdout.splitlines()[1:]]
+    found = [re.fullmatch(form, line) for line in rest]
     hours = {match[1]: float(match[2]) / (60 if match[3] == "min" else 1) for match in found}
     assert all((hours[match[1]] < 1) == (match[3] == "min") for match in found), "short ones in minutes"
-    return done.stdout.splitlines()[0], {m[1]: (hours[m[1]], float(m[4]), m[5]) for m in found}
+    return head, {m[1]: (hours[m[1]], float(m[4]), m[5]) for m in found}
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
