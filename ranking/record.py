@@ -23,14 +23,7 @@ def path_of(ranking_file: str | Path) -> Path:
 
 def settings_of(teacher: Teacher, folder: ImageFolder) -> dict[str, Any]:
     """What decides the scores of the images in `folder`, which has the teacher's order of classes."""
-    geometry = teacher.geometry
-    return {
-        "teacher": teacher.sha256,
-        "input_size": geometry.input_size,
-        "mean": list(geometry.mean),
-        "std": list(geometry.std),
-        **images_of(folder),
-    }
+    return {**teacher.identity(), **images_of(folder)}
 
 
 def images_of(folder: ImageFolder) -> dict[str, Any]:

@@ -19,16 +19,8 @@ def add_flags(parser: cli.Parser) -> None:
 
 def identity(folder: ImageFolder, teacher: Teacher) -> dict[str, Any]:
     """The images and the teacher, as they decide every value of such a file."""
-    geometry = teacher.geometry
-    return {
-        "teacher": teacher.sha256,
-        "arch": teacher.arch,
-        "classes": list(folder.classes),
-        "images": folder.fingerprint(),
-        "input_size": geometry.input_size,
-        "mean": list(geometry.mean),
-        "std": list(geometry.std),
-    }
+    images = {"classes": list(folder.classes), "images": folder.fingerprint()}
+    return {**teacher.identity(), "arch": teacher.arch, **images}
 
 
 def _safetensors(text: str) -> Path:

@@ -30,6 +30,11 @@ class Teacher:
     assumed: tuple[str, ...] = ()  # what the checkpoint did not say
     dataset: str | None = None  # the known data set of its images
 
+    def identity(self) -> dict[str, Any]:
+        """What decides its answers to images, as the records of stages have it."""
+        mean, std = list(self.geometry.mean), list(self.geometry.std)
+        return {"teacher": self.sha256, "input_size": self.geometry.input_size, "mean": mean, "std": std}
+
 
 def load_teacher(
     arch: str | None,
@@ -123,10 +128,11 @@ def _geometry(facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Ca
     path, content, tensors = facts.path, facts.content, facts.content["model"]
     dataset = known(given.dataset)
     size = facts.get("input_size", given.input_size, dataset.input_size if dataset else None, f"{given.dataset}'s")
-    num_classes = facts.get("num_classes", None, models.read_num_classes(arch, tensors), "read from the weights")
+    outputs = models.read_num_classes(arch, tensors)
+    num_classes = facts.get("num_classes", None, outputs, "read from the weights")
     if num_classes is None:
         raise UserError(f"{path}: holds no linear layer to read the number of classes from; is it a {arch}?")
-    if (outputs := models.read_num_classes(arch, tensors)) and outputs != num_classes:
+    if outputs and outputs != num_classes:
         raise UserError(f"{path}: says that it has {num_classes} classes, and its last layer has {outputs}")
     classes = content.get("classes")
     if classes and len(classes) != num_classes:
