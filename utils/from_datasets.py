@@ -12,7 +12,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -25,8 +24,7 @@ from utils import cli
 from utils.data.formats import is_hidden, is_image
 from utils.run import entry
 from utils.run.errors import UserError
-from utils.run.files import flush_folder, make_folder
-from utils.run.outputs import check_output, locked
+from utils.run.outputs import built, check_output
 from utils.run.packages import how_to_install, needed
 
 SAVED = ("dataset_dict.json", "state.json")  # what save_to_disk leaves in a folder
@@ -66,18 +64,9 @@ def main() -> None:
             f"{flags.folder}: no such folder; download the set first (hf download NAME --repo-type dataset)"
         )
     check_output(flags.output, flags.folder)
-    output = Path(os.path.realpath(flags.output))  # a link to an empty folder stays one
-    with locked(output), tempfile.TemporaryDirectory() as cache:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UserError(f"{output} exists and is not empty; choose another folder")
-        rows = columns(read(datasets, flags, cache), datasets, flags)
-        partial = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        make_folder(partial)
-        counts = write(rows, partial)
-        flush_folder(partial)
-        os.replace(partial, output)
-    print(f"{counts.total()} images of {len(counts)} classes in {output}")
+    with built(flags.output) as folder, tempfile.TemporaryDirectory() as cache:
+        counts = write(columns(read(datasets, flags, cache), datasets, flags), folder)
+    print(f"{counts.total()} images of {len(counts)} classes in {flags.output}")
 
 
 def read(datasets: Any, flags: Flags, cache: str) -> Any:

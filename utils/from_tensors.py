@@ -11,8 +11,6 @@ bits, numbered in their order within each class. Of learnt labels only the class
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +28,8 @@ from utils.data.whitening import ZCA_EPS, unwhitened
 from utils.nets.harmless import STAND_INS, plain
 from utils.run import entry
 from utils.run.errors import UserError
-from utils.run.files import flush_folder, replacing
-from utils.run.outputs import check_output, locked
+from utils.run.files import replacing
+from utils.run.outputs import built, check_output
 
 IMAGES = ("images", "image", "data", "x", "image_syn", "images_best", "x_proto", "coreset_images", "syn_images")
 LABELS = (
@@ -82,25 +80,18 @@ def parse() -> Flags:
 def main() -> None:
     flags = parse()
     check_output(flags.output)
-    output = Path(os.path.realpath(flags.output))  # a link to an empty folder stays one
-    with locked(output):
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UserError(f"{output} exists and is not empty; choose another folder")
+    with built(flags.output) as folder:
         content = first_set(read(flags.file), flags.file)
         images = to_pixels(find(content, IMAGES, 4, flags.file, "images (N, 3, H, W)"), flags)
         labels, num_classes = read_labels(content, len(images), flags)
         names = class_names(flags.classes, num_classes)
         say_empty([name for label, name in enumerate(names) if label not in labels])
         counts = [0] * len(names)
-        partial = output.with_name(f".{output.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
         for image, label in zip(images, labels.tolist()):
-            with replacing(partial / names[label] / f"{counts[label]:04d}.png", flushed=False) as temporary:
+            with replacing(folder / names[label] / f"{counts[label]:04d}.png", flushed=False) as temporary:
                 Image.fromarray(image).save(temporary)
             counts[label] += 1
-        flush_folder(partial)
-        os.replace(partial, output)
-    print(f"{len(images)} images of {len(names)} classes in {output}")
+    print(f"{len(images)} images of {len(names)} classes in {flags.output}")
 
 
 def say_empty(names: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Iterator
 from filelock import FileLock, Timeout
 
 from utils.run.errors import UserError
-from utils.run.files import NAME_BYTES, PARTIAL, differences, make_folder, read_json, write_json
+from utils.run.files import NAME_BYTES, PARTIAL, differences, flush_folder, make_folder, read_json, write_json
 
 BESIDE_BYTES = 40  # of what is added to an output's name for hidden files beside it
 
@@ -92,6 +92,28 @@ def _empty(folder: Path, record_name: str) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+@contextlib.contextmanager
+def built(output: str | Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `output` at the end: what stops within leaves nothing that looks whole.
+
+    Of a link to an empty folder, where it leads. Raises UserError if there is anything in `output`, or another process
+    writes it.
+    """
+    output = Path(os.path.realpath(output))
+    partial = output.with_name(f".{output.name}.partial")
+    with locked(output):
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise UserError(f"{output} exists and is not empty; choose another folder")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            make_folder(partial)
+            yield partial
+            flush_folder(partial)
+            os.replace(partial, output)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

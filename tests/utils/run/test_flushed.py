@@ -33,7 +33,7 @@ def disk(monkeypatch):
 
     monkeypatch.setattr(os, "fsync", flushing)
     monkeypatch.setattr(os, "replace", renaming)
-    for module in ("ranking.selection", "utils.data.prepare", "utils.from_tensors"):
+    for module in ("ranking.selection", "utils.data.prepare", "utils.run.outputs"):
         monkeypatch.setattr(f"{module}.flush_folder", flushing_all)
     return asked
 
