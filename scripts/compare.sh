@@ -59,7 +59,7 @@ PROTOCOLS=${PROTOCOLS:-delt hard}          # python -m validate.protocols lists 
 VAL_EPOCHS=${VAL_EPOCHS:-}                 # the protocol's if empty
 SEEDS=${SEEDS:-3}                          # students of each kind, from SEED on
 
-NPROC=${NPROC:-1}                          # cells that run at a time on this machine, one for each GPU
+NPROC=${NPROC:-1}                          # cells at a time on this machine: one for each GPU, or more (docs/speed.md)
 
 source scripts/stages.sh
 
