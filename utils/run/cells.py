@@ -67,16 +67,20 @@ class Cells:
         self.failures: dict[str, str] = {}  # of cells that are not to be: why; empty where another one's failure is why
         self.running: dict[str, subprocess.Popen] = {}
         self.signal = 0
+        self.error: BaseException | None = None  # the first that a thread met
         make_folder(self.folder)
         write_text(start := self.folder / f".{os.uname().nodename}.{os.getpid()}.start", "")
         self.started = start.stat().st_mtime_ns  # by the clock of the file system, as the notes of failures are
         start.unlink()
 
     def run(self) -> int:
-        """Until each cell is done or has failed; 0, 1, or 128 and the number of the signal that ended it."""
+        """Until each cell is done or has failed; 0, 1, or 128 and the number of the signal that ended it.
+
+        Raises what a thread met, a full disk for one; commands of the others have ended by then.
+        """
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            threads = [threading.Thread(target=self._work, args=(worker,)) for worker in range(self.workers)]
+            threads = [threading.Thread(target=self._guarded, args=(worker,)) for worker in range(self.workers)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -88,6 +92,8 @@ class Cells:
             name = signal.Signals(self.signal).name
             print(f"\nstopped by {name}; finished cells are on disk, and the same command goes on", file=sys.stderr)
             return 128 + self.signal
+        if self.error:
+            raise self.error
         self._report()
         return 1 if self.failures else 0
 
@@ -112,12 +118,21 @@ class Cells:
             if number == signal.SIGTERM and process.poll() is None:
                 process.terminate()
 
+    def _guarded(self, worker: int) -> None:
+        try:
+            self._work(worker)
+        except BaseException as error:
+            self.error = self.error or error
+
+    def _ends(self) -> bool:
+        return bool(self.signal or self.error)
+
     def _work(self, worker: int) -> None:
         waiting = None
-        while not self.signal:
+        while not self._ends():
             took = False
             for cell in self.cells:
-                if not self.signal and self._is_free(cell):
+                if not self._ends() and self._is_free(cell):
                     took |= self._take(cell, worker)
             left = [cell.name for cell in self.cells if not self._is_settled(cell)]
             if not left:
@@ -214,10 +229,15 @@ class Cells:
             except OSError as error:
                 return f"{cell.command[0]}: {error.strerror}"
         self.running[cell.name] = process
-        if self.signal == signal.SIGTERM:  # which came before the process was known
-            process.terminate()
-        code = self._follow(process, log)
-        del self.running[cell.name]
+        try:
+            if self.signal == signal.SIGTERM:  # which came before the process was known
+                process.terminate()
+            code = self._follow(process, log)
+        finally:
+            if process.poll() is None:  # what it says cannot be shown: its cell is given back, so it must not go on
+                process.terminate()
+                process.wait()
+            del self.running[cell.name]
         number = -code if code < 0 else code - 128
         if number > 0:
             return f"ended by {signal.Signals(number).name if number in signal.valid_signals() else f'signal {number}'}"
@@ -270,7 +290,10 @@ def main() -> int:
     args = parser.parse_args()
     try:
         return Cells(args.folder, read(sys.stdin.read()), max(1, args.workers)).run()
-    except UserError as error:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as utils.run.entry does
+        return 141
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -38,7 +38,8 @@ class SharedWork:
     def take(self) -> Iterator[int]:
         """The pieces that are neither done nor another process's, each chosen when it is asked for.
 
-        A piece stays this process's until it is saved or released. A process that dies gives its pieces back.
+        A piece stays this process's until it is saved or released. A process that dies gives its pieces back: they are
+        looked at again until none is free, whether they were passed already or not.
         """
         try:
             make_folder(self.folder)
@@ -47,19 +48,25 @@ class SharedWork:
             if self.folder.exists():  # as a file
                 raise
             return  # it was there a moment ago: another process has put everything together
+        left = list(range(self.count))  # what this process has not had
         try:
-            for number in range(self.count):
-                if number in self._locks or self.is_done(number) or not self._lock(number):
-                    continue
-                if self.is_done(number):  # since the first look
-                    self._unlock(number)
-                    continue
-                if self._is_removed(opened):  # so it only seems not to be done
-                    self._unlock(number)
-                    with contextlib.suppress(OSError):
-                        self.folder.rmdir()  # FileLock makes folders that are missing
-                    return
-                yield number
+            found = True
+            while found:
+                found = False
+                for number in tuple(left):
+                    if number in self._locks or self.is_done(number) or not self._lock(number):
+                        continue
+                    if self.is_done(number):  # since the first look
+                        self._unlock(number)
+                        continue
+                    if self._is_removed(opened):  # so it only seems not to be done
+                        self._unlock(number)
+                        with contextlib.suppress(OSError):
+                            self.folder.rmdir()  # FileLock makes folders that are missing
+                        return
+                    found = True
+                    left.remove(number)
+                    yield number
         finally:
             os.close(opened)
 

@@ -38,8 +38,11 @@ class Place:
         (self.root / "log").unlink(missing_ok=True)
         return Cells(self.root / "cells", read(self.listed), workers, pause=0.05).run()
 
-    def start(self, workers=1):
-        line = [sys.executable, "-m", "utils.run.cells", self.root / "cells", "--workers", str(workers)]
+    def start(self, workers=1, before=""):
+        """`before`: in a shell, to be followed by the command."""
+        line = [sys.executable, "-m", "utils.run.cells", str(self.root / "cells"), "--workers", str(workers)]
+        if before:
+            line = ["sh", "-c", f'{before} exec "$@"', "sh", *line]
         pipe = subprocess.PIPE
         process = subprocess.Popen(line, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
         process.stdin.write(self.listed)
@@ -157,6 +160,31 @@ def test_a_signal_is_passed_on_and_the_same_command_goes_on(place):
     assert "stopped by SIGTERM" in err and "failed" not in err and place.log == ["long"]
     (place.root / "go").touch()
     assert place.run() == 0 and place.log == ["long", "last"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_is_full_ends_all_with_one_line(place, workers):
+    """A limit on the size of files stands for it: the record of the first cell, with its long command, is too large."""
+    place.cell("first", script=f": {'x' * 2000}")
+    place.cell("last", "first")
+    process = place.start(workers, before="ulimit -f 1;")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and place.log == ["first"]
+    assert err.strip().startswith("error: ") and "too large" in err and len(err.strip().splitlines()) == 1
+    assert place.run() == 0 and place.log == ["first", "last"]
+
+
+def test_where_nobody_reads_the_output_the_command_is_ended(place):
+    """As behind `| head`: its cell is given back, so the command must not go on."""
+    place.cell("long", script=f"trap 'echo ended >> {place.root}/log; exit 1' TERM; sleep 1; echo x; sleep 60 & wait")
+    process = place.start()
+    while not process.stdout.readline().startswith("$"):
+        pass
+    place.waits_for("long")
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(30) == 141 and "Traceback" not in err
+    assert place.log == ["long", "ended"]
 
 
 def test_workers_have_a_gpu_and_a_share_of_the_cpus_and_are_ranks_of_nothing(place, monkeypatch):

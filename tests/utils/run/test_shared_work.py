@@ -129,6 +129,19 @@ def test_a_killed_process_gives_its_piece_back(folder):
     assert tree(folder.work) == ["000000.json", "000001.json", "000002.json"], "the killed process's lock is gone too"
 
 
+def test_a_piece_that_was_passed_is_taken_once_its_holder_is_killed(folder):
+    holder = fork(hold, folder, 3)
+    folder.wait_for(1)
+    with folder.shared(3) as work:
+        for number in work.take():
+            folder.note(number)
+            work.save(number, {})
+            if number == 2:
+                os.kill(holder, signal.SIGKILL)
+                ended(holder)
+    assert [number for _, number in folder.notes()] == [0, 1, 2, 0] and folder.shared(3).missing() == []
+
+
 def test_an_error_gives_the_piece_back(folder):
     with pytest.raises(ValueError), folder.shared(2) as work:
         for number in work.take():
