@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from recover.methods import Needs, needs
 from utils.data import manifest
 from utils.nets import checkpoints
+from utils.run.files import digest
 from validate.report import collect, figures
 from validate.report.collect import Measured
 
@@ -71,7 +72,9 @@ class Work:
         return self.output / f"{method}-{share:.4g}"
 
     def results_of(self, method: str, share: float) -> Path:
-        return self.output / f"{method}-{share:.4g}-students-{self.protocol_of(method)}"
+        """A folder for each kind of students, as further arguments of validate make them."""
+        kind = f"{self.protocol_of(method)}-{digest(self.more)[:8]}" if self.more else self.protocol_of(method)
+        return self.output / f"{method}-{share:.4g}-students-{kind}"
 
 
 def make(work: Work) -> None:
@@ -79,14 +82,18 @@ def make(work: Work) -> None:
     if work.teacher_given and not work.teacher.is_file():
         sys.stderr.write(f"error: --teacher {work.teacher}: no such file; left out, a teacher is trained\n")
         sys.exit(2)
+    for method in work.methods:
+        found = work.needs_of(method)
+        if found.statistics or found.barycenters or not found.recovers:
+            why = "reads statistics of the data set, or makes no image; scripts/compare.sh measures it"
+            sys.stderr.write(f"error: --methods: {method} {why}\n")
+            sys.exit(2)
     if not work.teacher.is_file():
         folders = ["--train-dir", work.train_dir, "--val-dir", work.val_dir]
         work.run("squeeze", *folders, "--arch", work.arch, "--output", work.teacher)
     teacher = ["--teacher-path", work.teacher]
     for method in work.methods:
         found = work.needs_of(method)
-        if found.statistics or found.barycenters or not found.recovers:
-            sys.exit(f"{method}: reads statistics of the data set, or makes no image; scripts/compare.sh measures it")
         start = work.start_of(method)
         if found.ranking:
             own = ["--train-dir", work.train_dir, "--output-dir", start, "--ipc", work.ipc]
@@ -156,6 +163,8 @@ def main() -> None:
     if target is not None:
         for method, found in frame.groupby("method", sort=False):
             print(verdict(method, found, target))
+        if not checkpoints.read(work.teacher).get("seconds"):
+            print(f"{work.teacher} does not say how long its training took; that is not counted")
 
 
 def verdict(method: str, rows: pd.DataFrame, target: float) -> str:

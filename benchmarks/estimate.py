@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmarks import networks
 from benchmarks.networks import Cost
+from ranking.criteria import CRITERIA
 from ranking.flags import count_or_times, in_number
 from recover import methods
 from recover.earlylate import EarlyLate
@@ -113,14 +114,14 @@ def squeeze(images: Images, teachers: list[Cost], epochs: int, machine: Machine)
 
 
 def ranking(images: Images, teacher: Cost, starts: set[str], ipc: int, machine: Machine) -> Stage:
-    """`starts`: the flags of each selection that a method starts from."""
+    """`starts`: the flags of each selection."""
     count = sum(scored(images, flags, ipc) for flags in starts)
     return Stage("ranking", count * teacher.flops, looked_at(teacher, machine), f"{count:,} images")
 
 
 def scored(images: Images, flags: str, ipc: int) -> int:
     """How many images and crops the teacher looks at."""
-    if "--criterion random" in flags:
+    if CRITERIA[re.search(r"--criterion (\S+)", flags)[1]].needs == "nothing":
         return 0
     given = dict(re.findall(r"--(candidates|crops|tiles) (\w+)", flags))
     if "candidates" not in given:
@@ -256,6 +257,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--method", nargs="+", choices=methods.names(), default=["delt"], help="what is shared counts once"
     )
+    parser.add_argument("--baselines", nargs="*", choices=CRITERIA, default=[], help="real images that are selected")
     parser.add_argument("--iterations", type=int)
     parser.add_argument("--round-iterations", type=int)
     parser.add_argument("--iterations-share", type=float, help="of each method's iterations")
@@ -292,6 +294,7 @@ def stages_of(args: argparse.Namespace, images: Images, machine: Machine) -> lis
         epochs = args.squeeze_epochs or (known(args.dataset).squeeze_epochs if args.dataset else 50)
         found.append(squeeze(images, teachers, epochs, machine))
     starts = {needed.ranking for needed in needs.values() if needed.ranking}
+    starts |= {f"--criterion {name}" for name in args.baselines}
     if "ranking" in args.stages and starts:
         found.append(ranking(images, teachers[0], starts, args.ipc, machine))
     kinds = {}  # what is collected -> of which networks, the most that a method asks for

@@ -127,6 +127,10 @@ def measured(name: str, machine: dict, limit: float) -> dict[str, Any] | str:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return f"not done in {limit:.0f} s"
+        except BaseException:  # in a session of its own, it gets no interrupt from the terminal
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
         return json.loads(path.read_text()) if code == 0 and path.exists() else f"failed, exit code {code}"
 
 

@@ -15,6 +15,7 @@ from typing import Callable
 
 import torch
 
+from utils.run.cpus import job_cpus
 from utils.run.device import Runtime
 
 WORK = Callable[[], None]
@@ -98,6 +99,8 @@ class Side:
 def _serve(pipe, make: Callable[..., WORK], arguments: dict) -> None:
     # The workers of its DataLoaders are plain forks, as published code has them.
     multiprocessing.set_start_method(None, force=True)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(job_cpus())  # both sides; PyTorch's own default knows no quota
     work = make(**arguments)
     work()
     pipe.send(0.0)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -23,8 +22,9 @@ from torchvision import datasets, transforms
 
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.nets.teacher import load_teacher
+from utils.run.cpus import available_cpus
 
-WORKERS = min(4, os.cpu_count() or 1)
+WORKERS = min(4, available_cpus())
 
 
 class StatisticsHook:

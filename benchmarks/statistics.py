@@ -9,6 +9,7 @@ import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Callable
 
 import torch
@@ -101,7 +102,7 @@ def main() -> None:
         side = dict(place=f"{place}/train", arch=args.arch, size=args.size, **machine)
         for work in list(PASSES)[1:]:
             found = compare((a_pass, side | {"work": "forward"}), (a_pass, side | {"work": work}), args.pairs)
-            plain, ours = (sorted(values)[len(values) // 2] for values in (found.plain, found.ours))
+            plain, ours = (median(values) for values in (found.plain, found.ours))
             print(
                 f"statistics of {work}, {args.arch}, {images} images of {args.size} px: forward {seconds(plain)}, "
                 f"collecting {seconds(ours)}: {median_and_range([1 / ratio for ratio in found.ratios])} times over "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from typing import Callable
 
@@ -36,7 +37,7 @@ def main() -> None:
 
         direct, winograd = both_ways(conv), both_ways(WinogradConv2d(conv))
         pairs = [(timed(direct), timed(winograd)) for _ in range(args.pairs + 1)][1:]
-        plain, ours = (sorted(side)[len(side) // 2] for side in zip(*pairs))
+        plain, ours = (statistics.median(side) for side in zip(*pairs))
         print(
             f"{channels} channels, {size} x {size}, {args.images} images: direct {seconds(plain)}, "
             f"Winograd {seconds(ours)}, ratio {median_and_range([a / b for a, b in pairs])}",

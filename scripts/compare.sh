@@ -178,6 +178,14 @@ of_own() {    # OWN...: PROTOCOLS with these in the place of own, each once
     echo $found
 }
 
+# What distill.sh reads, and this does not: here each method has its recipe, and its start.
+for name in METHOD LR INIT STAGES; do
+    [ -z "${!name:-}" ] || IGNORED+=" DELT_$name"
+done
+for name in ITR ROUND_ITR CRITERION R_BN RANKING_FILE OUTPUT_DIR INIT_PATH SYN_PATH; do
+    [ -z "${!name:-}" ] || IGNORED+=" $name"
+done
+[ -z "${PROTOCOL:-}" ] || IGNORED+=" PROTOCOL (PROTOCOLS is read)"
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
 need_packages
 known DATASET utils.data.datasets $DATASET
@@ -193,7 +201,8 @@ fi
 find_teachers
 [ -n "$ready" ] || check_training
 check_classes
-[ "$LABELLERS" -le ${#archs[@]} ] || fail "LABELLERS: there are ${#archs[@]} TEACHERS, not $LABELLERS"
+[ "$LABELLERS" -ge 1 ] && [ "$LABELLERS" -le ${#archs[@]} ] ||
+    fail "LABELLERS: 1 to ${#archs[@]}, the number of TEACHERS, and not $LABELLERS"
 
 # --- the cells ---
 
@@ -250,7 +259,7 @@ run
 
 stages="ranking statistics recover validate"
 [ ${#trained[@]} -eq 0 ] || stages="squeeze $stages"
-begin_estimate --method $METHODS --protocol $measurements --sets 1 --stages $stages
+begin_estimate --method $METHODS --baselines $BASELINES --protocol $measurements --sets 1 --stages $stages
 option --iterations-share "$ITR_SHARE"
 option --labellers "$LABELLERS"
 show_estimate

@@ -39,7 +39,7 @@ CLASSES_BY=${CLASSES_BY:-}                 # position: for folders of other name
 IPC=${IPC:-10}                             # images per class
 CRITERION=${CRITERION:-}                   # python -m ranking.criteria lists them; empty: METHOD's own start
 SHORT_CLASSES=${SHORT_CLASSES:-}           # classes with fewer images than IPC: error, repeat or keep
-RANKING_FILE=${RANKING_FILE:-$RUN_DIR/ranking.csv}    # the scores
+RANKING_FILE=${RANKING_FILE:-}             # the scores; empty: RUN_DIR/ranking.csv, where all images have some
 OUTPUT_DIR=${OUTPUT_DIR:-}                 # the selected images; empty: RUN_DIR/init
 
 # recover: the synthesis. METHOD is a recipe; what is set below it overrides the recipe, what is empty leaves it.
@@ -97,7 +97,9 @@ stage_squeeze() {
 }
 
 stage_ranking() {
-    select_images "$OUTPUT_DIR" "$RANKING_FILE" $start
+    local scores=${RANKING_FILE:-$RUN_DIR/ranking.csv}
+    case $start in *--crops*) ;; *--candidates*) scores=$RANKING_FILE ;; esac    # or all images would be scored
+    select_images "$OUTPUT_DIR" "$scores" $start
 }
 
 # What METHOD reads of the real images: a file of each teacher, or two.
@@ -132,9 +134,9 @@ stage_recover() {
 }
 
 stage_validate() {
-    local baseline scores=$RANKING_FILE
+    local baseline scores=${RANKING_FILE:-$RUN_DIR/ranking.csv}
     names=("$METHOD") sets=("$SYN_PATH")
-    case $start in *" "*" "*) scores= ;; esac    # RANKING_FILE is of crops, or of some images alone
+    case $start in *--crops*) scores= ;; esac    # of which they are
     for baseline in $BASELINES; do
         if [ "$baseline" != selection ]; then
             select_images "$RUN_DIR/$baseline" "$scores" --criterion "$baseline"
@@ -224,6 +226,8 @@ if [ -z "$start" ]; then
     for place in "$TRAIN_DIR" "$OUTPUT_DIR"; do    # which names the classes
         [ -n "$INIT_PATH" ] || [ ! -d "$place" ] || INIT_PATH=$place
     done
+elif [ -n "$INIT_PATH" ] && wants recover && [ "$NEEDS_RECOVERS" = true ] && [[ " $BASELINES " != *" selection "* ]]; then
+    skip ranking "INIT_PATH names the starting images"
 elif [[ " $BASELINES " == *" $(start_name $start) "* ]]; then
     leave_out selection "it is $(start_name $start), which BASELINES names"
 fi

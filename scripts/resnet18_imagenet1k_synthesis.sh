@@ -9,7 +9,6 @@ DATASET=${DATASET:-imagenet1k}
 ARCH=${ARCH:-resnet18}
 RANKER_PATH=${RANKER_PATH:-torchvision}
 INIT_PATH=${INIT_PATH:-runs/imagenet1k_resnet18_ipc50/init}
-SYN_PATH=${SYN_PATH:-runs/resnet18_imagenet1k_synthesis/syn}
 IPC=${IPC:-50}
 ITR=${ITR-$(for_delt 4000)}
 ROUND_ITR=${ROUND_ITR-$(for_delt 500)}

@@ -9,8 +9,6 @@ DATASET=${DATASET:-tinyimagenet}
 TRAIN_DIR=${TRAIN_DIR:-data/tinyimagenet/train}
 ARCH=${ARCH:-resnet18}
 RANKER_PATH=${RANKER_PATH:-runs/tinyimagenet_resnet18_ipc50/teacher.pth}
-RANKING_FILE=${RANKING_FILE:-runs/select_medium_tiny_rn18_ep50_ipc50/ranking.csv}
-OUTPUT_DIR=${OUTPUT_DIR:-runs/select_medium_tiny_rn18_ep50_ipc50/init}
 CRITERION=${CRITERION:-medium}
 IPC=${IPC:-50}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

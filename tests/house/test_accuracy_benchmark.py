@@ -6,7 +6,7 @@ import sys
 import pandas as pd
 import pytest
 
-from benchmarks.accuracy import main, mean_curve, seconds_to, verdict
+from benchmarks.accuracy import Work, main, mean_curve, seconds_to, verdict
 from conftest import ROOT
 from result_files import write_result
 from validate.report import collect
@@ -47,6 +47,24 @@ def test_a_small_run(place):
     [row] = pd.read_csv(out / "accuracy.csv").to_dict("records")
     assert (row["method"], row["iterations"]) == ("delt", 8) and 0 <= row["top1"] <= 100
     assert (out / "accuracy.png").stat().st_size > 0 and "delt: 0.0 % after " in done.stdout
+
+
+def test_a_method_that_it_cannot_measure_is_said_before_any_work(tmp_path, capsys, monkeypatch):
+    line = f"x --train-dir a --val-dir b --dataset cifar10 --output-dir {tmp_path / 'out'} --methods delt gvbsm"
+    monkeypatch.setattr(sys, "argv", line.split())
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: --methods: gvbsm reads statistics" in capsys.readouterr().err and not list(tmp_path.glob("out/*"))
+
+
+def test_students_of_other_settings_have_a_folder_of_their_own(tmp_path):
+    def folder(*more):
+        given = dict(train_dir="a", val_dir="b", output=tmp_path, dataset="cifar10", arch="conv3", shares=(1.0,))
+        given |= dict(teacher=tmp_path, teacher_given=True, methods=("delt",), ipc=10, protocol=None, seeds=1)
+        return Work(**given, evaluations=1, more=more).results_of("delt", 1.0)
+
+    assert len({folder(), folder("--epochs", "2"), folder("--epochs", "3")}) == 3
+    assert folder().name == "delt-1-students-delt"
 
 
 def test_a_teacher_that_is_not_there_is_said_before_any_work(tmp_path, capsys, monkeypatch):

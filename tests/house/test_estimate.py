@@ -98,6 +98,11 @@ def test_what_a_method_needs_is_estimated():
     assert "statistics" in found and found["ranking"][2] == "0 images"
 
 
+def test_baselines_are_scored_too():
+    _, found = lines(*"--dataset cifar10 --method mosaic --baselines random herding k-center --card T4".split())
+    assert found["ranking"][2] == "100,800 images", "two criteria look at all images, and one at none"
+
+
 def test_a_stage_that_a_method_does_not_have_is_nothing_to_be_estimated():
     head, found = lines(*"--dataset cifar10 --method delt --stages statistics --card T4".split())
     assert head.startswith("estimate for T4") and not found

@@ -10,6 +10,7 @@ import time
 import pytest
 from launching import ENV, LAUNCH, launch, ranks_of
 from torch.distributed import run
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from conftest import ROOT
 from utils.run import launch as launcher
@@ -36,6 +37,22 @@ def run_script(place, text, *words, ranks=2, start=LAUNCH):
     line = [*start, "--nproc-per-node", str(ranks), str(script), *map(str, words)]
     env = {**ENV, "PYTHONPATH": str(ROOT)}
     return subprocess.run(line, cwd=ROOT, text=True, capture_output=True, env=env, timeout=120)
+
+
+# --- machines that do not meet ---------------------------------------------------------------------------------------
+
+
+def test_machines_that_do_not_meet_are_told_where_in_one_line(monkeypatch, capsys):
+    def never(args):
+        raise RendezvousConnectionError("The connection has failed. See inner exception.") from OSError("no such host")
+
+    monkeypatch.setattr(run, "run", never)
+    line = "launch --nnodes 2 --rdzv-backend c10d --rdzv-endpoint nowhere:29400 -m recover"
+    monkeypatch.setattr(sys, "argv", line.split())
+    with pytest.raises(SystemExit, match="2"):
+        launcher.main()
+    [said] = capsys.readouterr().err.split("\n")[1:-1]
+    assert said.startswith("error: the 2 machines did not meet at nowhere:29400 ") and said.endswith(": no such host")
 
 
 # --- a wrong path ----------------------------------------------------------------------------------------------------

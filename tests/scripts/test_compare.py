@@ -217,10 +217,20 @@ def test_what_is_to_be_expected_is_printed_before_the_cells(compare):
         "before": ["-m"],
         **{"train-dir": f"{compare.folder}/train", "val-dir": f"{compare.folder}/val", "ipc": "7", "seeds": "2"},
         **{"teacher-arch": "resnet18 conv3", "student": "resnet18", "labellers": "1", "tflops": "0.4"},
-        **{"method": "delt sre2l", "iterations-share": "0.25", "stages": "squeeze ranking statistics recover validate"},
+        **{"method": "delt sre2l", "baselines": "random", "iterations-share": "0.25", "stages": "squeeze ranking statistics recover validate"},
         # Of each set of students, of delt, sre2l and random images.
         **{"protocol": "hard delt hard sre2l hard delt sre2l", "sets": "1"},
     }
+
+
+def test_variables_of_the_other_script_are_named_and_not_taken(compare):
+    _, plain = compare(**FEW)
+    assert "not taken" not in plain.out
+    calls, process = compare(**FEW, DELT_METHOD="cda", DELT_LR=0.1, ITR=7, PROTOCOL="noaug", RUN_DIR=compare.folder)
+    assert process.returncode == 0
+    said = "not taken from the environment: DELT_METHOD DELT_LR ITR PROTOCOL (PROTOCOLS is read)"
+    assert process.out.splitlines()[0] == said
+    assert all("lr" not in flags and "iterations" not in flags for flags in of(calls, "recover"))
 
 
 def test_a_share_of_the_iterations(compare):
@@ -290,7 +300,8 @@ def test_two_processes_share_the_cells(compare):
         (dict(DATASET="cifar10", VAL_DIR="nowhere"), "prepare_data.sh cifar10"),
         (dict(VAL_DIR=None), "VAL_DIR is empty"),
         (dict(STARTS="no"), "STARTS: 'no' is neither"),
-        (dict(LABELLERS=2), "LABELLERS: there are 1 TEACHERS"),
+        (dict(LABELLERS=2), "LABELLERS: 1 to 1, the number of TEACHERS, and not 2"),
+        (dict(LABELLERS=0), "LABELLERS: 1 to 1"),
         (dict(RANKER_PATH="nowhere.pth"), "no file nowhere.pth"),
     ],
 )

@@ -202,6 +202,32 @@ def test_a_start_from_noise_needs_no_training_images(distill, tmp_path):
     assert process.returncode == 0 and "init-dir" not in dict(calls)["recover"], "the teacher names its classes, or not"
 
 
+@pytest.mark.parametrize(
+    "method, of_start, of_baseline",
+    [
+        ("delt", "ranking.csv", "ranking.csv"),
+        ("mosaic", None, "ranking.csv"),  # with the file all images would be scored, and not a few
+        ("rded", "ranking.csv", None),  # of crops
+    ],
+)
+def test_scores_are_kept_where_others_can_use_them(distill, method, of_start, of_baseline):
+    calls, process = distill("distill", RUN_DIR="here", DELT_METHOD=method, BASELINES="herding")
+    assert process.returncode == 0, process.stderr
+    files = [flags.get("ranking-file") for stage, flags in calls if stage == "ranking"]
+    assert files == [name and f"here/{name}" for name in (of_start, of_baseline)]
+    calls, _ = distill("distill", RUN_DIR="here", DELT_METHOD=method, BASELINES="", RANKING_FILE="own.csv")
+    assert [flags["ranking-file"] for stage, flags in calls if stage == "ranking"] == ["own.csv"]
+
+
+def test_starting_images_that_are_given_are_not_selected(distill):
+    calls, process = distill("distill", INIT_PATH="own", BASELINES="random")
+    assert process.returncode == 0 and "ranking is skipped: INIT_PATH names the starting images" in process.stdout
+    assert [flags.get("criterion") for stage, flags in calls if stage == "ranking"] == ["random"]
+    assert dict(calls)["recover"]["init-dir"] == "own"
+    calls, _ = distill("distill", INIT_PATH="own", BASELINES="selection")
+    assert dict(calls)["ranking"]["criterion"] == "medium", "it is measured"
+
+
 def test_a_selection_that_is_a_baseline_is_measured_once(distill):
     calls, process = distill("cifar10_conv3_ipc10", DELT_METHOD="edc")
     assert process.returncode == 0 and dict(calls)["validate"]["method"] == "edc random"

@@ -70,6 +70,16 @@ def test_selection_script(distill, tmp_path):
     assert (flags["dataset"], flags["ipc"], flags["criterion"]) == ("tinyimagenet", "50", "medium")
 
 
+@pytest.mark.parametrize("name", THIN)
+def test_all_that_a_script_makes_lies_in_its_folder(distill, tmp_path, name):
+    if name == "resnet18_imagenet1k_validation":  # which makes no images
+        return
+    calls, process = distill(name, RUN_DIR="elsewhere", RANKER_PATH=tmp_path / "teacher.pth", INIT_PATH=None)
+    assert process.returncode == 0, process.stderr
+    made = [flags.get(flag) for _, flags in calls for flag in ("syn-dir", "output-dir", "ranking-file", "output")]
+    assert {path.split("/")[0] for paths in made if paths for path in paths.split()} == {"elsewhere"}
+
+
 def test_synthesis_script(distill):
     paths = dict(INIT_PATH="chosen", SYN_PATH="made", ITR=8, ROUND_ITR=1)
     [(stage, flags)], _ = distill("resnet18_imagenet1k_synthesis", **paths)

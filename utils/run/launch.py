@@ -18,6 +18,7 @@ import sys
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from utils.run.cpus import job_cpus
 from utils.run.distributed import LAUNCHER, ConnectionLost
@@ -31,8 +32,14 @@ RESUMES = "finished work is on disk, and the same command resumes"
 
 def main() -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    args = run.parse_args(sys.argv[1:])
     try:
-        run.run(run.parse_args(sys.argv[1:]))
+        run.run(args)
+    except RendezvousError as error:
+        where = f"{args.rdzv_endpoint or args.master_addr} (--rdzv-endpoint, MASTER_ADDR in scripts)"
+        reason = str(error.__cause__ or error).strip() or type(error).__name__
+        sys.stderr.write(f"\nerror: the {args.nnodes} machines did not meet at {where}: {reason.splitlines()[0]}\n")
+        sys.exit(2)
     except ChildFailedError as failed:
         rank, failure = min(failed.failures.items(), key=lambda item: _order(item[1]))
         sys.stderr.write(f"\nerror: {_message(rank, failure)}\n")
