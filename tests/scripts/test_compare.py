@@ -217,7 +217,12 @@ def test_what_is_to_be_expected_is_printed_before_the_cells(compare):
         "before": ["-m"],
         **{"train-dir": f"{compare.folder}/train", "val-dir": f"{compare.folder}/val", "ipc": "7", "seeds": "2"},
         **{"teacher-arch": "resnet18 conv3", "student": "resnet18", "labellers": "1", "tflops": "0.4"},
-        **{"method": "delt sre2l", "baselines": "random", "iterations-share": "0.25", "stages": "squeeze ranking statistics recover validate"},
+        **{
+            "method": "delt sre2l",
+            "baselines": "random",
+            "iterations-share": "0.25",
+            "stages": "squeeze ranking statistics recover validate",
+        },
         # Of each set of students, of delt, sre2l and random images.
         **{"protocol": "hard delt hard sre2l hard delt sre2l", "sets": "1"},
     }
