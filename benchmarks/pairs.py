@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable
 
 import torch
@@ -94,6 +94,11 @@ class Side:
             return self.pipe.recv()
         except EOFError:
             sys.exit("error: one side's process ended before its work was done; what it printed says why")
+
+
+def settled(runtime: Runtime, steps: int) -> Runtime:
+    """It compiles, or not, as it would with so many steps ahead, however few are measured."""
+    return replace(runtime, compile="on" if runtime.compiles(steps) else "off")
 
 
 def _serve(pipe, make: Callable[..., WORK], arguments: dict) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Callable
 
 from benchmarks import material
-from benchmarks.pairs import Comparison, add_machine, compare, machine_of
+from benchmarks.pairs import Comparison, add_machine, compare, machine_of, settled
 from benchmarks.plain import plain_scores
 from ranking.score import Scorer
 from utils.data.datasets import SMALL_SIZE
@@ -31,8 +31,7 @@ def plain_pass(place: str, arch: str, size: int, device: str) -> Callable[[], No
 
 
 def our_pass(place: str, arch: str, size: int, **machine: str) -> Callable[[], None]:
-    runtime = Runtime.create(**machine)
-    runtime = replace(runtime, compile="on" if runtime.compiles(LONG) else "off")
+    runtime = settled(Runtime.create(**machine), LONG)
     network = runtime.compiled(frozen(material.network(arch, CLASSES, size, _stem(size)), runtime), LONG)
     geometry = material.geometry(CLASSES, size, _stem(size))
     scorer = Scorer(network, geometry, replace(runtime, compile="off"), BATCH, None)  # it is compiled by now

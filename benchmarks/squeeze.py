@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Callable
 
 from benchmarks import material
-from benchmarks.pairs import Comparison, add_machine, compare, machine_of
+from benchmarks.pairs import Comparison, add_machine, compare, machine_of, settled
 from benchmarks.plain import PlainTeacher
 from squeeze.augment import batches_of
 from squeeze.train import Recipe, train
@@ -27,8 +26,7 @@ def plain_epoch(place: str, arch: str, device: str) -> Callable[[], None]:
 
 
 def our_epoch(place: str, arch: str, **machine: str) -> Callable[[], None]:
-    runtime = Runtime.create(**machine)
-    runtime = replace(runtime, compile="on" if runtime.compiles(CIFAR_STEPS) else "off")
+    runtime = settled(Runtime.create(**machine), CIFAR_STEPS)
     batches = batches_of(material.loaded(place), SIZE, PADDING, runtime.device)
     model = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
     recipe = Recipe(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Callable
@@ -15,7 +14,7 @@ from typing import Callable
 import torch
 
 from benchmarks import material
-from benchmarks.pairs import add_machine, compare, machine_of, median_and_range, seconds
+from benchmarks.pairs import add_machine, compare, machine_of, median_and_range, seconds, settled
 from squeeze.augment import batches_of
 from squeeze.collect import What
 from squeeze.statistics import BATCH_SIZE, CROP_PADDING, LARGE_PATCH, PATCH, batch_keys, collector
@@ -33,8 +32,7 @@ PASSES = {"forward": None, "all images": False, "per class": True}
 
 def a_pass(place: str, arch: str, size: int, work: str, **machine: str) -> Callable[[], None]:
     """One pass over the images in the folder `place`; `work` of PASSES."""
-    runtime = Runtime.create(**machine)
-    runtime = replace(runtime, compile="on" if runtime.compiles(CIFAR_STEPS) else "off")
+    runtime = settled(Runtime.create(**machine), CIFAR_STEPS)
     folder = material.loaded(place)
     batches = batches_of(folder, size, CROP_PADDING, runtime.device)
     teacher = _teacher(arch, size, CLASSES)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator
 
 from benchmarks import material
-from benchmarks.pairs import Comparison, add_machine, compare, machine_of, median_and_range, seconds
+from benchmarks.pairs import Comparison, add_machine, compare, machine_of, median_and_range, seconds, settled
 from benchmarks.plain import PlainStudent
 from utils.data.loader import EvalBatches
 from utils.fit.evaluate import accuracy
@@ -47,8 +47,7 @@ def our_student(place: str, arch: str, batch_size: int, work: str, repeat: int, 
     protocol = resolve(settings, arch, SetFacts(CLASSES, len(folder) // CLASSES, len(folder), SIZE), evaluations=0)
     views = Views(folder, Augmentation(protocol, GEOMETRY))
     # Compiled if a whole student's steps repay it, however few are measured here.
-    whole = runtime.compiles(views.schedule(batch_size, EPOCHS).steps)
-    runtime = replace(runtime, compile="on" if whole else "off")
+    runtime = settled(runtime, views.schedule(batch_size, EPOCHS).steps)
     student = runtime.place(material.network(arch, CLASSES, SIZE, "cifar"))
     if work == "evaluation":
         test = EvalBatches(material.loaded(f"{place}/val"), SIZE)
