@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -37,6 +38,47 @@ from utils.run.shared_work import SharedWork
 from utils.run.stopwatch import Stopwatch
 
 GO_ON = "--short-classes repeat or keep to go on with those that are there"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a teacher is asked: of which images, and all that decides its answers to the last bit."""
+
+    runtime: Runtime
+    teacher: Teacher
+    folder: ImageFolder  # the train folder in the teacher's label order
+    images: ImageFolder  # those that are offered, or crops of them
+    batch_size: int
+    settings: dict  # as a ranking file records them
+
+    @classmethod
+    def of(cls, job: Job) -> Asked:
+        runtime = job.machine.runtime()
+        [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", job.machine.workers)
+        folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
+        batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
+        images = offered(job, folder, teacher.geometry.input_size)
+        return cls(runtime, teacher, folder, images, batch_size, {**record.settings_of(teacher, folder), **job.drawn})
+
+    @property
+    def size(self) -> int:
+        return self.teacher.geometry.input_size
+
+    @property
+    def identity(self) -> dict:
+        return {**self.settings, "batch_size": self.batch_size, **self.runtime.identity}
+
+    def request(self, job: Job) -> str:
+        """Names a choice: by whose answers, and what is chosen."""
+        return digest(
+            {
+                **self.identity,
+                "criterion": job.criterion,
+                "ipc": job.ipc,
+                "short_classes": job.short_classes,
+                "tiles": job.patches.tiles,
+            }
+        )
 
 
 def main() -> None:
@@ -80,11 +122,30 @@ def require(job: Job, folder: ImageFolder) -> None:
 
 
 def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | None:
-    """The choice by scores; None where nothing is to be selected, or another process will do so."""
-    table, size = scores(job, folder, clock)
-    if table is None or not job.output_dir:
-        if table is not None:
-            remove_parts(job)
+    """The choice by scores, which a ranking file has, or the teacher gives.
+
+    None where nothing is to be selected, other processes have not done their pieces yet, or one of them will select.
+    """
+    rank, _ = rank_from_environment()
+    if rank and (job.chooses.needs == "nothing" or job.has_ranking):
+        print("ranking: nothing to score; rank 0 makes the selection")
+        return None
+    size = request = None  # without a teacher
+    if job.chooses.needs == "nothing":
+        table = score.rows_of(offered(job, folder, 1))
+    elif job.has_ranking:
+        table = existing(job).table(folder)
+    else:
+        asked = Asked.of(job)
+        size = asked.size
+        if not job.ranking_file:  # which would have kept the scores
+            request = asked.request(job)
+            if (chosen := selection.existing(job, asked.images, request)) is not None:
+                return Selection(chosen, 0.0, size, request)
+        if (table := scores(job, asked, clock)) is None:
+            return None
+    if not job.output_dir:
+        remove_parts(job)
         return None
     if job.patches.candidates and not job.patches.crops:  # a ranking file has all images
         table = table[table["img_path"].isin(crops.candidates(folder, job.patches.candidates, job.seed).paths)]
@@ -104,7 +165,7 @@ def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | No
         boxes = [tuple(map(int, box)) for box in found[BOX].to_numpy()] if job.patches.crops else [None] * len(found)
         tiles = list(map(Tile, found["img_path"], boxes))
         chosen[name] = choose(job, tiles, Candidates(found["img_path"].tolist(), stream, found["score"].tolist()))
-    return Selection(chosen, table.attrs.get("seconds", 0.0), size)
+    return Selection(chosen, table.attrs.get("seconds", 0.0), size, request)
 
 
 def choose(job: Job, tiles: list[Tile], images: Candidates) -> list[Tile]:
@@ -115,48 +176,35 @@ def choose(job: Job, tiles: list[Tile], images: Candidates) -> list[Tile]:
     return found
 
 
-def scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> tuple[pd.DataFrame | None, int | None]:
-    """The scores: read from --ranking-file if it is there, else computed and written to it; the teacher's input size.
+def scores(job: Job, asked: Asked, clock: Stopwatch) -> pd.DataFrame | None:
+    """The teacher's scores, also written to --ranking-file; None where other processes have not done their pieces yet.
 
-    The scores' `attrs["seconds"]` say how long they took, where that is known. None where other processes have not done
-    their pieces yet, or will select; no size without a teacher.
+    The scores' `attrs["seconds"]` say how long they took.
     """
-    rank, _ = rank_from_environment()
-    if rank and (job.chooses.needs == "nothing" or job.has_ranking):
-        print("ranking: nothing to score; rank 0 makes the selection")
-        return None, None
-    if job.chooses.needs == "nothing":  # neither a teacher nor a ranking file
-        return score.rows_of(offered(job, folder, 1)), None
-    if job.has_ranking:
-        return existing(job).table(folder), None
-    runtime, teacher, folder, batch_size = prepare(job)
-    size, machine = teacher.geometry.input_size, job.machine
-    images = offered(job, folder, size)
-    check_images(images, teacher, runtime, machine.workers)
-    network, resize = shown(job, frozen(teacher.network, runtime, teacher), size)
+    runtime, teacher, machine = asked.runtime, asked.teacher, job.machine
+    check_images(asked.images, teacher, runtime, machine.workers)
+    network, resize = shown(job, frozen(teacher.network, runtime, teacher), asked.size)
     scorer = Scorer(
-        network, teacher.geometry, runtime, batch_size, machine.workers, machine.finds_batch_size, clock, resize
+        network, teacher.geometry, runtime, asked.batch_size, machine.workers, machine.finds_batch_size, clock, resize
     )
-    with explain_out_of_memory(batch_size):
-        settings = {**record.settings_of(teacher, folder), **job.drawn}
-        wanted = identity(job, settings, runtime, batch_size)
+    with explain_out_of_memory(asked.batch_size):
 
         def of_whole_images(answers: Answers) -> None:
             if not job.patches.crops:
-                judge(job, teacher, folder, answers)
+                judge(job, teacher, asked.folder, answers)
 
         if job.patches.crops and teacher.order is not None:
-            batches = EvalBatches(class_order.sample(folder), size, batch_size, machine.workers)
-            judge(job, teacher, folder, Answers.to(batches, teacher.network, teacher.geometry, runtime))
-        table = scorer.score(images, job.parts, wanted, lambda: job.has_ranking, of_whole_images)
+            batches = EvalBatches(class_order.sample(asked.folder), asked.size, asked.batch_size, machine.workers)
+            judge(job, teacher, asked.folder, Answers.to(batches, teacher.network, teacher.geometry, runtime))
+        table = scorer.score(asked.images, job.parts, asked.identity, lambda: job.has_ranking, of_whole_images)
     if table is None:
         print("ranking: this process has done its pieces; the scores follow when all are done")
     elif job.ranking_file:
         about = {"arch": teacher.arch, "train_dir": job.train_dir, "precision": runtime.precision}
         seconds = round(table.attrs["seconds"], 1)
-        score.write(table, job.ranking_file, {"settings": settings, **about, "seconds": seconds})
+        score.write(table, job.ranking_file, {"settings": asked.settings, **about, "seconds": seconds})
         print(f"ranking: mean score {table['score'].mean():.3f}; scores: {job.ranking_file}")
-    return table, size
+    return table
 
 
 def offered(job: Job, folder: ImageFolder, size: int) -> ImageFolder:
@@ -187,28 +235,18 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
 
     One class's features are held at a time. None where other processes have not done their classes yet.
     """
-    runtime, teacher, folder, batch_size = prepare(job)
-    size = teacher.geometry.input_size
-    images = offered(job, folder, size)
-    wanted = {
-        **identity(job, {**record.settings_of(teacher, folder), **job.drawn}, runtime, batch_size),
-        "criterion": job.criterion,
-        "ipc": job.ipc,
-    }
-    if job.short_classes != "error":
-        wanted["short_classes"] = job.short_classes
-    if job.patches.tiles > 1:
-        wanted["tiles"] = job.patches.tiles
-    request = digest(wanted)
+    asked = Asked.of(job)
+    runtime, teacher, folder, images = asked.runtime, asked.teacher, asked.folder, asked.images
+    request = asked.request(job)
     if (chosen := selection.existing(job, images, request)) is not None:
-        return Selection(chosen, 0.0, size, request)
+        return Selection(chosen, 0.0, asked.size, request)
     check_images(images, teacher, runtime, job.machine.workers)
-    network, resize = shown(job, frozen(extractor(teacher.network), runtime, teacher), size)
+    network, resize = shown(job, frozen(extractor(teacher.network), runtime, teacher), asked.size)
     reader = FeatureReader(
         network,
         teacher.geometry,
         runtime,
-        batch_size,
+        asked.batch_size,
         job.machine.workers,
         resize,
         may_split=job.machine.finds_batch_size,
@@ -221,7 +259,8 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
             finished.extend(filter(None, [selection.existing(job, images, request)]))
         return bool(finished) or work.record(label) is not None
 
-    with explain_out_of_memory(batch_size), SharedWork(job.parts, wanted, len(folder.classes), is_done) as work:
+    wanted = {"request": request}
+    with explain_out_of_memory(asked.batch_size), SharedWork(job.parts, wanted, len(folder.classes), is_done) as work:
         for label, features in reader.by_class(images, "features", work.take()):
             stream = (job.seed, "random selection", folder.classes[label])
             tiles = crops.tiles_of(images, label)
@@ -234,15 +273,7 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
         return None
     pairs = zip(folder.classes, found)
     chosen = {name: selection.tiles_from(entry["chosen"], entry.get("boxes")) for name, entry in pairs}
-    return Selection(chosen, sum(entry.get("seconds", 0.0) for entry in found), size, request)
-
-
-def prepare(job: Job) -> tuple[Runtime, Teacher, ImageFolder, int]:
-    """The machine, the teacher, the train folder in its label order, and the batch size."""
-    runtime = job.machine.runtime()
-    [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", job.machine.workers)
-    folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
-    return runtime, teacher, folder, job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
+    return Selection(chosen, sum(entry.get("seconds", 0.0) for entry in found), asked.size, request)
 
 
 def check_images(images: ImageFolder, teacher: Teacher, runtime: Runtime, workers: int | None) -> None:
@@ -250,11 +281,6 @@ def check_images(images: ImageFolder, teacher: Teacher, runtime: Runtime, worker
     images.check(workers)
     what = "crops" if isinstance(images, Crops) else "images"
     print(f"ranking: {len(images):,} {what} by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
-
-
-def identity(job: Job, settings: dict, runtime: Runtime, batch_size: int) -> dict:
-    """Everything that decides what the teacher says of the images, to the last bit."""
-    return {**settings, "batch_size": batch_size, **runtime.identity}
 
 
 def existing(job: Job) -> Existing:

@@ -33,7 +33,7 @@ class Selection:
     tiles: dict[str, list[Tile]]
     seconds: float  # of the scores or features that it is by, in all processes
     size: int | None = None  # pixels of the teacher's input, where there was a teacher
-    request: str | None = None  # names a choice by features; one by scores the scores and the criterion name
+    request: str | None = None  # names a choice by a teacher's answers, where no ranking file has them
 
 
 def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) -> None:
@@ -120,7 +120,7 @@ def say_short_classes(job: Job, chosen: dict[str, list[str]]) -> None:
 
 
 def existing(job: Job, images: ImageFolder, request: str) -> dict[str, list[Tile]] | None:
-    """What is on disk of this very choice by features among the `images`, once it is complete.
+    """What is on disk of this very choice among the `images`, once it is complete.
 
     Raises UserError where that cannot be what was chosen, unless it is to be overwritten.
     """

@@ -182,7 +182,8 @@ of_own() {    # OWN...: PROTOCOLS with these in the place of own, each once
 for name in METHOD LR INIT STAGES; do
     [ -z "${!name:-}" ] || IGNORED+=" DELT_$name"
 done
-for name in ITR ROUND_ITR CRITERION R_BN RANKING_FILE OUTPUT_DIR INIT_PATH SYN_PATH; do
+for name in CRITERION RANKING_FILE OUTPUT_DIR INIT_PATH SYN_PATH ITR MOST_ITR ROUND_ITR R_BN FIRST_BN_MULTIPLIER \
+    JITTER CURRICULUM MILESTONE MIN_CROP BATCH_BY IMAGE_FORMAT RECOVER_BATCH NNODES MAX_RESTARTS; do
     [ -z "${!name:-}" ] || IGNORED+=" $name"
 done
 [ -z "${PROTOCOL:-}" ] || IGNORED+=" PROTOCOL (PROTOCOLS is read)"

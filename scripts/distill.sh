@@ -226,7 +226,7 @@ if [ -z "$start" ]; then
     for place in "$TRAIN_DIR" "$OUTPUT_DIR"; do    # which names the classes
         [ -n "$INIT_PATH" ] || [ ! -d "$place" ] || INIT_PATH=$place
     done
-elif [ -n "$INIT_PATH" ] && wants recover && [ "$NEEDS_RECOVERS" = true ] &&
+elif [ -n "$INIT_PATH" ] && [ "$INIT_PATH" != "$OUTPUT_DIR" ] && wants recover && [ "$NEEDS_RECOVERS" = true ] &&
     [[ " $BASELINES " != *" selection "* ]]; then
     skip ranking "INIT_PATH names the starting images"
 elif [[ " $BASELINES " == *" $(start_name $start) "* ]]; then

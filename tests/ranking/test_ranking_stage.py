@@ -180,6 +180,16 @@ def test_a_selection_alone(done, place):
 # --- other criteria --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("more", [{}, dict(candidates=6, tiles=2, ipc=1), dict(candidates=4, crops=2)], ids=str)
+def test_a_selection_that_is_there_is_not_scored_again(place, more):
+    line = dict(criterion="top", ranking_file=None, **more)
+    assert " by " in place.works("ranking", **line)
+    said = place.works("ranking", **line)
+    assert "is complete" in said and " by " not in said
+    draw(place.train / "ant", COLOURS["moth"], 1, "one more")
+    assert " by " in place.run("ranking", **line).out, "of other images it is another choice"
+
+
 def test_random_needs_no_scores_and_follows_its_seed(place):
     sets = {}
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):

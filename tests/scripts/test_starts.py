@@ -55,6 +55,8 @@ def test_starting_images_that_are_given_are_not_selected(distill):
     assert dict(calls)["recover"]["init-dir"] == "own"
     calls, _ = distill("distill", INIT_PATH="own", BASELINES="selection")
     assert dict(calls)["ranking"]["criterion"] == "medium", "it is measured"
+    calls, _ = distill("distill", INIT_PATH="own", OUTPUT_DIR="own", BASELINES="")
+    assert dict(calls)["ranking"]["output-dir"] == "own", "ranking makes them"
 
 
 def test_a_selection_that_is_a_baseline_is_measured_once(distill):

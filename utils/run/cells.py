@@ -28,6 +28,7 @@ from utils.run.errors import UserError
 from utils.run.files import digest, make_folder, read_json, write_json, write_text
 from utils.run.shared_work import SharedWork
 
+EXPECTED = (UserError, OSError)
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a cell's command is no rank of anything
 
 
@@ -76,7 +77,7 @@ class Cells:
     def run(self) -> int:
         """Until each cell is done or has failed; 0, 1, or 128 and the number of the signal that ended it.
 
-        Raises what a thread met, a full disk for one; commands of the others have ended by then.
+        2 where no further one could be run, for a full disk for one, as was said then.
         """
         before = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -92,6 +93,8 @@ class Cells:
             name = signal.Signals(self.signal).name
             print(f"\nstopped by {name}; finished cells are on disk, and the same command goes on", file=sys.stderr)
             return 128 + self.signal
+        if isinstance(self.error, EXPECTED) and not isinstance(self.error, BrokenPipeError):
+            return 2
         if self.error:
             raise self.error
         self._report()
@@ -122,7 +125,9 @@ class Cells:
         try:
             self._work(worker)
         except BaseException as error:
-            self.error = self.error or error
+            first, self.error = not self.error, self.error or error
+            if first and isinstance(error, EXPECTED) and not isinstance(error, BrokenPipeError):
+                print(f"error: {error}", file=sys.stderr, flush=True)  # now: other commands may take hours to end
 
     def _ends(self) -> bool:
         return bool(self.signal or self.error)
@@ -293,7 +298,7 @@ def main() -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as utils.run.entry does
         return 141
-    except (UserError, OSError) as error:
+    except EXPECTED as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

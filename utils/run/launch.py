@@ -15,6 +15,9 @@ import shlex
 import signal
 import sys
 
+# No C++ frames of what waits for one that has ended, or is not there. torch reads it when it is imported.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
+
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -36,10 +39,12 @@ def main() -> None:
     try:
         run.run(args)
     except RendezvousError as error:
-        where = f"{args.rdzv_endpoint or args.master_addr} (--rdzv-endpoint, MASTER_ADDR in scripts)"
-        reason = str(error.__cause__ or error).strip() or type(error).__name__
-        sys.stderr.write(f"\nerror: the {args.nnodes} machines did not meet at {where}: {reason.splitlines()[0]}\n")
-        sys.exit(2)
+        where = (
+            f"{args.rdzv_endpoint or args.master_addr} (--rdzv-endpoint, MASTER_ADDR in scripts), or lost one another"
+        )
+        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        sys.stderr.write(f"\nerror: the {args.nnodes} machines did not meet at {where}: {reason}; {RESUMES}\n")
+        sys.exit(1)
     except ChildFailedError as failed:
         rank, failure = min(failed.failures.items(), key=lambda item: _order(item[1]))
         sys.stderr.write(f"\nerror: {_message(rank, failure)}\n")
@@ -97,7 +102,6 @@ def prepare() -> None:
     # (github.com/pytorch/pytorch/issues/135712).
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(math.ceil(grace()) + SAVING))  # torchrun's is 30
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # no C++ frames of ranks that wait for one that has ended
 
 
 if __name__ == "__main__":

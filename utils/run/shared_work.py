@@ -48,13 +48,16 @@ class SharedWork:
             if self.folder.exists():  # as a file
                 raise
             return  # it was there a moment ago: another process has put everything together
-        left = list(range(self.count))  # what this process has not had
+        left = list(range(self.count))  # neither done, as far as is known, nor had by this process
         try:
             found = True
             while found:
                 found = False
                 for number in tuple(left):
-                    if number in self._locks or self.is_done(number) or not self._lock(number):
+                    if self.is_done(number):
+                        left.remove(number)
+                        continue
+                    if number in self._locks or not self._lock(number):
                         continue
                     if self.is_done(number):  # since the first look
                         self._unlock(number)
