@@ -81,6 +81,9 @@ _FADRM = {
 
 METHODS = {
     "delt": DELT,
+    # This project's (docs/methods.md): EarlyLate in a twentieth of its steps, at a rate at which images stay near
+    # the real ones that they start from.
+    "delt+": {**DELT, "iterations": 200, "round_iterations": 25, "lr": 0.01},
     # CDA (arXiv 2311.18838): the curriculum without rounds; a batch holds one image of each class.
     "cda": {**DELT, "round_iterations": 0, "batch_by": "index"},
     # SRe2L (arXiv 2306.13092): from noise, with the smallest crop from the start.
@@ -227,6 +230,7 @@ class Needs:
 # Of those that need something else than DELT.
 _FADRM_NEEDS = Needs("--criterion medium --candidates 300 --crops 5 --tiles {tiles}", protocol="fadrm")
 NEEDS: dict[str, Needs] = {
+    "delt+": Needs("--criterion herding"),
     "cda": Needs(protocol="cda"),
     "sre2l": Needs(protocol="sre2l"),
     "wmdd": Needs(barycenters=True, protocol="wmdd", package="POT"),

@@ -21,13 +21,10 @@ esac
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 ARCH=${ARCH:-conv3}
 IPC=${IPC:-10}
+METHOD=${METHOD:-delt+}                    # beats random images, with a teacher's labels and without (docs/methods.md)
 [ -n "${ITR+given}" ] || MOST_ITR=${MOST_ITR-200}    # of another METHOD
 ITR=${ITR-$(for_delt 200)}                 # a twentieth of the published 4000
 ROUND_ITR=${ROUND_ITR-$(for_delt 25)}     # as many rounds as published: eight
-# What beats random images there, with a teacher's labels and without one (docs/results.md): the published rate of 0.25
-# carries the images far from what the classes alone could teach.
-CRITERION=${CRITERION-$(for_delt herding)}
-LR=${LR-$(for_delt 0.01)}
 SEEDS=${SEEDS:-1}
 PROTOCOL=${PROTOCOL:-delt hard}
 BASELINES=${BASELINES-random}

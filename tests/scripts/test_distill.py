@@ -194,9 +194,9 @@ def test_the_quickstart_shortens_methods_that_take_long(distill):
     own = dict(PYTHON_BIN=distill.python)
     iterations = {
         method: dict(distill("quickstart", **own, DELT_METHOD=method)[0])["recover"].get("iterations")
-        for method in ("delt", "cda", "cim", "mosaic")
+        for method in ("delt", "delt+", "cda", "cim", "mosaic")
     }
-    assert iterations == {"delt": "200", "cda": "200", "cim": None, "mosaic": None}
+    assert iterations == {"delt": "200", "delt+": None, "cda": "200", "cim": None, "mosaic": None}
     calls, process = distill("quickstart", **own, ITR="", ROUND_ITR="")
     assert process.returncode == 0 and "iterations" not in dict(calls)["recover"], "left to the recipe"
 
@@ -324,9 +324,10 @@ def test_quickstart(distill, tmp_path):
     stages = dict(calls)
     assert stages["squeeze"]["train-dir"] == f"{tmp_path}/data/train" and stages["squeeze"]["arch"] == "conv3"
     assert all(stages[name]["dataset"] == "fashion_mnist_cut" for name in ("squeeze", "recover", "validate"))
-    assert (stages["validate"]["method"], stages["validate"]["protocol"]) == ("delt random", "delt hard")
+    assert (stages["validate"]["method"], stages["validate"]["protocol"]) == ("delt+ random", "delt hard")
     first = dict(reversed(calls))  # of ranking's calls the one before those of baselines
-    assert (first["ranking"]["criterion"], first["recover"]["lr"]) == ("herding", "0.01")
+    assert (first["ranking"]["criterion"], first["recover"]["method"]) == ("herding", "delt+")
+    assert not {"lr", "iterations", "round-iterations"} & first["recover"].keys(), "the recipe's own"
     first = dict(reversed(distill("quickstart", **own, DELT_METHOD="cda")[0]))
     assert first["ranking"]["criterion"] == "medium" and "lr" not in first["recover"], "another recipe's own"
     given = dict(TRAIN_DIR=tmp_path / "data" / "val", VAL_DIR=tmp_path / "data" / "val")
