@@ -81,7 +81,7 @@ _FADRM = {
 
 METHODS = {
     "delt": DELT,
-    # This project's (docs/methods.md): EarlyLate in a twentieth of its steps, at a rate at which images stay near
+    # This project's (docs/recipes.md): EarlyLate in a twentieth of its steps, at a rate at which images stay near
     # the real ones that they start from.
     "delt+": {**DELT, "iterations": 200, "round_iterations": 25, "lr": 0.01},
     # CDA (arXiv 2311.18838): the curriculum without rounds; a batch holds one image of each class.
@@ -103,7 +103,7 @@ METHODS = {
         "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
     },
     "cim": _CIM,
-    # This project's (docs/methods.md#mosaic): CIM's features in a fifth of its steps, of originals that are neither the
+    # This project's (docs/recipes.md#mosaic): CIM's features in a fifth of its steps, of originals that are neither the
     # easiest nor any.
     "mosaic": {**_CIM, "iterations": 40, "lr": 0.05},
     # G-VBSM (arXiv 2311.17950) and its code, for ImageNet-1K: what convolutions get as well, several teachers in turn.

@@ -21,7 +21,7 @@ esac
 RUN_DIR=${RUN_DIR:-runs/quickstart}
 ARCH=${ARCH:-conv3}
 IPC=${IPC:-10}
-METHOD=${METHOD:-delt+}                    # beats random images, with a teacher's labels and without (docs/methods.md)
+METHOD=${METHOD:-delt+}                    # beats random images, with a teacher's labels and without (docs/recipes.md)
 [ -n "${ITR+given}" ] || MOST_ITR=${MOST_ITR-200}    # of another METHOD
 ITR=${ITR-$(for_delt 200)}                 # a twentieth of the published 4000
 ROUND_ITR=${ROUND_ITR-$(for_delt 25)}     # as many rounds as published: eight

@@ -194,7 +194,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "batch_augment": "dsa",
     },
     # This project's: a tile of the collage, or the whole; without RandAugment, beside which the images hardly count
-    # (docs/methods.md#mosaic). And without a teacher.
+    # (docs/recipes.md#mosaic). And without a teacher.
     "mosaic": MOSAIC,
     "mosaic-hard": {**MOSAIC, "labels": "hard"},
     # SRe2L, section 4.1 (FKD): large batches, the rate falls to 0. CDA has smaller ones.
