@@ -124,13 +124,11 @@ def measured(name: str, machine: dict, limit: float) -> dict[str, Any] | str:
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             return f"not done in {limit:.0f} s"
-        except BaseException:  # in a session of its own, it gets no interrupt from the terminal
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
+        finally:
+            if process.poll() is None:  # in a session of its own, it gets no interrupt from the terminal either
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         return json.loads(path.read_text()) if code == 0 and path.exists() else f"failed, exit code {code}"
 
 

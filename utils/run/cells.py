@@ -93,7 +93,7 @@ class Cells:
             name = signal.Signals(self.signal).name
             print(f"\nstopped by {name}; finished cells are on disk, and the same command goes on", file=sys.stderr)
             return 128 + self.signal
-        if isinstance(self.error, EXPECTED) and not isinstance(self.error, BrokenPipeError):
+        if _is_told(self.error):
             return 2
         if self.error:
             raise self.error
@@ -125,9 +125,9 @@ class Cells:
         try:
             self._work(worker)
         except BaseException as error:
-            first, self.error = not self.error, self.error or error
-            if first and isinstance(error, EXPECTED) and not isinstance(error, BrokenPipeError):
+            if not self.error and _is_told(error):
                 print(f"error: {error}", file=sys.stderr, flush=True)  # now: other commands may take hours to end
+            self.error = self.error or error
 
     def _ends(self) -> bool:
         return bool(self.signal or self.error)
@@ -276,6 +276,11 @@ class Cells:
 
     def _note(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.failed.json"
+
+
+def _is_told(error: BaseException | None) -> bool:
+    """Whether it is said in a line; nobody would read that of a closed pipe, and a fault of ours has a traceback."""
+    return isinstance(error, EXPECTED) and not isinstance(error, BrokenPipeError)
 
 
 def _last_words(log: Path) -> str:
