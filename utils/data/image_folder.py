@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from utils.data import manifest
 from utils.data.formats import ARCHIVES, EXTENSIONS, TENSORS, could_be_image, is_hidden, is_image, require_unicode
 from utils.data.images import probe, read_rgb, size_of
 from utils.run import distributed
@@ -46,13 +47,14 @@ class ImageFolder:
 
         `classes`: the names in the label order of their `owner` (for messages); sorted names if None. `advice` is what
         to do where as many folders have other names.
-        Raises UserError if the folder is missing, empty or flat, if a class is empty, or if the class folders are
-        not exactly `classes`.
+        Raises UserError if the folder is missing, empty or flat, if a class is empty, if the class folders are not
+        exactly `classes`, or if its manifest says that images are missing.
         """
         self.root, self.role = Path(root), role
         self._kept: list[Image.Image] = []
         self._sizes: list[tuple[int, int]] = []
         self._fingerprint: str | None = None
+        manifest.require_whole(root, role)
         found = self._class_folders()
         if classes is not None and set(classes) != set(found):
             raise UserError(

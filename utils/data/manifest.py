@@ -39,6 +39,31 @@ def image_digests(folder: str | Path) -> dict[str, str]:
     return {path: value for path, value in found.items() if isinstance(value, str) and _SHA256.fullmatch(value)}
 
 
+def require_whole(folder: str | Path, role: str) -> None:
+    """See that a folder with a manifest is finished, and holds the images that this names: a part is another set.
+
+    Raises UserError where it does not. `role` names the folder in messages ("--syn-dir").
+    """
+    path = Path(folder) / MANIFEST
+    try:
+        content = read(folder)
+    except UserError:
+        return  # of the user's own images: a file of this name that is none of ours
+    if not isinstance(content.get("settings"), dict):
+        return
+    if content.get("finished") is False:
+        raise UserError(
+            f"{role} {folder}: is not complete: what makes it was stopped, or is still at work; run its command again"
+        )
+    named = image_digests(folder)
+    if missing := sorted(name for name in named if not (path.parent / name).is_file()):
+        raise UserError(
+            f"{role} {folder}: {missing[0]} is missing{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} of "
+            f"the {len(named)} images of {path}: run the command that makes the set again, or remove that file if what "
+            "is left is what you want"
+        )
+
+
 def method(folder: str | Path) -> str | None:
     """What the set in `folder` calls its method, on one line; None where it does not say.
 

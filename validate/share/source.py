@@ -35,8 +35,6 @@ class Source:
         Raises UserError where it is no finished set of unchanged images that `datasets` can load.
         """
         record = manifest.read(path)
-        if record.get("finished") is False:
-            raise UserError(f"--syn-dir {path}: is not complete; run the command that makes it again")
         folder = ImageFolder(path, "--syn-dir")
         said = given or _classes(record)
         if said and len(said) != len(folder.classes):

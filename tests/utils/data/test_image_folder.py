@@ -1,6 +1,7 @@
 """ImageFolder: what it lists and in which order, what it checks, and what names its images."""
 
 import hashlib
+import json
 import os
 
 import pytest
@@ -167,3 +168,48 @@ def test_images_with_a_recorded_digest_are_not_read(pair):
     (pair / "a" / "0.png").write_bytes(b"other bytes, which nobody looks at")
     assert fingerprint(pair, recorded=recorded) == before
     assert fingerprint(pair) != before
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A set of two images and its manifest, which `change` writes with other content."""
+    names = ["a/0.png", "b/0.png"]
+    for name in names:
+        gray(tmp_path / name, 1)
+    images = {name: {"sha256": hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()} for name in names}
+    content = {"settings": {"iterations": 2}, "finished": True, "images": images}
+
+    def change(**changed):
+        (tmp_path / "manifest.json").write_text(json.dumps({**content, **changed}))
+        return tmp_path
+
+    return change
+
+
+def test_a_whole_set_is_listed(made):
+    assert ImageFolder(made(), "--syn-dir").paths == ["a/0.png", "b/0.png"]
+
+
+def test_a_set_that_is_not_finished_is_no_set(made):
+    (made(finished=False, images={}) / "b" / "0.png").unlink()
+    with pytest.raises(UserError, match="--syn-dir .*: is not complete.*run its command again"):
+        ImageFolder(made(finished=False, images={}), "--syn-dir")
+
+
+def test_a_set_that_lost_images_is_another_set_until_its_manifest_is_removed(made):
+    root = made()
+    gray(root / "a" / "1.png", 1)
+    (root / "a" / "0.png").unlink()
+    with pytest.raises(UserError, match=r"--init-dir .*: a/0.png is missing of the 2 images of .*manifest.json"):
+        ImageFolder(root, "--init-dir")
+    (root / "manifest.json").unlink()
+    assert ImageFolder(root, "--init-dir").paths == ["a/1.png", "b/0.png"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", "3", '{"finished": false}', '{"sha256": {"a/7.png": "%s"}}' % ("0" * 64)]
+)
+def test_a_file_that_only_has_the_name_of_a_manifest_says_nothing(made, content):
+    root = made()
+    (root / "manifest.json").write_text(content)
+    assert len(ImageFolder(root, "--train-dir")) == 2
