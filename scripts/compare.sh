@@ -265,8 +265,18 @@ option --iterations-share "$ITR_SHARE"
 option --labellers "$LABELLERS"
 show_estimate
 
+inputs=()    # what no cell makes: where it changes, what was made of it is made again, or says what differs
+[ -n "$real" ] || inputs+=("$TRAIN_DIR" "$VAL_DIR")
+[ -z "$CLASSES" ] || inputs+=("$CLASSES")
+if [ -n "$ready" ] && [ "$RANKER_PATH" != torchvision ]; then
+    for number in "${!archs[@]}"; do
+        inputs+=("$(of_epoch "$TEACHER_EPOCH" "${teachers[$number]}")" "$(of_epoch "$LABEL_EPOCH" "${teachers[$number]}")")
+    done
+fi
+
 code=0
-supervised "$PYTHON_BIN" -m utils.run.cells "$RUN_DIR/cells" --workers "$NPROC" < <(printf '%s\0' "${cells[@]}") ||
+supervised "$PYTHON_BIN" -m utils.run.cells "$RUN_DIR/cells" --workers "$NPROC" \
+    --inputs ${inputs[@]+"${inputs[@]}"} < <(printf '%s\0' "${cells[@]}") ||
     code=$?
 [ "$code" -le 1 ] || exit "$code"
 if [ -f "$RUN_DIR/results.csv" ]; then "$PYTHON_BIN" -m validate.report.comparison "$RUN_DIR"; fi

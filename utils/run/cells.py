@@ -4,8 +4,8 @@ Cells come by standard input, as words with a NUL behind each: a cell's name, th
 those that it needs with spaces between them, how many words its command has, and these. A `?` before a name: that one
 may also have failed. Any number of processes, on any machines that share the folder, can be given the same cells, and
 each takes the next one that is free. A cell is done once its command has ended well. It is done again where its file is
-gone, its command has changed, or a cell that it needs was done again. Where one fails the others go on. Ends with exit
-code 0 if all are done, and 1 if some failed.
+gone, its command or one of the --inputs in it has changed, or a cell that it needs was done again. Where one fails the
+others go on. Ends with exit code 0 if all are done, and 1 if some failed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 from utils.run.cpus import job_cpus
 from utils.run.errors import UserError
-from utils.run.files import digest, make_folder, read_json, write_json, write_text
+from utils.run.files import digest, make_folder, read_json, sha256, write_json, write_text
 from utils.run.shared_work import SharedWork
 
 EXPECTED = (UserError, OSError)
@@ -61,9 +61,15 @@ def read(content: str) -> list[Cell]:
 class Cells:
     """The cells on disk: in `folder` a record of each one that is done, a note of each that failed, and its log."""
 
-    def __init__(self, folder: str | Path, cells: list[Cell], workers: int = 1, pause: float = 2.0):
-        """`workers` cells run at a time; who finds none that is free looks again after `pause` seconds."""
+    def __init__(
+        self, folder: str | Path, cells: list[Cell], workers: int = 1, pause: float = 2.0, inputs: Sequence[str] = ()
+    ):
+        """`workers` cells run at a time; who finds none that is free looks again after `pause` seconds.
+
+        `inputs`: files and folders that no cell makes, as commands name them.
+        """
         self.folder, self.cells, self.workers, self.pause = Path(folder), cells, workers, pause
+        self.inputs = {path: content_of(path) for path in inputs}
         self.records: dict[str, dict[str, Any]] = {}  # of cells that are done
         self.failures: dict[str, str] = {}  # of cells that are not to be: why; empty where another one's failure is why
         self.running: dict[str, subprocess.Popen] = {}
@@ -185,7 +191,8 @@ class Cells:
 
     def _identity(self, cell: Cell) -> str:
         needs = {need: digest(self.records.get(need.lstrip("?"))) for need in cell.needs}
-        return digest({"command": cell.command, "needs": needs})
+        inputs = {word: self.inputs[word] for word in cell.command if word in self.inputs}
+        return digest({"command": cell.command, "needs": needs, "inputs": inputs})
 
     def _shared(self, cell: Cell) -> SharedWork:
         def is_done(number: int) -> bool:
@@ -278,6 +285,27 @@ class Cells:
         return self.folder / f"{cell.name}.failed.json"
 
 
+def content_of(path: str) -> str | None:
+    """What tells a file or a folder from another one of its name; None where there is neither.
+
+    Of a folder the names and sizes of the files below it: to read them all would take as long as the work does, and
+    copies on several machines differ in their times.
+    """
+    if os.path.isfile(path):
+        return sha256(path)
+    if not os.path.isdir(path):
+        return None
+    found, seen = [], set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        seen.add(os.path.realpath(folder))
+        folders[:] = [
+            name for name in folders if os.path.realpath(os.path.join(folder, name)) not in seen
+        ]  # no circles
+        paths = [os.path.join(folder, name) for name in files]
+        found += [[os.path.relpath(file, path), os.path.getsize(file)] for file in paths if os.path.exists(file)]
+    return digest(sorted(found))
+
+
 def _is_told(error: BaseException | None) -> bool:
     """Whether it is said in a line; nobody would read that of a closed pipe, and a fault of ours has a traceback."""
     return isinstance(error, EXPECTED) and not isinstance(error, BrokenPipeError)
@@ -297,9 +325,12 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m utils.run.cells", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="gets what is known of each cell")
     parser.add_argument("--workers", type=int, default=1, help="cells that run at a time on this machine")
+    parser.add_argument(
+        "--inputs", nargs="*", default=[], metavar="PATH", help="what no cell makes, as commands name it"
+    )
     args = parser.parse_args()
     try:
-        return Cells(args.folder, read(sys.stdin.read()), max(1, args.workers)).run()
+        return Cells(args.folder, read(sys.stdin.read()), max(1, args.workers), inputs=args.inputs).run()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as utils.run.entry does
         return 141

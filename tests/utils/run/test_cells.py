@@ -1,5 +1,6 @@
 """Cells: each command is run once, in the order that they need each other, by whatever process is free."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,9 +21,9 @@ class Place:
     def __init__(self, root):
         self.root, self.words = root, []
 
-    def cell(self, name, needs="", script="", leaves=None):
+    def cell(self, name, needs="", script="", leaves=None, reads=()):
         script = f'echo {name} >> {self.root}/log; {script or "true"} && mkdir -p "$(dirname {self.root}/{name})"'
-        command = ["sh", "-c", f"{script} && touch {self.root / (leaves or name)}"]
+        command = ["sh", "-c", f"{script} && touch {self.root / (leaves or name)}", *map(str, reads)]
         self.words += [name, str(self.root / name), needs, str(len(command)), *command]
 
     @property
@@ -34,9 +35,9 @@ class Place:
         path = self.root / "log"
         return path.read_text().split() if path.exists() else []
 
-    def run(self, workers=1):
+    def run(self, workers=1, inputs=()):
         (self.root / "log").unlink(missing_ok=True)
-        return Cells(self.root / "cells", read(self.listed), workers, pause=0.05).run()
+        return Cells(self.root / "cells", read(self.listed), workers, 0.05, list(map(str, inputs))).run()
 
     def start(self, workers=1, before=""):
         """`before`: in a shell, to be followed by the command."""
@@ -80,6 +81,36 @@ def test_what_has_gone_or_changed_is_done_again_with_what_needs_it(place):
     assert place.run() == 0 and place.log == ["b", "c"]
     place.words[place.words.index("other") + 6] += " && true"
     assert place.run() == 0 and place.log == ["other"]
+
+
+def test_inputs_that_changed_are_read_again_by_what_names_them(place):
+    file, folder, later = (place.root / name for name in ("teacher.pth", "train", "classes.txt"))
+    file.write_text("one")
+    (folder / "ant").mkdir(parents=True)
+    (folder / "ant" / "0.png").write_text("123")
+    (folder / "circle").symlink_to(folder)
+    place.cell("selection", reads=[folder, file])
+    place.cell("set", "selection", reads=[file])
+    place.cell("students", "set", reads=[later])
+    place.cell("images", reads=[folder])
+    everything = ["selection", "set", "students", "images"]
+
+    def ran():
+        assert place.run(inputs=[file, folder, later]) == 0
+        return place.log
+
+    assert ran() == everything and ran() == []
+    os.utime(file, (1, 1))
+    os.utime(folder / "ant" / "0.png", (1, 1))
+    assert ran() == [], "as a copy on another machine"
+    file.write_text("two")
+    assert ran() == everything[:3] and ran() == []
+    (folder / "ant" / "0.png").write_text("1234")
+    assert ran() == everything
+    (folder / "ant" / "1.png").write_text("")
+    assert ran() == everything
+    later.write_text("ant")
+    assert ran() == ["students"] and ran() == []
 
 
 def test_one_that_fails_leaves_the_others_going_on(place, capfd):
