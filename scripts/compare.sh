@@ -238,13 +238,20 @@ if [ -n "$STARTS" ]; then
     done
 fi
 
+# The result of the first student, in the name that validate gives it; the end of that is a digest.
+result_file() {    # METHOD PROTOCOL
+    local name="$1_${STUDENT%% *}_$2_"
+    name=${name//[^[:alnum:]_.-]/_}
+    echo "$RUN_DIR/results/${name:0:120}*.json"    # validate shortens what is longer
+}
+
 measured= measurements=    # what the page waits for, whether it fails or not; and the protocol of each of these
 for number in "${!set_names[@]}"; do
     names=("${set_names[$number]}") sets=("${set_dirs[$number]}")
     key=${set_cells[$number]#*/}
     for protocol in ${set_protocols[$number]}; do
         measurements+=" $protocol"
-        cell "students/$key/$protocol" "$RUN_DIR/results.csv" "${set_cells[$number]}" ${trained[@]+"${trained[@]}"}
+        cell "students/$key/$protocol" "$(result_file "${set_names[$number]}" "$protocol")" "${set_cells[$number]}" ${trained[@]+"${trained[@]}"}
         train_students "$LABELLERS" "$protocol"
         measured+=" ?$cell"
     done

@@ -1,7 +1,8 @@
 """A Python for compare.sh: what is asked of the project itself is answered; stages leave the files that they would.
 
 Notes each stage's words as a JSON line in $RECORD. Fails at a stage whose words have $FAILING among them, and sleeps at
-one that has $SLOW until the file $GO is there. wmdd needs the package $MISSING, and no other method one.
+one that has $SLOW until the file $GO is there. wmdd needs the package $MISSING, and no other method one. With $EXACT
+results have the names that validate gives them, of protocols with this behind their names.
 """
 
 import json
@@ -59,6 +60,17 @@ def main(words):
         return 0
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}" if path.suffix == ".json" else "made")
+    if module == "validate":
+        names = [words[words.index(flag) + 1] for flag in ("--method", "--student-arch", "--protocol")]
+        result = path.parent / "results" / f"{'_'.join(names)}_0.json"
+        if "EXACT" in os.environ:
+            sys.path.insert(0, str(ROOT))
+            from validate.results import path_of  # here, as it takes seconds
+
+            names[2] += os.environ["EXACT"]
+            result = path_of(path.parent, {}, dict(zip(("method", "student", "protocol"), names)))
+        result.parent.mkdir(exist_ok=True)
+        result.write_text("{}")
     return 0
 
 

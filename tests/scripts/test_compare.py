@@ -114,6 +114,32 @@ def test_the_same_command_skips_what_is_finished(compare):
     assert {flags["method"] for flags in of(calls, "validate")} == {"sre2l"} and of(calls, "validate.report")
 
 
+@pytest.mark.parametrize("more", [{"EXACT": " epochs=60"}, {"EXACT": " epochs=60" * 20, "STUDENT": "timm/vit_tiny"}])
+def test_a_result_that_was_removed_is_measured_again(compare, more):
+    """The names of results are validate's own here, with a setting that was changed, and cut where they are long."""
+    line = dict(METHODS="rded", BASELINES="", STARTS="", PROTOCOLS="mosaic mosaic-hard", **more)
+    assert compare(**line)[1].returncode == 0
+    [result] = (compare.run / "results").glob("rded*_mosaic_*.json")
+    result.unlink()
+    calls, process = compare(**line)
+    assert process.returncode == 0, process.err
+    assert [flags["protocol"] for flags in of(calls, "validate")] == ["mosaic"] and of(calls, "validate.report")
+
+
+def test_what_was_made_of_files_that_changed_is_made_again(compare):
+    inputs = [compare.folder / name for name in ("teacher.pth", "classes.txt", "train/ant/0.png")]
+    inputs[2].parent.mkdir()
+    for path in inputs:
+        path.write_text("one")
+    line = dict(METHODS="rded", BASELINES="", PROTOCOLS="hard", RANKER_PATH=inputs[0], CLASSES=inputs[1])
+    every = [name for name, _ in compare(**line)[0]]
+    assert Counter(every)["validate"] == 1 and "ranking" in every
+    for path in inputs:
+        path.write_text("another")
+        assert [name for name, _ in compare(**line)[0]] == every, "each stage looks for itself"
+    assert "validate" not in [name for name, _ in compare(**line)[0]]
+
+
 @pytest.mark.slow
 def test_without_a_list_all_methods_are_compared(compare):
     """Each registered method's command line is built from what it needs, and from nothing else."""

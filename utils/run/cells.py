@@ -1,17 +1,18 @@
 """python -m utils.run.cells FOLDER: run commands that build on each other, each once, by whatever process is free.
 
-Cells come by standard input, as words with a NUL behind each: a cell's name, the file that it leaves, the names of
-those that it needs with spaces between them, how many words its command has, and these. A `?` before a name: that one
-may also have failed. Any number of processes, on any machines that share the folder, can be given the same cells, and
-each takes the next one that is free. A cell is done once its command has ended well. It is done again where its file is
-gone, its command or one of the --inputs in it has changed, or a cell that it needs was done again. Where one fails the
-others go on. Ends with exit code 0 if all are done, and 1 if some failed.
+Cells come by standard input, as words with a NUL behind each: a cell's name, the file that it leaves (its name may have
+a `*`), the names of those that it needs with spaces between them, how many words its command has, and these. A `?`
+before a name: that one may also have failed. Any number of processes, on any machines that share the folder, can be
+given the same cells, and each takes the next one that is free. A cell is done once its command has ended well. It is
+done again where its file is gone, its command or one of the --inputs in it has changed, or a cell that it needs was
+done again. Where one fails the others go on. Ends with exit code 0 if all are done, and 1 if some failed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fnmatch
 import os
 import shlex
 import signal
@@ -35,9 +36,17 @@ OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a cell's 
 @dataclass(frozen=True)
 class Cell:
     name: str
-    output: str  # the file that it leaves
+    output: str  # the file that it leaves, or a pattern of its name
     needs: tuple[str, ...]  # names of other cells; `?` before one that may have failed
     command: tuple[str, ...]
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the file is there."""
+        if os.path.exists(self.output):
+            return True
+        folder, name = os.path.split(self.output)
+        return "*" in name and os.path.isdir(folder) and bool(fnmatch.filter(os.listdir(folder), name))
 
 
 def read(content: str) -> list[Cell]:
@@ -174,7 +183,7 @@ class Cells:
     def _look(self, cell: Cell) -> None:
         """Note what the disk says of it."""
         record = self._shared(cell).record(0)
-        if record is not None and os.path.exists(cell.output):
+        if record is not None and cell.has_left:
             self.records[cell.name] = record
         elif reason := self._failure(cell):
             self.failures[cell.name] = reason
@@ -196,7 +205,7 @@ class Cells:
 
     def _shared(self, cell: Cell) -> SharedWork:
         def is_done(number: int) -> bool:
-            return work.record(number) is not None and os.path.exists(cell.output)
+            return work.record(number) is not None and cell.has_left
 
         work = SharedWork(self.folder / cell.name, {"cell": self._identity(cell)}, 1, is_done)
         return work
@@ -255,7 +264,7 @@ class Cells:
             return f"ended by {signal.Signals(number).name if number in signal.valid_signals() else f'signal {number}'}"
         if code:
             return _last_words(log) or f"exit code {code}"
-        return None if os.path.exists(cell.output) else f"ended well, but left no {cell.output}"
+        return None if cell.has_left else f"ended well, but left no {cell.output}"
 
     def _follow(self, process: subprocess.Popen, log: Path) -> int:
         """Until the process ends; its exit code. Show what it says, unless there are several at a time."""
