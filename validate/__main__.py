@@ -29,7 +29,7 @@ from utils.run.resume import JointState
 from utils.run.seeds import seeded
 from validate.augment import Augmentation, Views
 from validate.flags import Job, parse
-from validate.labels import StoredLabels, Writer
+from validate.labels import StoredLabels, Writer, require_alike
 from validate.protocols import SEARCH, Protocol, SetFacts, resolve, said
 from validate.results import Result, Run, file_name, summary
 from validate.stream import Stream
@@ -91,6 +91,7 @@ def validate(job: Job, runtime: Runtime) -> None:
     """Measure each student on each set under each protocol; all ranks together."""
     load_labels, workers = job.labels.load_labels, job.machine.workers
     stored = {seed: StoredLabels.of_all_ranks(load_labels, seed) for seed in job.seeds} if load_labels else {}
+    require_alike(stored.values())
     teachers = teachers_of(job, runtime, stored)
     geometry = teachers.geometry
     dataset = dataset_of(job, teachers)

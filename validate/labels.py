@@ -20,7 +20,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from safetensors import SafetensorError
@@ -355,3 +355,15 @@ def complete_probabilities(values: torch.Tensor, classes: torch.Tensor | None, n
         return values / values.sum(1, keepdim=True)
     rest = (1 - values.sum(1, keepdim=True)).clamp(min=0) / (num_classes - values.shape[1])
     return rest.expand(-1, num_classes).scatter(1, classes, values)
+
+
+def require_alike(stored: Iterable[StoredLabels]) -> None:
+    """Raises UserError where labels of several seeds are not the same teachers', of the same images and views."""
+    first, *others = [*stored] or [None]
+    for labels in others:
+        one, other = ({**found.index["settings"], "seed": None} for found in (first, labels))
+        if one != other:
+            raise UserError(
+                f"{labels.folder}: its labels are not made as those of {first.folder} ({differences(one, other)}), and "
+                "their students would be averaged: make one of them anew with --save-labels and --overwrite"
+            )

@@ -52,6 +52,21 @@ def saved(made, tmp_path):
     return place
 
 
+@pytest.mark.parametrize("other", ["another teacher", "fewer classes"])
+def test_labels_of_seeds_that_were_made_otherwise_are_no_labels_of_one_row(saved, other):
+    line = {**LINE, "seeds": 1, "seed": 1, "overwrite": True, "save_labels": saved / "labels"}
+    if other == "fewer classes":
+        line["top_k"] = 1
+    else:
+        checkpoint = torch.load(saved.teacher, weights_only=True)
+        checkpoint["model"] = {name: tensor * 1.5 for name, tensor in checkpoint["model"].items()}
+        torch.save(checkpoint, saved.teacher)
+    saved.works("validate", output_dir=saved / "other", **line)
+    name = "kept: 3 -> 1" if "top_k" in line else "teachers"
+    refused(saved, "validate", f"seed1: its labels are not made as those of {saved / 'labels'}", name, **saved.loading)
+    saved.works("validate", **{**saved.loading, "seeds": 1, "seed": 1})
+
+
 def test_a_student_of_stored_labels_needs_no_teacher_and_is_the_same(saved):
     saved.works("validate", output_dir=saved / "live", **LINE)
     saved.teacher.unlink()

@@ -14,7 +14,7 @@ from utils.nets import checkpoints
 from utils.nets.class_order import read_names
 from utils.run.errors import UserError
 from utils.run.files import sha256
-from validate.labels import StoredLabels
+from validate.labels import StoredLabels, require_alike
 
 # Images that validate reads and the imagefolder of `datasets` leaves out without a word, and folders that it does.
 UNREAD = (".avif", ".avifs", ".jif", ".jfi", ".mpo", ".pfm", ".qoi")
@@ -135,12 +135,17 @@ def order_of(
 
 
 def labels_in(root: str) -> list[StoredLabels]:
-    """The labels of all seeds in the folder of --save-labels. Raises UserError where there are none, or not whole."""
+    """The labels of all seeds in the folder of --save-labels.
+
+    Raises UserError where there are none, where some are not whole, and as `require_alike`.
+    """
     names = [entry.name for entry in Path(root).iterdir()] if Path(root).is_dir() else []
     seeds = sorted(int(found[1]) for found in (re.fullmatch(r"seed([0-9]+)", name) for name in names) if found)
     if not seeds:
         raise UserError(f"--labels {root}: holds no labels (seed0, ...); give the folder of validate --save-labels")
-    return [StoredLabels(root, seed) for seed in seeds]
+    stored = [StoredLabels(root, seed) for seed in seeds]
+    require_alike(stored)
+    return stored
 
 
 def check_labels(stored: Sequence[StoredLabels], source: Source) -> None:
