@@ -16,8 +16,9 @@ def result(place, folder="measured"):
 
 
 def write_result(run, method="delt", protocol="delt", seeds=((0, 40.0), (1, 44.0)), name=None, **changes):
-    """A result of validate. `changes` of the facts and, as `settings` and `arguments`, of these."""
+    """A result of validate. `changes` of the facts and, as `settings`, `arguments` and `processes`, of these."""
     settings, arguments = changes.pop("settings", {}), changes.pop("arguments", {})
+    processes = changes.pop("processes", 1)
     facts = {
         "dataset": "cifar10",
         "ipc": 10,
@@ -36,6 +37,7 @@ def write_result(run, method="delt", protocol="delt", seeds=((0, 40.0), (1, 44.0
             "best_top1": top1 + 1,
             "top5": 90.0,
             "seconds": 5.0,
+            "processes": processes,
             "curve": [{"epoch": 1, "loss": 0.5}, {"epoch": 3, "loss": 0.1, "top1": top1}],
         }
         for seed, top1 in seeds

@@ -32,6 +32,7 @@ from validate.flags import Job, parse
 from validate.labels import StoredLabels, Writer, require_alike
 from validate.protocols import SEARCH, Protocol, SetFacts, resolve, said
 from validate.results import Result, Run, file_name, summary
+from validate.sets import nominal_ipc, require_same_size, set_of
 from validate.stream import Stream
 from validate.targets import Labelled, Teachers, accumulated, hard_labelled, image_weights
 from validate.train import train
@@ -158,26 +159,6 @@ def dataset_of(job: Job, teachers: Teachers) -> str | None:
     return first_known(job.geometry.dataset, teachers.dataset, *map(manifest.dataset, job.sets))
 
 
-def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
-    """A set with the labels of the test images. Raises UserError where its classes differ."""
-    if classes_by == "position":
-        return cli.by_position(path, "--syn-dir", test_folder.classes)
-    advice = "give --classes-by position if its k-th class is the k-th of these"
-    return ImageFolder(path, "--syn-dir", test_folder.classes, f"--val-dir {test_folder.root}", advice)
-
-
-def require_same_size(sets: list[ImageFolder]) -> None:
-    """Raises UserError if the sets differ in size: their students would differ in updates, and prove nothing."""
-    first = sets[0]
-    for folder in sets[1:]:
-        if len(folder) != len(first):
-            raise UserError(
-                f"--syn-dir {folder.root}: has {len(folder)} images, {first.root} has {len(first)}: sets are compared "
-                f"at the same number of images and updates; give --ipc {min(folder.fewest(), first.fewest())}, or "
-                "measure them one by one"
-            )
-
-
 def protocol_of(experiment: Experiment, settings: dict[str, Any], arch: str, folder: ImageFolder) -> Protocol:
     """The protocol for this student on this set."""
     geometry = experiment.geometry
@@ -190,12 +171,6 @@ def protocol_of(experiment: Experiment, settings: dict[str, Any], arch: str, fol
         manifest.tile_side(folder.root),
     )
     return resolve(settings, arch, facts, experiment.job.evaluations)
-
-
-def nominal_ipc(folder: ImageFolder) -> int:
-    """Images per class: of the smallest class, unless that is a short one that the selection kept as it is."""
-    kept = manifest.kept_ipc(folder.root)
-    return kept if kept == folder.most() else folder.fewest()
 
 
 def fitted(
@@ -293,6 +268,8 @@ def claimed_run(
         "protocol": title,
         "epochs": protocol.epochs,
         "syn_dir": str(folder.root),
+        "images": len(folder),
+        "set": manifest.digest_of_images(folder.root),
     }
     distributed.require_same("settings of the run", settings)
     return Run.claimed(job.output_dir, settings, columns)
@@ -328,6 +305,9 @@ def measure(
             train_student(experiment, run, stream)
     results = [run.results[seed] for seed in job.seeds]
     found = summary(results)
+    if len(numbers := sorted({result.processes for result in results})) > 1:
+        listed = " and ".join(map(str, numbers))
+        print(f"validate: {what}: trained by {listed} processes: BatchNorm saw other parts of a batch; not alike")
     print(
         f"validate: {what}: top-1 {found['top1_mean']:.2f} ± {found['top1_std']:.2f} % over {len(results)} "
         f"seed{'s' * (len(results) > 1)} (best epoch {found['best_top1_mean']:.2f} %), "

@@ -35,7 +35,10 @@ COLUMNS = [
 
 @dataclass
 class Result:
-    """Accuracies in percent; `curve` has one entry an epoch, with top-1 where it was measured."""
+    """Accuracies in percent; `curve` has one entry an epoch, with top-1 where it was measured.
+
+    `processes` trained the student together: each one's BatchNorm saw its part of a batch.
+    """
 
     seed: int
     top1: float
@@ -43,6 +46,7 @@ class Result:
     top5: float
     seconds: float
     curve: list[dict] = field(default_factory=list)
+    processes: int = 1
 
 
 SETTINGS_DIGITS = 16  # of the digest: rows of different settings are not averaged

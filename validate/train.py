@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from utils.fit.loop import Training
+from utils.run import distributed
 from utils.run.resume import NoState, State
 from utils.run.seeds import seeded
 from validate.optim import learner
@@ -37,7 +38,8 @@ def train(
         training = replace(training, before_test=partial(recompute_statistics, stream))
     history = training.run(learning, source, student_losses(stream.protocol, weights), state)
     seconds = round(state.seconds, 1)
-    return Result(stream.seed, history.top1, history.best_top1, history.top5, seconds, history.epochs)
+    top1, best, top5 = history.top1, history.best_top1, history.top5
+    return Result(stream.seed, top1, best, top5, seconds, history.epochs, distributed.get_world_size())
 
 
 def recompute_statistics(stream: Stream, model: nn.Module) -> None:

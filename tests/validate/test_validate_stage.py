@@ -1,6 +1,7 @@
 """validate as its users meet it: command lines in, results out."""
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -8,10 +9,11 @@ import statistics
 
 import pytest
 import torch
+from PIL import Image
 
-from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, draw, snapshot
+from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, draw, images, snapshot
 from refusals import refused
-from result_files import COLUMNS, result
+from result_files import COLUMNS, result, write_manifest
 
 QUICK = dict(epochs=1, labels="hard", student_arch="conv3")
 
@@ -62,6 +64,7 @@ def test_the_json_holds_the_curves_and_their_summary(bugs):
     assert found["top1_mean"] == pytest.approx(statistics.mean(top1), abs=1e-3)
     assert found["top1_std"] == pytest.approx(statistics.stdev(top1), abs=1e-3)
     assert f"{statistics.mean(top1):.2f}" in bugs.said
+    assert found["images"] == 12 and all(entry["processes"] == 1 for entry in found["seeds"])
     assert found["arguments"]["temperature"] is None and found["settings"]["temperature"] == 20
 
 
@@ -241,6 +244,25 @@ def test_what_has_changed_is_measured_anew(place, change):
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["other bytes", "one more"])
+def test_images_that_are_not_those_of_their_manifest_do_not_pass_for_them(place, change):
+    digests = {path: hashlib.sha256(content).hexdigest() for path, content in images(place.init).items()}
+    write_manifest(place.init, settings={"criterion": "random"}, sha256=digests, finished=True)
+    place.works("validate", epochs=1, seeds=1, method=None)
+    first = place.init / next(iter(digests))
+    if change == "other bytes":
+        image = Image.open(first)
+        image.putpixel((0, 0), (1, 2, 3))
+        image.save(first)
+    else:
+        for name in CLASSES:
+            draw(place.init / name, COLOURS[name], 5, "more")
+        first = place.init / "ant" / "ant0.png"
+    refused(place, "validate", f"{first.relative_to(place.init)} is not as manifest.json there says", epochs=1, seeds=1)
+    (place.init / "manifest.json").unlink()
+    place.works("validate", epochs=1, seeds=1, method=None, output_dir=place / "another")
 
 
 def test_sets_of_different_size_are_not_compared(place):

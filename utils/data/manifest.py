@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.run.errors import UserError
-from utils.run.files import read_json
+from utils.run.files import digest, read_json
 
 MANIFEST = "manifest.json"
 KEEP = "keep"  # of --short-classes
@@ -37,6 +37,15 @@ def image_digests(folder: str | Path) -> dict[str, str]:
     for path, entry in _entries(content, "images").items():  # those of a synthetic set, with more than a digest
         found.setdefault(path, entry.get("sha256") if isinstance(entry, dict) else None)
     return {path: value for path, value in found.items() if isinstance(value, str) and _SHA256.fullmatch(value)}
+
+
+def digest_of_images(folder: str | Path) -> str | None:
+    """What tells the images that the manifest in `folder` names from those of another time; None where it names none.
+
+    Raises UserError as `read` does.
+    """
+    found = image_digests(folder)
+    return digest(found) if found else None
 
 
 def require_whole(folder: str | Path, role: str) -> None:

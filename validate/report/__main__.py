@@ -77,6 +77,11 @@ def main() -> None:
             figures.save(folder / "figures" / f"{chart.anchor}.png", chart.draw)
             text = chart.numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n")
             write_text(folder / "figures" / f"{chart.anchor}.csv", text)
+    drawn = {chart.anchor for chart in contents.charts if chart.numbers is not None}
+    for anchor in charts.CURVES:  # one for all, or one a protocol: those of an earlier report would pass for this one's
+        for path in (folder / "figures").glob(f"{anchor}*.*"):
+            if path.stem not in drawn:
+                path.unlink(missing_ok=True)
     comparison.write(compared, folder)
     write_text(folder / "results.csv", results.to_csv(index=False, lineterminator="\n"))
     if contents.scores.empty:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
+from utils.data import manifest
 from utils.run.errors import UserError
 from utils.run.files import digest, read_json
 
@@ -40,6 +41,7 @@ class Student:
     top5: float
     seconds: float
     curve: list[dict[str, float]]  # of each epoch its number, loss, and top1 where it was measured
+    processes: int  # that trained it together
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Measured:
     settings: dict[str, Any]
     run: Path
     seeds: dict[int, Student]
+    images: int | None = None  # how many; earlier versions did not say it
+    set_digest: str | None = None  # of its images, as its manifest had them
 
     @property
     def group(self) -> tuple[str, int, str, str]:
@@ -67,7 +71,7 @@ class Measured:
     @property
     def conditions(self) -> str:
         """Equal for all sets that were measured alike: with as many images, under the same protocol, by the same
-        teachers, student and test images. A rate that was searched for is a set's own."""
+        teachers, student, processes and test images. A rate that was searched for is a set's own."""
         return self._digest(("lr",) if self.settings.get("lr_search") else ())
 
     @property
@@ -78,7 +82,8 @@ class Measured:
     def _digest(self, more: tuple[str, ...]) -> str:
         left_out = {*OF_THE_SET, *(TILES if self.settings.get("tiles_of_set") else ()), *more}
         kept = {name: value for name, value in self.settings.items() if name not in left_out}
-        return digest({"ipc": self.ipc, "settings": kept})
+        processes = sorted({student.processes for student in self.seeds.values()})
+        return digest({"ipc": self.ipc, "images": self.images, "processes": processes, "settings": kept})
 
     @property
     def subject(self) -> str:
@@ -104,6 +109,16 @@ class Measured:
         written = Path(self.syn_dir)
         moved = self.run / written.name
         return moved if os.path.isdir(moved) and not os.path.isdir(written) else written
+
+    @property
+    def is_there(self) -> bool:
+        """Whether what is said of the set's folder is said of the images that were measured."""
+        if self.set_digest is None:
+            return True
+        try:
+            return manifest.digest_of_images(self.set_dir) == self.set_digest
+        except UserError:
+            return False
 
     def mean(self, name: str) -> float:
         return statistics.fmean(getattr(student, name) for student in self.seeds.values())
@@ -153,8 +168,9 @@ def _measured(content: Any, run: Path) -> Measured:
     seeds = {_typed(entry["seed"], int): _student(entry) for entry in _typed(content["seeds"], list)}
     if not seeds:
         raise KeyError("seeds")
+    more = {"images": _optional(content, "images", int), "set_digest": _optional(content, "set", str)}
     parts = {"arguments": _typed(content.get("arguments", {}), dict), "settings": _typed(content["settings"], dict)}
-    return Measured(**names, **parts, run=run, seeds=seeds)
+    return Measured(**names, **parts, **more, run=run, seeds=seeds)
 
 
 def _student(entry: dict[str, Any]) -> Student:
@@ -162,7 +178,7 @@ def _student(entry: dict[str, Any]) -> Student:
     curve = [{name: _number(value) for name, value in point.items()} for point in _objects(entry["curve"])]
     if any("epoch" not in point for point in curve):
         raise KeyError("epoch")
-    return Student(**numbers, curve=curve)
+    return Student(**numbers, curve=curve, processes=_typed(entry.get("processes", 1), int))
 
 
 def _objects(value: Any) -> list[dict]:
@@ -171,6 +187,10 @@ def _objects(value: Any) -> list[dict]:
 
 def _number(value: Any) -> float:
     return float(_typed(value, (int, float)))
+
+
+def _optional(content: Any, name: str, kind: type) -> Any:
+    return None if content.get(name) is None else _typed(content[name], kind)
 
 
 def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:

@@ -50,7 +50,8 @@ STORED = "as they are stored"
 def table(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row for each set under each protocol, with COLUMNS; what is not known is missing.
 
-    Accuracies in percent, bytes of one student's labels, `labels` how these are known: stored, computed, or none.
+    What is known of a set's folder is that of the images in it: where these were made anew since, of none. Accuracies
+    in percent, bytes of one student's labels, `labels` how these are known: stored, computed, or none.
     Rows of one `subject` are of one set, with the same teachers and test images.
     """
     similarities = {run: diversity.of_run(run) for run in {one.run for one in measured}}
@@ -60,13 +61,13 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
             baselines.setdefault(one.conditions, []).append(one)
     rows = []
     for one in measured:
-        made, images = origins.making(one.set_dir), images_of(one)
+        made, images = (origins.making(one.set_dir), images_of(one)) if one.is_there else ({}, None)
         label_bytes, labels = bytes_of_labels(one, images)
         margin, margin_std = _margin(one, baselines.get(one.conditions, []))
         rows.append(
             {
                 **{name: getattr(one, name) for name in ("dataset", "ipc", "teacher", "student", "method", "protocol")},
-                "iterations": _iterations(one.set_dir),
+                "iterations": _iterations(one.set_dir) if one.is_there else None,
                 "seconds": sum(made.values()) if made else None,
                 **{f"{stage}_seconds": made.get(stage) for stage in STAGES},
                 "image_bytes": bytes_of_images(images),
@@ -77,7 +78,7 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
                 "top1_std": statistics.stdev(one.top1) if len(one.seeds) > 1 else None,
                 "margin": margin,
                 "margin_std": margin_std,
-                "similarity": _similarity(similarities[one.run], one, images),
+                "similarity": _similarity(similarities[one.run], one, images) if one.is_there else None,
                 "syn_dir": one.syn_dir,
                 "subject": one.subject[:SUBJECT_DIGITS],
             }

@@ -13,7 +13,7 @@ from utils.data.gallery import ImageSet
 from utils.data.image_folder import ImageFolder
 from utils.nets import checkpoints, statistics
 from utils.run.errors import UserError
-from utils.run.files import read_json
+from utils.run.files import read_json, sha256
 from validate.report.collect import Measured, told_apart
 
 
@@ -66,9 +66,15 @@ def image_count(record: dict[str, Any]) -> int:
 
 
 def teacher_top1(entry: Measured) -> float | None:
-    """The teacher's top-1 in percent, if it is one network, of the student's architecture, and says so."""
+    """The teacher's top-1 in percent, if it is one network, of the student's architecture, and says so.
+
+    None for a network of an epoch before the last one: it does not tell what the whole data set gives.
+    """
     teachers = _teachers(entry)
-    return teachers[0].get("top1") if len(teachers) == 1 and entry.teacher == entry.student else None
+    if len(teachers) != 1 or entry.teacher != entry.student:
+        return None
+    epochs = _part(teachers[0], "settings").get("epochs")
+    return None if epochs is not None and epochs != teachers[0].get("epochs") else teachers[0].get("top1")
 
 
 def making(folder: Path) -> dict[str, float]:
@@ -117,16 +123,21 @@ def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     for name, subject in zip(told_apart(words), subjects):
         entry = firsts[subject]
         squeeze = sum(manifest.seconds(teacher) for teacher in _teachers(entry))
-        stages = {"squeeze": squeeze, **making(entry.set_dir), "validate": entry.mean("seconds")}
+        made = making(entry.set_dir) if entry.is_there else {}
+        stages = {"squeeze": squeeze, **made, "validate": entry.mean("seconds")}
         found[name] = {stage: value for stage, value in stages.items() if value}
     return found
 
 
 def _teachers(entry: Measured) -> list[dict[str, Any]]:
-    """What the checkpoints of the teachers say, without the weights; nothing of those that are no longer there."""
+    """What the checkpoints of the teachers say, without the weights; nothing of those that are gone, or changed."""
     given = entry.arguments.get("teacher_path") or []
     paths = [path for path in ([given] if isinstance(given, str) else given) if isinstance(path, str)]
-    return [_facts(path) for path in paths if os.path.isfile(path)]
+    labelled = entry.settings.get("teachers") or []
+    return [_facts(path) for path in paths if os.path.isfile(path) and _sha256(path) in labelled]
+
+
+_sha256 = functools.cache(sha256)
 
 
 @functools.cache

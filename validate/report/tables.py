@@ -83,9 +83,12 @@ def summary(rows: pd.DataFrame) -> str:
     """The rows of a results.csv as text: a line for each student and set, a column for each protocol.
 
     Only rows of the same settings are averaged. What was measured under several settings has a line for each of them,
-    with the start of the settings' digest, which is also the end of its file's name in results/.
+    with the start of the settings' digest, which is also the end of its file's name in results/. Sets of one name that
+    lie in several folders, or that other teachers labelled, have a line each, too.
     """
     names = ["student", "method", "ipc"]
+    labelled = rows[rows["teacher"] != "none"]  # which hard labels need not have
+    names += [name for name, found in (("teacher", labelled), ("syn_dir", rows)) if _differs(found, names, name)]
     kinds = rows.groupby([*names, "protocol"], sort=False)["settings"].transform("nunique")
     rows = rows.assign(digest=rows["settings"].str[:8].where(kinds > 1, ""))
     lines = [*names, "digest"]
@@ -93,6 +96,11 @@ def summary(rows: pd.DataFrame) -> str:
     table = found.droplevel("settings").unstack("protocol").fillna("-").reset_index()
     table = table.rename(columns={"digest": "settings"}) if (kinds > 1).any() else table.drop(columns="digest")
     return table.to_string(index=False)
+
+
+def _differs(rows: pd.DataFrame, names: list[str], name: str) -> bool:
+    """Whether rows that are alike in `names` have several values of `name`."""
+    return bool((rows.groupby(names)[name].nunique() > 1).any())
 
 
 def _mean(top1: pd.Series) -> str:

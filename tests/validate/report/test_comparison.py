@@ -1,6 +1,7 @@
 """The comparison: seconds, bytes and margins of small results, worked out by hand."""
 
 import csv
+import hashlib
 import json
 import math
 
@@ -9,6 +10,7 @@ import pytest
 from conftest import Place
 from helpers import noise
 from result_files import DIGEST, write_manifest, write_result
+from utils.data import manifest
 from validate.report import collect, comparison
 
 NAMES = [f"{label}/{position:03d}_x.png" for label in ("ant", "moth") for position in range(2)]
@@ -105,6 +107,29 @@ def test_a_set_from_noise_has_no_ranking_and_one_of_a_recovered_start_has_its_ow
     assert rows["noise", "delt"]["seconds"] == 7 and math.isnan(rows["noise", "delt"]["ranking_seconds"])
     row = rows["again", "delt"]
     assert [row[f"{stage}_seconds"] for stage in comparison.STAGES] == [12, 7.5, 63]
+
+
+@pytest.mark.parametrize("changes", [dict(processes=8), dict(images=5)], ids=str)
+def test_more_images_or_other_processes_are_not_measured_alike(run, changes):
+    alike = dict(processes=1, images=4)
+    measured(run, "delt", "cda", (50.0, 52.0), {"lr": 1}, **alike)
+    measured(run, "random", "cda", (40.0, 43.0), {"lr": 1}, **alike)
+    assert table(run)["delt", "cda"]["margin"] == 51.0 - 41.5
+    measured(run, "delt", "cda", (50.0, 52.0), {"lr": 1}, **{**alike, **changes})
+    assert math.isnan(table(run)["delt", "cda"]["margin"])
+
+
+def test_of_images_that_were_made_anew_since_nothing_is_said_but_what_was_measured(run):
+    measured(run, "delt", "cda", (50.0,), set=manifest.digest_of_images(run / "delt"))
+    row = table(run)["delt", "cda"]
+    assert (row["iterations"], row["seconds"], row["similarity"]) == (200, 79.5, pytest.approx(0.6))
+    record = json.loads((run / "delt" / "manifest.json").read_text())
+    record["images"][NAMES[0]]["sha256"] = hashlib.sha256(b"made anew").hexdigest()
+    write_manifest(run / "delt", **record)
+    row = table(run)["delt", "cda"]
+    assert row["top1"] == 50.0
+    for name in ("iterations", "seconds", "recover_seconds", "image_bytes", "similarity"):
+        assert row.isna()[name], name
 
 
 def test_bytes_of_images_and_labels(run):

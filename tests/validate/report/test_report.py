@@ -147,6 +147,15 @@ def test_what_cannot_be(run, words, message, monkeypatch):
     assert outcome.code == 2 and message in outcome.err and snapshot(run) == before
 
 
+def test_curves_of_an_earlier_report_do_not_stay_beside_this_one(run):
+    for name in ("curves_delt.png", "loss_hard.csv", "mine.png"):
+        (run / "report" / "figures").mkdir(parents=True, exist_ok=True)
+        (run / "report" / "figures" / name).write_text("")
+    report(run)
+    left = {path.name for path in (run / "report" / "figures").iterdir()}
+    assert {"curves.png", "loss.csv", "mine.png"} <= left and not {"curves_delt.png", "loss_hard.csv"} & left
+
+
 @pytest.mark.parametrize(
     "file, content", [("syn/manifest.json", "[]"), ("diversity.csv", "a,b\n"), ("results/x.json", "3")]
 )

@@ -95,7 +95,7 @@ def test_rows_of_other_settings_are_rows_of_their_own(tmp_path):
 
 def rows(*entries):
     names = ["student", "method", "ipc", "protocol", "settings", "top1"]
-    return pd.DataFrame([dict(zip(names, entry)) for entry in entries])
+    return pd.DataFrame([{"teacher": "conv3", "syn_dir": "syn", **dict(zip(names, entry))} for entry in entries])
 
 
 def cells(text):
@@ -115,6 +115,27 @@ def test_summary_has_a_line_a_set_and_a_column_a_protocol():
     assert head == ["student", "method", "ipc", "delt", "hard"]
     assert delt == ["conv3", "delt", "10", "42.00", "±", "2.83", "30.00"]
     assert random == ["conv3", "random", "10", "20.00", "-"]
+
+
+@pytest.mark.parametrize("name", ["teacher", "syn_dir"])
+def test_sets_of_one_name_are_no_line_together(name):
+    found = rows(
+        ("conv3", "delt", "10", "delt", "a" * 64, 40.0),
+        ("conv3", "delt", "10", "hard", "b" * 64, 30.0),
+    )
+    found.loc[1, name] = "another"
+    head, *lines = cells(tables.summary(found))
+    assert head == ["student", "method", "ipc", name, "delt", "hard"]
+    assert sorted(line[4:] for line in lines) == [["-", "30.00"], ["40.00", "-"]]
+
+
+def test_hard_labels_without_a_teacher_stand_beside_those_with_one():
+    found = rows(
+        ("conv3", "delt", "10", "delt", "a" * 64, 40.0),
+        ("conv3", "delt", "10", "hard", "b" * 64, 30.0),
+    )
+    found.loc[1, "teacher"] = "none"
+    assert cells(tables.summary(found))[1:] == [["conv3", "delt", "10", "40.00", "30.00"]]
 
 
 def test_summary_never_averages_other_settings():

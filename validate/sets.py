@@ -1,0 +1,53 @@
+"""The sets of images that are measured: their labels, their sizes, and what their manifests say of them."""
+
+from __future__ import annotations
+
+from utils import cli
+from utils.data import manifest
+from utils.data.image_folder import ImageFolder
+from utils.run import distributed
+from utils.run.errors import UserError
+from utils.run.files import sha256
+
+
+def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
+    """A set with the labels of the test images.
+
+    Raises UserError where its classes differ, or where its images are not those of its manifest.
+    """
+    if classes_by == "position":
+        folder = cli.by_position(path, "--syn-dir", test_folder.classes)
+    else:
+        advice = "give --classes-by position if its k-th class is the k-th of these"
+        folder = ImageFolder(path, "--syn-dir", test_folder.classes, f"--val-dir {test_folder.root}", advice)
+    if changed := distributed.by_main(lambda: _changed(folder)):
+        raise UserError(
+            f"--syn-dir {path}: {changed} is not as {manifest.MANIFEST} there says: run the command that makes the set "
+            "again, or remove that file if these are the images that you want"
+        )
+    return folder
+
+
+def _changed(folder: ImageFolder) -> str | None:
+    """An image that the manifest does not name, or has with other bytes; None if there is none."""
+    recorded = manifest.image_digests(folder.root)
+    wrong = (path for path in folder.paths if recorded and recorded.get(path) != sha256(folder.root / path))
+    return next(wrong, None)
+
+
+def require_same_size(sets: list[ImageFolder]) -> None:
+    """Raises UserError if the sets differ in size: their students would differ in updates, and prove nothing."""
+    first = sets[0]
+    for folder in sets[1:]:
+        if len(folder) != len(first):
+            raise UserError(
+                f"--syn-dir {folder.root}: has {len(folder)} images, {first.root} has {len(first)}: sets are compared "
+                f"at the same number of images and updates; give --ipc {min(folder.fewest(), first.fewest())}, or "
+                "measure them one by one"
+            )
+
+
+def nominal_ipc(folder: ImageFolder) -> int:
+    """Images per class: of the smallest class, unless that is a short one that the selection kept as it is."""
+    kept = manifest.kept_ipc(folder.root)
+    return kept if kept == folder.most() else folder.fewest()
