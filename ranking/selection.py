@@ -60,7 +60,7 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
     if "seconds" in found:  # of an earlier process, which had those of the scores
         before = manifest.seconds(found)
     try:
-        written, facts = _write_images(job, chosen, settings, found)
+        written, facts = _write_images(job, chosen, settings)
     except BaseException:
         with contextlib.suppress(OSError):
             write_json(path, {**found, "seconds": round(before + clock.lap(), 1)})
@@ -87,16 +87,17 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
     )
 
 
-def _write_images(job: Job, chosen: Selection, settings: dict, found: dict) -> tuple[int, dict[str, dict]]:
-    """How many images were not there yet, and what the manifest says of each; `found` is the manifest so far."""
+def _write_images(job: Job, chosen: Selection, settings: dict) -> tuple[int, dict[str, dict]]:
+    """How many images were not there yet, and what the manifest is going to say of each."""
     train_dir, output_dir = Path(job.train_dir), Path(job.output_dir)
     if not job.patches.makes_images:
         written, digests = copy(settings["images"], train_dir, output_dir)
         return written, {"sha256": digests}
     collages = Collages(train_dir, settings["size"], job.patches.tiles)
-    recorded = manifest.image_digests(output_dir) if found.get("finished") else None
-    written, digests, sources = collages.write(chosen.tiles, output_dir, recorded)
-    return written, {"sha256": digests, "tiles": {path: [tile.plain for tile in own] for path, own in sources.items()}}
+    tiles = manifest.tiles(output_dir)
+    known = {path: (digest, tiles.get(path)) for path, digest in manifest.image_digests(output_dir).items()}
+    written, digests, sources = collages.write(chosen.tiles, output_dir, known)
+    return written, {"sha256": digests, "tiles": sources}
 
 
 def output_size(job: Job, folder: ImageFolder) -> int:
