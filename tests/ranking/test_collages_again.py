@@ -8,7 +8,7 @@ import signal
 import pytest
 from PIL import Image
 
-from conftest import COLOURS, draw, images, snapshot
+from conftest import COLOURS, INPUT, PIXELS, draw, images, snapshot
 from ranking import collage
 
 TILED = dict(criterion="random", tiles=2, ipc=1, ranking_file=None, teacher_path=None)
@@ -81,3 +81,46 @@ def test_what_a_killed_process_left_of_other_originals_is_made_anew(place, monke
     redraw(place.train)
     place.works("ranking", **TILED)
     assert images(place / "selected") == fresh(place, **TILED)
+
+
+# --- of another size -------------------------------------------------------------------------------------------------
+
+OTHERS = dict(dataset="fashion_mnist_cut", tiles=2, ipc=1)  # images of 32 pixels, and the teacher's have 14
+
+
+def sizes(folder):
+    return {Image.open(folder / path).size for path in images(folder)}
+
+
+@pytest.mark.parametrize("line", [{"criterion": "top"}, {"criterion": "top", "crops": 3}], ids=["images", "crops"])
+def test_scores_that_are_there_give_collages_of_the_size_at_which_they_were_made(place, line):
+    line = {**OTHERS, **line}
+    place.works("ranking", **line)
+    before = snapshot(place.root)
+    assert "complete" in place.works("ranking", **line)
+    assert snapshot(place.root) == before and sizes(place / "selected") == {(INPUT, INPUT)}
+    place.works("ranking", **line, teacher_path=None, output_dir=place / "by_record")
+    assert images(place / "by_record") == images(place / "selected")
+    (place / "ranking.csv.json").unlink()
+    place.works("ranking", **line, output_dir=place / "by_teacher")
+    assert images(place / "by_teacher") == images(place / "selected")
+
+
+@pytest.mark.parametrize("has_teacher, size", [(True, INPUT), (False, 32)])
+def test_random_collages_have_the_teachers_size_before_the_data_sets(place, has_teacher, size):
+    line = {**TILED, **OTHERS}
+    place.works("ranking", **{**line, "teacher_path": place.teacher if has_teacher else None})
+    assert sizes(place / "selected") == {(size, size)}
+
+
+def test_a_size_that_is_given_wins_and_one_that_cannot_be_is_not_taken(place):
+    line = dict(criterion="top", tiles=2, ipc=1, teacher_path=None)
+    place.works("ranking", output_dir=None)
+    place.works("ranking", **line, input_size=20)
+    assert sizes(place / "selected") == {(20, 20)}
+    record = json.loads((place / "ranking.csv.json").read_text())
+    for value in ("16", -3, [14], True, None):
+        record["settings"]["input_size"] = value
+        (place / "ranking.csv.json").write_text(json.dumps(record))
+        place.works("ranking", **line, output_dir=place / "own", overwrite=True)
+        assert sizes(place / "own") == {(PIXELS, PIXELS)}, "the images' own"
