@@ -130,11 +130,12 @@ def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | No
     if rank and (job.chooses.needs == "nothing" or job.has_ranking):
         print("ranking: nothing to score; rank 0 makes the selection")
         return None
-    size = request = None  # without a teacher
+    size = request = None  # without scores
     if job.chooses.needs == "nothing":
         table = score.rows_of(offered(job, folder, 1))
     elif job.has_ranking:
         table = existing(job).table(folder)
+        size = table.attrs.get("input_size")
     else:
         asked = Asked.of(job)
         size = asked.size

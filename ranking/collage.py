@@ -26,13 +26,13 @@ class Collages:
     tiles: int
 
     def write(
-        self, chosen: dict[str, list[Tile]], output_dir: Path, known: dict[str, str] | None
-    ) -> tuple[int, dict[str, str], dict[str, list[Tile]]]:
+        self, chosen: dict[str, list[Tile]], output_dir: Path, known: dict[str, tuple[str, list[dict]]]
+    ) -> tuple[int, dict[str, str], dict[str, list[dict]]]:
         """Write each class's collages to output_dir/class/POSITION_name.png, name being that of the first tile.
 
-        Those that are there stay if they have the SHA-256 of `known` (by path), or in any case where it is None: files
-        appear whole. Returns how many were written, and of each by its path in `output_dir` its SHA-256 and its tiles,
-        with the SHA-256 of their files. The caller flushes them.
+        Those that are there stay if their SHA-256 and their tiles are the `known` ones of their path: a name alone does
+        not say of which originals they are. Returns how many were written, and of each by its path in `output_dir` its
+        SHA-256 and its tiles as JSON has them, with the SHA-256 of their files. The caller flushes them.
         """
         wanted = {}
         for name, ranked in chosen.items():
@@ -43,12 +43,12 @@ class Collages:
                 wanted[f"{name}/{file}"] = tiles
             (output_dir / name).mkdir(exist_ok=True)
 
-        def write(path: str) -> tuple[bool, str, list[Tile]]:
+        def write(path: str) -> tuple[bool, str, list[dict]]:
             target = output_dir / path
-            tiles = [replace(tile, sha256=sha256(self.train_dir / tile.path)) for tile in wanted[path]]
-            anew = not (target.is_file() and (known is None or sha256(target) == known.get(path)))
+            tiles = [replace(tile, sha256=sha256(self.train_dir / tile.path)).plain for tile in wanted[path]]
+            anew = not (target.is_file() and (sha256(target), tiles) == known.get(path))
             if anew:
-                save_image(target, self.compose(tiles), flushed=False)
+                save_image(target, self.compose(wanted[path]), flushed=False)
             return anew, sha256(target), tiles
 
         with (

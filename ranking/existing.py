@@ -79,7 +79,7 @@ class Existing:
         return drawn | record.settings_of(teacher, cli.folder_for(teacher.geometry, self.train_dir, ROLE))
 
     def table(self, folder: ImageFolder) -> pd.DataFrame:
-        """Its scores of the images in `folder`; `attrs["seconds"]` if it is known how long they took.
+        """Its scores of the images in `folder`; its `attrs` have what is known of `seconds` and `input_size`.
 
         Nobody vouches for a file without a record: one line says so, and where a teacher is given that does not say
         the order of its classes, this is judged. Raises UserError where it cannot be the folders'.
@@ -87,7 +87,7 @@ class Existing:
         table = score.read(self.path, folder, of_crops="crops" in self.drawn)
         source = f"ranking: {len(table):,} scores from {self.path}"
         if about := record.read(self.path):
-            table.attrs["seconds"] = manifest.seconds(about)
+            table.attrs |= {"seconds": manifest.seconds(about), "input_size": record.input_size(about)}
             print(source)
             return table
         changed = record.path_of(self.path).exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.data.image_folder import ImageFolder
+from utils.data.sizes import MIN_SIZE
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
 from utils.run.files import digest, read_json, sha256, write_json
@@ -53,3 +54,9 @@ def read(ranking_file: str | Path) -> dict[str, Any] | None:
     if not (isinstance(content, dict) and isinstance(content.get("settings"), dict) and "sha256" in content):
         raise UserError(f"{path}: is not the record of a ranking file; move it away, or give another --ranking-file")
     return content if Path(ranking_file).is_file() and sha256(ranking_file) == content["sha256"] else None
+
+
+def input_size(content: dict[str, Any]) -> int | None:
+    """Pixels of the input of the teacher that scored; None where the record says none, or what cannot be."""
+    size = content["settings"].get("input_size")
+    return size if type(size) is int and size >= MIN_SIZE else None

@@ -32,7 +32,7 @@ class Selection:
 
     tiles: dict[str, list[Tile]]
     seconds: float  # of the scores or features that it is by, in all processes
-    size: int | None = None  # pixels of the teacher's input, where there was a teacher
+    size: int | None = None  # pixels of the input of the teacher that it is by, where that is known
     request: str | None = None  # names a choice by a teacher's answers, where no ranking file has them
 
 
@@ -52,7 +52,7 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
         settings["candidates"] = job.patches.candidates
     if job.patches.makes_images:
         settings |= {"crops": job.patches.crops, "tiles": job.patches.tiles}
-        settings["size"] = chosen.size or output_size(job, folder)
+        settings["size"] = output_size(job, folder, chosen.size)
     if job.patches.crops:
         settings["boxes"] = {name: [list(tile.box) for tile in tiles] for name, tiles in chosen.tiles.items()}
     found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
@@ -60,7 +60,7 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
     if "seconds" in found:  # of an earlier process, which had those of the scores
         before = manifest.seconds(found)
     try:
-        written, facts = _write_images(job, chosen, settings, found)
+        written, facts = _write_images(job, chosen, settings)
     except BaseException:
         with contextlib.suppress(OSError):
             write_json(path, {**found, "seconds": round(before + clock.lap(), 1)})
@@ -87,27 +87,31 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
     )
 
 
-def _write_images(job: Job, chosen: Selection, settings: dict, found: dict) -> tuple[int, dict[str, dict]]:
-    """How many images were not there yet, and what the manifest says of each; `found` is the manifest so far."""
+def _write_images(job: Job, chosen: Selection, settings: dict) -> tuple[int, dict[str, dict]]:
+    """How many images were not there yet, and what the manifest is going to say of each."""
     train_dir, output_dir = Path(job.train_dir), Path(job.output_dir)
     if not job.patches.makes_images:
         written, digests = copy(settings["images"], train_dir, output_dir)
         return written, {"sha256": digests}
     collages = Collages(train_dir, settings["size"], job.patches.tiles)
-    recorded = manifest.image_digests(output_dir) if found.get("finished") else None
-    written, digests, sources = collages.write(chosen.tiles, output_dir, recorded)
-    return written, {"sha256": digests, "tiles": {path: [tile.plain for tile in own] for path, own in sources.items()}}
+    tiles = manifest.tiles(output_dir)
+    known = {path: (digest, tiles.get(path)) for path, digest in manifest.image_digests(output_dir).items()}
+    written, digests, sources = collages.write(chosen.tiles, output_dir, known)
+    return written, {"sha256": digests, "tiles": sources}
 
 
-def output_size(job: Job, folder: ImageFolder) -> int:
-    """Pixels of images that are made: as the flags say, the teacher, or the images."""
-    facts = known(job.geometry.dataset)
-    if size := job.geometry.input_size or (facts.input_size if facts else None):
+def output_size(job: Job, folder: ImageFolder, scored: int | None) -> int:
+    """Pixels of images that are made: by the flags, by the scores (`scored`), the teacher, the data set or the images.
+
+    In this order, as when a teacher is loaded to score: the same command gives the same size whether the scores are
+    there or not.
+    """
+    if size := job.geometry.input_size or scored:
         return size
-    workers = job.machine.workers
+    workers, facts = job.machine.workers, known(job.geometry.dataset)
     if job.teacher.teacher_path:
         return job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)[0].geometry.input_size
-    return common_size(folder.load(workers))
+    return facts.input_size if facts else common_size(folder.load(workers))
 
 
 def say_short_classes(job: Job, chosen: dict[str, list[str]]) -> None:

@@ -188,6 +188,7 @@ for name in CRITERION RANKING_FILE OUTPUT_DIR INIT_PATH SYN_PATH ITR MOST_ITR RO
 done
 [ -z "${PROTOCOL:-}" ] || IGNORED+=" PROTOCOL (PROTOCOLS is read)"
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
+check_ranking_args "METHODS, BASELINES or IPC"
 need_packages
 known DATASET utils.data.datasets $DATASET
 known METHODS recover.methods $METHODS

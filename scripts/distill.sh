@@ -183,6 +183,7 @@ for word in $STAGES; do
         *) fail "STAGES: '$word' is none of: squeeze ranking statistics recover validate" ;;
     esac
 done
+check_ranking_args "CRITERION, IPC or METHOD, or INIT_PATH to images of another selection"
 need_packages
 known DATASET utils.data.datasets $DATASET
 criteria=    # of the sets that validate compares with

@@ -14,7 +14,7 @@ TFLOPS=${TFLOPS:-}                         # for the estimate: the rate of matri
 SQUEEZE_ARGS=${SQUEEZE_ARGS:-}
 STATISTICS_ARGS=${STATISTICS_ARGS:-}       # of squeeze.statistics and squeeze.barycenters, for methods that read them
 BARYCENTERS_ARGS=${BARYCENTERS_ARGS:-}
-RANKING_ARGS=${RANKING_ARGS:-}
+RANKING_ARGS=${RANKING_ARGS:-}             # of every selection, also of the baselines
 RECOVER_ARGS=${RECOVER_ARGS:-}
 VALIDATE_ARGS=${VALIDATE_ARGS:-}
 
@@ -183,6 +183,17 @@ check_classes() {
         ''|name|position) ;;
         *) fail "CLASSES_BY: '$CLASSES_BY' is none of: name position" ;;
     esac
+}
+
+# Baselines are selected with RANKING_ARGS, too, and have to remain what they are called.
+check_ranking_args() {    # ADVICE
+    local word
+    for word in $RANKING_ARGS; do
+        case ${word%%=*} in
+            --criterion|--ipc|--candidates|--crops|--tiles)
+                fail "RANKING_ARGS: ${word%%=*} would also change the images of the baselines: set $1" ;;
+        esac
+    done
 }
 
 # What METHOD needs besides recover: NEEDS_RANKING and NEEDS_STATISTICS are flags of these stages (of ranking none for a

@@ -333,6 +333,10 @@ def test_two_processes_share_the_cells(compare):
         (dict(STARTS="no"), "STARTS: 'no' is neither"),
         (dict(LABELLERS=2), "LABELLERS: 1 to 1, the number of TEACHERS, and not 2"),
         (dict(LABELLERS=0), "LABELLERS: 1 to 1"),
+        (
+            dict(RANKING_ARGS="--tiles 2"),
+            "--tiles would also change the images of the baselines: set METHODS, BASELINES",
+        ),
         (dict(RANKER_PATH="nowhere.pth"), "no file nowhere.pth"),
     ],
 )

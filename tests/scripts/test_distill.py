@@ -238,6 +238,14 @@ def test_baselines(distill, tmp_path):
     assert dict(calls)["validate"]["syn-dir"] == f"{run}/syn {run}/herding {run}/k-center"
 
 
+def test_further_arguments_of_ranking_are_those_of_the_start_and_of_the_baselines(distill):
+    calls, process = distill("distill", RANKING_ARGS="--batch-size 8 --device cuda:1", BASELINES="random herding")
+    assert process.returncode == 0, process.stderr
+    found = [flags for stage, flags in calls if stage == "ranking"]
+    assert [flags["criterion"] for flags in found] == ["medium", "random", "herding"]
+    assert {(flags["batch-size"], flags["device"]) for flags in found} == {("8", "cuda:1")}
+
+
 def test_a_given_teacher_is_not_trained(distill, tmp_path):
     calls, process = distill("distill", RANKER_PATH=tmp_path / "teacher.pth")
     assert "squeeze is skipped" in process.stdout and "squeeze" not in dict(calls)
@@ -264,6 +272,15 @@ def test_failing_stage_ends_the_script(distill):
         ("distill", dict(CRITERION="unknown"), "CRITERION: 'ranking.criteria' knows no 'unknown'; known: this, that"),
         ("distill", dict(PROTOCOL="delt unknown"), "PROTOCOL: 'validate.protocols' knows no 'unknown'"),
         ("distill", dict(DELT_METHOD="unknown"), "METHOD: 'recover.methods' knows no 'unknown'"),
+        (
+            "distill",
+            dict(RANKING_ARGS="--workers 2 --criterion top"),
+            "--criterion would also change the images of the",
+        ),
+        ("quickstart", dict(RANKING_ARGS="--crops=5 --tiles=2"), "RANKING_ARGS: --crops would"),
+        ("distill", dict(RANKING_ARGS="--candidates 2x"), "baselines: set CRITERION, IPC or METHOD, or INIT_PATH"),
+        ("distill", dict(RANKING_ARGS="--tiles 2"), "--tiles"),
+        ("distill", dict(RANKING_ARGS="--ipc 2"), "--ipc"),
         ("distill", dict(DELT_STAGES="recover"), "set RANKER_PATH"),
         ("distill", dict(RANKER_PATH="nowhere.pth"), "no file nowhere.pth"),
         ("distill", dict(PYTHON_BIN="false"), "setup.sh"),

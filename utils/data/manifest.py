@@ -114,6 +114,14 @@ def kept_ipc(folder: str | Path) -> int | None:
     return ipc if type(ipc) is int and ipc > 0 else None
 
 
+def tiles(folder: str | Path) -> dict[str, Any]:
+    """What the manifest in `folder` says each of its collages is made of: path -> tiles, as JSON has them.
+
+    Empty where it says nothing of the kind. Raises UserError as `read` does.
+    """
+    return _entries(read(folder), "tiles")
+
+
 def tile_side(folder: str | Path) -> int:
     """Tiles along a side of the collages in `folder`, by its manifest; 1 where it says nothing of the kind.
 
