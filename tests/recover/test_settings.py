@@ -163,7 +163,7 @@ def test_rolls_lie_between_both_bounds(settings, rolls):
         ("wmdd", ("tinyimagenet",), dict(iterations=2000, lr=0.1, r_bn=1)),
         ("cim", ("imagenet1k",), dict(iterations=200, optimizer="adamw", lr=0.01, weight_decay=0.01, clamp=False)),
         ("cim", ("cifar10",), dict(learn="difference", options={"augment": "crop_cutout_flip"})),
-        ("delt+", ("cifar10",), dict(iterations=200, round_iterations=25, lr=0.01, r_bn=0.01, milestone=1)),
+        ("delt+", ("cifar10",), dict(iterations=100, round_iterations=20, lr=0.1, r_bn=0.01, milestone=1)),
         ("mosaic", ("cifar10",), dict(iterations=40, optimizer="adamw", lr=0.05, weight_decay=0.01, clamp=False)),
         ("fadrm", (None, 64), dict(iterations=2000, stages=4, stage_sizes=(1.0,), lr=0.25, jitter=4, jitter_low=0)),
     ],
