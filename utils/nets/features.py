@@ -21,13 +21,24 @@ from utils.run.progress import progress
 
 
 def extractor(network: nn.Module) -> nn.Module:
-    """`network` without its last linear layer: images (B, 3, S, S) -> features (B, D). It is changed in place.
+    """What gives `network`'s penultimate features: images (B, 3, S, S) -> (B, D). `network` is changed in place.
 
-    Raises UserError for a network without a linear layer.
+    Of several heads, such as a distilled network's two, the features are what the last one sees. Raises UserError for
+    a network without a linear layer.
     """
-    owner, name = _last_linear(network)
-    setattr(owner, name, nn.Identity())
-    return network
+    return _Extractor(network)
+
+
+class _Extractor(nn.Module):
+    """The network stays whole: what it does with its logits, such as the mean over two heads, would fail without."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.tap, self.network = Tap.of(network), network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.network(images)
+        return self.tap.take()
 
 
 class Tap(nn.Module):

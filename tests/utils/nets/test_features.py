@@ -7,6 +7,7 @@ from torch import nn
 from helpers import CPU
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
+from utils.nets import models
 from utils.nets.features import FeatureReader, extractor
 from utils.nets.teacher import load_teacher
 from utils.run.errors import UserError
@@ -36,6 +37,27 @@ def test_a_class_has_its_features_whatever_else_is_asked_for(place):
     found = dict(reader(place).by_class(folder, "test"))
     some = dict(reader(place).by_class(folder, "test", iter([2, 0])))
     assert list(some) == [2, 0] and all(torch.equal(some[label], found[label]) for label in some)
+
+
+@pytest.mark.parametrize(
+    "arch, size, head",
+    [
+        ("resnet18", 32, "fc"),
+        ("timm/vit_tiny_patch16_224", 32, "head"),
+        # The mean of two heads' logits, whose features differ in these.
+        ("timm/repvit_m1", 32, "head.head_dist.l"),
+        ("timm/deit_tiny_distilled_patch16_224", 32, "head_dist"),
+        ("timm/crossvit_tiny_240", 240, "head.1"),
+    ],
+)
+def test_features_are_what_the_last_of_the_heads_sees(arch, size, head):
+    network, images, seen = models.build(arch, 3, size, "cifar").eval(), torch.randn(2, 3, size, size), []
+    hook = network.get_submodule(head).register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(images)
+        hook.remove()
+        found = extractor(network)(images)
+    assert found.ndim == 2 and torch.equal(found, seen[0])
 
 
 def test_a_network_without_linear_layer_has_no_features():
