@@ -96,7 +96,7 @@ class FeatureReader:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """(label, features (n, D) fp32 on the CPU) of each class of `labels`, asked for one by one; of all if None.
 
-        A class's features do not depend on the other labels.
+        A class's features do not depend on the other labels. Raises UserError where they are not all numbers.
         """
         size, device = self.geometry.input_size, self.runtime.device
         images = EvalBatches(folder, size, self.batch_size, self.workers, self.resize, by_class=True)
@@ -122,5 +122,11 @@ class FeatureReader:
                 label, batches = pending[0]
                 if len(held) == batches:
                     pending.popleft()
-                    yield label, torch.cat(held).cpu()
+                    yield label, self._joined(held, folder, label)
                     held = []
+
+    def _joined(self, held: list[torch.Tensor], folder: ImageFolder, label: int) -> torch.Tensor:
+        """A class's features on the CPU. Raises UserError where they are not all numbers."""
+        features = torch.cat(held).cpu()
+        self.runtime.require_numbers(features, "features", [folder.root / path for path in folder.of_class(label)])
+        return features
