@@ -89,7 +89,9 @@ class Scorer:
                     if len(found) == len(pending[0]):
                         first = pending.popleft().start
                         scores, predicted = (torch.cat(part).cpu() for part in zip(*found))
-                        self._require_numbers(scores, folder.paths[first * self.batch_size :])
+                        start = first * self.batch_size
+                        paths = [folder.root / path for path in folder.paths[start : start + len(scores)]]
+                        self.runtime.require_numbers(scores, "score", paths)
                         piece = {"scores": scores.double().tolist(), "predicted": predicted.tolist()}
                         work.save(first // PIECE, {**piece, "seconds": self.clock.lap()})
                         found = []
@@ -115,13 +117,6 @@ class Scorer:
             logits = run_batch(lambda images: network(self.geometry.normalise(images, device)), images, self.may_split)
         logits = logits.float()
         return logits.softmax(1).gather(1, transfer(labels, device)[:, None])[:, 0], logits.argmax(1)
-
-    def _require_numbers(self, scores: torch.Tensor, paths: list[str]) -> None:
-        if not (finite := scores.isfinite()).all():
-            raise UserError(
-                f"the teacher's score of {paths[int(finite.logical_not().int().argmax())]} is not a number, though its "
-                f"weights are (precision {self.runtime.precision}); give --precision fp32, or another teacher"
-            )
 
 
 def rows_of(folder: ImageFolder) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,6 +59,22 @@ def test_scores_are_the_probability_of_the_true_class(tmp_path):
     ]
     of_x = [1 / (1 + 2.718281828459045 ** (0.5 - v / 255)) for v in (200, 90, 90, 10)]
     assert ranking["score"].tolist() == pytest.approx(of_x + [1 - value for value in reversed(of_x)], rel=1e-5)
+
+
+class Overflowing(Brightness):
+    """No numbers for what is dark."""
+
+    def forward(self, x):
+        return super().forward(x).masked_fill(x.mean((1, 2, 3))[:, None] < 0.1, float("inf"))
+
+
+@pytest.mark.parametrize("precision, advice", [("fp32", "give another teacher"), ("bf16", "give --precision fp32, or")])
+def test_an_image_whose_score_is_no_number_is_named(tmp_path, precision, advice):
+    folder = images_of(tmp_path / "data", ["x", "y"])
+    one = replace(scorer(1), network=Overflowing(), runtime=replace(CPU, precision=precision))
+    # The dark one of y is in the second piece.
+    with pytest.raises(UserError, match=f"data/y/y.png: the teacher's score .*{precision}.*; {advice}"):
+        one.score(folder.taking([*range(3), *range(4, 8)]), tmp_path / ".parts", {})
 
 
 def test_what_is_scored_already_is_not_scored_again(tmp_path):

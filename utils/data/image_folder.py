@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import os
 import re
 from bisect import bisect_left, bisect_right
@@ -21,7 +20,7 @@ from utils.run import distributed
 from utils.run.cpus import available_cpus
 from utils.run.errors import UserError
 from utils.run.files import digest, sha256
-from utils.run.progress import progress
+from utils.run.progress import progress, say_once
 
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
 SLICE = 512  # images that are decoded between two looks at what was found
@@ -323,15 +322,10 @@ def _advice(path: str | Path) -> str:
     return "give the root of an ImageFolder (one sub-folder of images for each class)"
 
 
-@functools.cache  # a stage lists a folder more than once
-def _say(line: str) -> None:
-    print(line)
-
-
 def _say_left_out(root: Path, role: str, paths: list[str]) -> None:
     if paths:
         first = os.fsencode(min(paths)).decode("utf-8", "backslashreplace")
-        _say(
+        say_once(  # a stage lists a folder more than once
             f"{role} {root}: {len(paths)} file{'s' * (len(paths) > 1)} left out that could be images, the first is "
             f"{first}; give them an ending of a format that is read ({', '.join(EXTENSIONS[:6])}, ...), or convert them"
         )

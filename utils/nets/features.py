@@ -21,13 +21,24 @@ from utils.run.progress import progress
 
 
 def extractor(network: nn.Module) -> nn.Module:
-    """`network` without its last linear layer: images (B, 3, S, S) -> features (B, D). It is changed in place.
+    """What gives `network`'s penultimate features: images (B, 3, S, S) -> (B, D). `network` is changed in place.
 
-    Raises UserError for a network without a linear layer.
+    Of several heads, such as a distilled network's two, the features are what the last one sees. Raises UserError for
+    a network without a linear layer.
     """
-    owner, name = _last_linear(network)
-    setattr(owner, name, nn.Identity())
-    return network
+    return _Extractor(network)
+
+
+class _Extractor(nn.Module):
+    """The network stays whole: what it does with its logits, such as the mean over two heads, would fail without."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.tap, self.network = Tap.of(network), network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.network(images)
+        return self.tap.take()
 
 
 class Tap(nn.Module):
@@ -85,7 +96,7 @@ class FeatureReader:
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """(label, features (n, D) fp32 on the CPU) of each class of `labels`, asked for one by one; of all if None.
 
-        A class's features do not depend on the other labels.
+        A class's features do not depend on the other labels. Raises UserError where they are not all numbers.
         """
         size, device = self.geometry.input_size, self.runtime.device
         images = EvalBatches(folder, size, self.batch_size, self.workers, self.resize, by_class=True)
@@ -111,5 +122,11 @@ class FeatureReader:
                 label, batches = pending[0]
                 if len(held) == batches:
                     pending.popleft()
-                    yield label, torch.cat(held).cpu()
+                    yield label, self._joined(held, folder, label)
                     held = []
+
+    def _joined(self, held: list[torch.Tensor], folder: ImageFolder, label: int) -> torch.Tensor:
+        """A class's features on the CPU. Raises UserError where they are not all numbers."""
+        features = torch.cat(held).cpu()
+        self.runtime.require_numbers(features, "features", [folder.root / path for path in folder.of_class(label)])
+        return features

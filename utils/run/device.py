@@ -12,7 +12,8 @@ import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Callable, Sequence
 
 import torch
 import torch.utils.deterministic
@@ -113,6 +114,19 @@ class Runtime:
         low_cpu = self.device.type == "cpu" and self.precision != "fp32"
         repaid = steps >= (COMPILE_FROM_STEPS_LOW_CPU if low_cpu else COMPILE_FROM_STEPS)
         return self.compile != "off" and (repaid or self.compile == "on") and _has_compiler(self.device)
+
+    def require_numbers(self, found: torch.Tensor, what: str, paths: Sequence[Path]) -> None:
+        """See to it that a network's `what` of the images `paths`, a row of `found` (N, ...) each, is all numbers.
+
+        Raises UserError naming the first image of which it holds NaN or infinity.
+        """
+        if (finite := found.isfinite().reshape(len(found), -1).all(1)).all():
+            return
+        advice = "" if self.precision == "fp32" else "--precision fp32, or "
+        raise UserError(
+            f"{paths[int(finite.int().argmin())]}: the teacher's {what} of this image holds NaN or infinity, though "
+            f"its weights are numbers (precision {self.precision}); give {advice}another teacher"
+        )
 
     def peak_memory_mb(self) -> float:
         """Peak memory of this process in MiB: resident on a CPU, allocated on a GPU."""

@@ -1,7 +1,8 @@
-"""The progress bar of long work."""
+"""What is shown of long work: its progress bar, and lines that are said once."""
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -33,3 +34,9 @@ def progress(**options) -> tqdm:
     """
     interval = 0.5 if sys.stderr.isatty() else 20
     return _Bar(disable=not distributed.is_main_process(), mininterval=interval, maxinterval=60, **options)
+
+
+@functools.cache
+def say_once(line: str) -> None:
+    """Print a line that several parts of one process may come to."""
+    print(line)

@@ -45,7 +45,6 @@ class Chart:
 
 
 def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
-    """Raises UserError for a table of diversity, a manifest or a teacher that cannot be read."""
     seconds = pd.DataFrame.from_dict(origins.stage_seconds(measured), orient="index", columns=list(figures.STAGES))
     return [
         *_curves(measured),

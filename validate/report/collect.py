@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 from utils.data import manifest
+from utils.run.entry import one_line
 from utils.run.errors import UserError
 from utils.run.files import digest, read_json
+from utils.run.progress import say_once
 
 NAMES = {
     "dataset": str,
@@ -149,6 +152,15 @@ def read(runs: Sequence[str | Path]) -> list[Measured]:
             for seed, student in measured.seeds.items():
                 seeds.setdefault(seed, student)
     return sorted(found.values(), key=lambda entry: entry.group)
+
+
+@contextlib.contextmanager
+def left_out(what: str) -> Iterator[None]:
+    """A UserError within costs `what`, and not all that is reported beside it: one line says so, and why."""
+    try:
+        yield
+    except UserError as error:
+        say_once(f"left out: {what} ({one_line(error)})")
 
 
 def told_apart(entries: Sequence[Sequence[str]]) -> list[str]:

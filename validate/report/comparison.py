@@ -16,7 +16,6 @@ from typing import Any, Iterator, Sequence
 import pandas as pd
 
 from utils import cli
-from utils.data import manifest
 from utils.data.image_folder import ImageFolder
 from utils.run import entry
 from utils.run.errors import UserError
@@ -132,7 +131,7 @@ def bytes_of_labels(one: Measured, images: ImageFolder | None) -> tuple[int | No
 
 def _iterations(folder: Path) -> int | None:
     """Of a recovered set, those of the images that start first."""
-    record = manifest.read(folder)
+    record = origins.record_of(folder)
     settings = record.get("settings")
     value = settings.get("iterations") if isinstance(settings, dict) and "units" in record else None
     return value if isinstance(value, int) else None

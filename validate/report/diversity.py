@@ -28,7 +28,7 @@ from utils.run.files import write_text
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output
 from validate.report import figures
-from validate.report.collect import told_apart
+from validate.report.collect import left_out, told_apart
 
 FILE = "diversity.csv"
 COLUMNS = ["method", "class", "images", "similarity", "extractor", "syn_dir"]
@@ -62,12 +62,16 @@ def read(path: str | Path) -> pd.DataFrame:
 def of_run(run: str | Path) -> pd.DataFrame | None:
     """What was measured of a run's sets: together, or each in a folder of its own below `diversity`; None if nothing.
 
-    Raises UserError for a file that is no such table.
+    A file that is no such table is left out, as a line says.
     """
     paths = [
         path for path in (Path(run) / FILE, *sorted((Path(run) / "diversity").glob(f"*/{FILE}"))) if path.is_file()
     ]
-    return pd.concat(map(read, paths)).drop_duplicates(UNIQUE) if paths else None
+    tables = []
+    for path in paths:
+        with left_out("a table of diversity"):
+            tables.append(read(path))
+    return pd.concat(tables).drop_duplicates(UNIQUE) if tables else None
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,19 @@ from utils.data.image_folder import ImageFolder
 from utils.nets import checkpoints, statistics
 from utils.run.errors import UserError
 from utils.run.files import read_json, sha256
-from validate.report.collect import Measured, told_apart
+from validate.report.collect import Measured, left_out, told_apart
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """The manifest of a set; empty where there is none, and, as a line says, where it cannot be read."""
+    with left_out(f"what {folder} says of itself"):
+        return manifest.read(folder)
+    return {}
 
 
 def start_of(folder: Path) -> Path | None:
     """The folder of images that a recovered set started from, if it is known and there; None for a start from noise."""
-    record = manifest.read(folder)
+    record = record_of(folder)
     written = _part(record, "arguments").get("init_dir")
     if not isinstance(written, str) or not written or _part(record, "settings").get("init") == "noise":
         return None
@@ -29,7 +36,7 @@ def start_of(folder: Path) -> Path | None:
 
 def updates(folder: Path) -> list[int] | None:
     """How many updates the image at each position of a recovered set had, by its manifest; None for other sets."""
-    record = manifest.read(folder)
+    record = record_of(folder)
     settings, images = _part(record, "settings"), _part(record, "images")
     rounds: dict[PurePosixPath, list[int]] = {}
     try:
@@ -44,15 +51,24 @@ def updates(folder: Path) -> list[int] | None:
 
 
 def image_sets(measured: Sequence[Measured]) -> list[ImageSet]:
-    """The sets that are still on disk, each once; a recovered one stands after the images that it started from."""
+    """The sets that are still on disk, each once; a recovered one stands after the images that it started from.
+
+    What is not whole is left out, as a line says.
+    """
     found = {(one.set_title, one.set_dir): one.syn_dir for one in measured if os.path.isdir(one.set_dir)}
     titles = told_apart([(title, syn_dir) for (title, _), syn_dir in found.items()])
     sets = []
     for title, (_, folder) in zip(titles, found):
         if start := start_of(folder):
-            sets.append(ImageSet.from_folder(f"{title}: start", ImageFolder(start, "set")))
-        sets.append(ImageSet.from_folder(title, ImageFolder(folder, "set"), updates(folder)))
+            sets += _images(f"{title}: start", start)
+        sets += _images(title, folder, updates(folder))
     return sets
+
+
+def _images(title: str, folder: Path, updates: list[int] | None = None) -> list[ImageSet]:
+    with left_out(f"the images of {title}"):
+        return [ImageSet.from_folder(title, ImageFolder(folder, "set"), updates)]
+    return []
 
 
 def image_count(record: dict[str, Any]) -> int:
@@ -85,7 +101,7 @@ def making(folder: Path) -> dict[str, float]:
     found, seen = {}, set()
     while folder is not None and folder not in seen:
         seen.add(folder)
-        record = manifest.read(folder)
+        record = record_of(folder)
         recovered = "units" in record
         records = [("recover" if recovered else "ranking", record)]
         if recovered:
@@ -130,19 +146,23 @@ def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
 
 
 def _teachers(entry: Measured) -> list[dict[str, Any]]:
-    """What the checkpoints of the teachers say, without the weights; nothing of those that are gone, or changed."""
+    """What the checkpoints of the teachers say, without the weights; nothing of those that are gone.
+
+    Nor of those that are damaged, or others than those that labelled, as a line says.
+    """
     given = entry.arguments.get("teacher_path") or []
     paths = [path for path in ([given] if isinstance(given, str) else given) if isinstance(path, str)]
-    labelled = entry.settings.get("teachers") or []
-    return [_facts(path) for path in paths if os.path.isfile(path) and _sha256(path) in labelled]
-
-
-_sha256 = functools.cache(sha256)
+    labelled = tuple(entry.settings.get("teachers") or ())
+    return [_facts(path, labelled) for path in paths if os.path.isfile(path)]
 
 
 @functools.cache
-def _facts(path: str) -> dict[str, Any]:
-    return {name: value for name, value in checkpoints.read(path).items() if name != "model"}
+def _facts(path: str, labelled: tuple[str, ...]) -> dict[str, Any]:
+    with left_out(f"what the teacher {path} says of itself"):
+        if sha256(path) not in labelled:
+            raise UserError("it is not the one of the results: it was changed since")
+        return {name: value for name, value in checkpoints.read(path).items() if name != "model"}
+    return {}
 
 
 def _count(value: Any) -> int:

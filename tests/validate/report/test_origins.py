@@ -22,6 +22,47 @@ def test_a_recovered_set_and_its_start(tmp_path):
     assert [images.title for images in sets] == ["delt, IPC 10: start", "delt, IPC 10", "random, IPC 10"]
 
 
+def unfinished(run):
+    record = json.loads((run / "init" / "manifest.json").read_text())
+    write_manifest(run / "init", **{**record, "finished": False})
+
+
+def thinned(run):
+    (run / "syn" / "moth" / "003_x.png").unlink()
+
+
+def emptied(run):
+    for file in (run / "random" / "ant").iterdir():
+        file.unlink()
+
+
+START, SET, RANDOM = "delt, IPC 10: start", "delt, IPC 10", "random, IPC 10"
+
+
+@pytest.mark.parametrize(
+    "spoil, lost, reason",
+    [(unfinished, START, "is not complete"), (thinned, SET, "moth/003_x.png is missing"), (emptied, RANDOM, "'ant'")],
+)
+def test_images_that_are_not_whole_are_left_out_and_named(tmp_path, capsys, spoil, lost, reason):
+    write_run(tmp_path)
+    spoil(tmp_path)
+    sets = origins.image_sets(collect.read([tmp_path]))
+    assert [images.title for images in sets] == [title for title in (START, SET, RANDOM) if title != lost]
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"left out: the images of {lost} (") and reason in line
+
+
+def test_a_damaged_teacher_has_no_seconds_and_is_named_once(tmp_path, capsys):
+    (tmp_path / "teacher.pth").write_bytes(b"no checkpoint")
+    settings = {"teachers": [hashlib.sha256(b"no checkpoint").hexdigest()]}
+    write_result(tmp_path, arguments={"teacher_path": str(tmp_path / "teacher.pth")}, settings=settings)
+    [entry] = measured = collect.read([tmp_path])
+    assert origins.stage_seconds(measured)["delt, IPC 10, resnet18"] == {"validate": 5}
+    assert origins.teacher_top1(entry) is None
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("left out:") and "teacher.pth" in line
+
+
 def test_a_start_that_was_moved_with_its_run(tmp_path):
     write_run(tmp_path / "old")
     (tmp_path / "old").rename(tmp_path / "new")
@@ -83,13 +124,15 @@ def test_a_teacher_of_an_early_epoch_does_not_tell_what_all_images_give(tmp_path
     assert origins.teacher_top1(collect.read([tmp_path])[0]) == top1
 
 
-def test_another_teacher_in_the_place_of_the_one_that_labelled_says_nothing(tmp_path):
+def test_another_teacher_in_the_place_of_the_one_that_labelled_says_nothing(tmp_path, capsys):
     settings, arguments = saved(tmp_path / "a.pth", top1=91.0, seconds=3.0), {"teacher_path": str(tmp_path / "a.pth")}
     saved(tmp_path / "a.pth", top1=95.0, seconds=9.0)
     write_result(tmp_path, arguments=arguments, settings=settings)
     [entry] = collect.read([tmp_path])
     assert origins.teacher_top1(entry) is None
     assert "squeeze" not in origins.stage_seconds([entry])["delt, IPC 10, resnet18"]
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("left out:") and "a.pth" in line and "changed since" in line
 
 
 WORDS = [

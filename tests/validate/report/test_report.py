@@ -156,13 +156,26 @@ def test_curves_of_an_earlier_report_do_not_stay_beside_this_one(run):
     assert {"curves.png", "loss.csv", "mine.png"} <= left and not {"curves_delt.png", "loss_hard.csv"} & left
 
 
-@pytest.mark.parametrize(
-    "file, content", [("syn/manifest.json", "[]"), ("diversity.csv", "a,b\n"), ("results/x.json", "3")]
-)
-def test_a_damaged_file_is_named(run, file, content):
-    (run / file).write_text(content)
+def test_a_damaged_result_is_named(run):
+    (run / "results" / "x.json").write_text("3")
     outcome = Place(run).start("validate.report.__main__", run)
-    assert outcome.code == 2 and file in outcome.err and not (run / "report").exists()
+    assert outcome.code == 2 and "results/x.json" in outcome.err and not (run / "report").exists()
+
+
+def test_what_is_damaged_beside_the_results_costs_no_page(run):
+    """A start that is not finished, a manifest and a table of diversity: each is named in one line, and left out."""
+    (run / "init" / "manifest.json").write_text('{"settings": {}, "finished": false}')
+    (run / "random" / "manifest.json").write_text("[]")
+    (run / "diversity.csv").write_text("a,b\n")
+    outcome = Place(run).start("validate.report.__main__", run)
+    assert outcome.code == 0, outcome.err
+    lines = [line for line in outcome.out.splitlines() if line.startswith("left out: ")]
+    for words in (["diversity.csv"], ["random/manifest.json"], ["delt, IPC 10: start", "run/init: is not complete"]):
+        assert sum(all(word in line for word in words) for line in lines) == 1, outcome.out
+    assert len(lines) == 3
+    page = (run / "report" / "report.html").read_text()
+    assert len(re.findall(r"<label title=", page)) == 2 * 2 * 10, "two sets of two classes, without the start"
+    assert "45.00 ± 2.12" in page and not (run / "report" / "figures" / "diversity.png").exists()
 
 
 @pytest.mark.slow
