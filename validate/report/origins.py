@@ -55,7 +55,8 @@ def image_sets(measured: Sequence[Measured]) -> list[ImageSet]:
 
     What is not whole is left out, as a line says.
     """
-    found = {(one.set_title, one.set_dir): one.syn_dir for one in measured if os.path.isdir(one.set_dir)}
+    there = [one for one in measured if os.path.isdir(one.set_dir) and one.is_there]
+    found = {(one.set_title, one.set_dir): one.syn_dir for one in there}
     titles = told_apart([(title, syn_dir) for (title, _), syn_dir in found.items()])
     sets = []
     for title, (_, folder) in zip(titles, found):
@@ -152,7 +153,8 @@ def _teachers(entry: Measured) -> list[dict[str, Any]]:
     """
     given = entry.arguments.get("teacher_path") or []
     paths = [path for path in ([given] if isinstance(given, str) else given) if isinstance(path, str)]
-    labelled = tuple(entry.settings.get("teachers") or ())
+    digests = entry.settings.get("teachers")
+    labelled = tuple(map(str, digests)) if isinstance(digests, list) else ()
     return [_facts(path, labelled) for path in paths if os.path.isfile(path)]
 
 
