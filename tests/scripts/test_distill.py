@@ -302,18 +302,26 @@ def test_a_set_of_any_name_is_validated(distill, tmp_path):
     assert process.returncode == 0 and dict(calls)["validate"]["method"] == "unknown random"
 
 
-@pytest.mark.parametrize("variable", ["PROTOCOL", "CRITERION", "BASELINES", "DELT_METHOD"])
-def test_the_registries_know_the_scripts_words(distill, tmp_path, variable):
-    """The project's own registries: the defaults are known, and the line about an unknown word lists known ones."""
+@pytest.fixture
+def asking(distill, tmp_path):
+    """A Python that only notes what stages are asked, but is this project's own registries."""
     stub = distill.python.read_text().replace("    exit 0;;\n", f'    cd {ROOT}; exec {sys.executable} "$@";;\n')
-    stub = stub.replace('*" unknown "*', "none")
-    python = command(tmp_path / "asking", stub)
-    _, process = distill("distill", PYTHON_BIN=python)
+    return command(tmp_path / "asking", stub.replace('*" unknown "*', "none"))
+
+
+def test_the_registries_know_the_scripts_words(distill, asking):
+    _, process = distill("distill", PYTHON_BIN=asking)
     assert process.returncode == 0, process.stderr
-    calls, process = distill("distill", PYTHON_BIN=python, **{variable: "soft"})
+
+
+@pytest.mark.parametrize(
+    "variable, known",
+    [("PROTOCOL", "rded"), ("CRITERION", "herding"), ("BASELINES", "herding"), ("DELT_METHOD", "cda")],
+)
+def test_the_line_about_an_unknown_word_lists_known_ones(distill, asking, variable, known):
+    calls, process = distill("distill", PYTHON_BIN=asking, **{variable: "soft"})
     assert process.returncode == 2 and not calls and len(process.stderr.splitlines()) == 1
-    known = {"PROTOCOL": "rded", "CRITERION": "herding", "BASELINES": "herding", "DELT_METHOD": "cda"}
-    assert "'soft'" in process.stderr and known[variable] in process.stderr
+    assert "'soft'" in process.stderr and known in process.stderr
 
 
 @pytest.mark.parametrize("name", ["distill", "quickstart", "setup", "test", "prepare_data", "cifar10_resnet18_ipc10"])
