@@ -62,7 +62,7 @@ def main(words):
     path.write_text("{}" if path.suffix == ".json" else "made")
     if module == "validate":
         names = [words[words.index(flag) + 1] for flag in ("--method", "--student-arch", "--protocol")]
-        result = path.parent / "results" / f"{'_'.join(names)}_0.json"
+        result = path.parent / "results" / f"{re.sub(r'[^-.0-9A-Z_a-z]', '_', '_'.join(names))}_0.json"
         if "EXACT" in os.environ:
             sys.path.insert(0, str(ROOT))
             from validate.results import path_of  # here, as it takes seconds
