@@ -242,6 +242,7 @@ fi
 # The result of the first student, in the name that validate gives it; the end of that is a digest.
 result_file() {    # METHOD PROTOCOL
     local name="$1_${STUDENT%% *}_$2_"
+    [ -z "$VALIDATE_ARGS" ] || name="$1_"    # these may make it another protocol's, or another student's
     name=${name//[^[:alnum:]_.-]/_}
     echo "$RUN_DIR/results/${name:0:120}*.json"    # validate shortens what is longer
 }

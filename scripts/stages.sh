@@ -188,6 +188,7 @@ check_classes() {
 # Baselines are selected with RANKING_ARGS, too, and have to remain what they are called.
 check_ranking_args() {    # ADVICE
     local word
+    [ -n "${BASELINES/selection/}" ] || return 0
     for word in $RANKING_ARGS; do
         case ${word%%=*} in
             --criterion|--ipc|--candidates|--crops|--tiles)

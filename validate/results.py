@@ -37,7 +37,7 @@ COLUMNS = [
 class Result:
     """Accuracies in percent; `curve` has one entry an epoch, with top-1 where it was measured.
 
-    `processes` trained the student together: each one's BatchNorm saw its part of a batch.
+    `processes` trained the student together: each one's BatchNorm saw its part of a batch. None: it was not noted.
     """
 
     seed: int
@@ -46,7 +46,7 @@ class Result:
     top5: float
     seconds: float
     curve: list[dict] = field(default_factory=list)
-    processes: int = 1
+    processes: int | None = None
 
 
 SETTINGS_DIGITS = 16  # of the digest: rows of different settings are not averaged
@@ -66,8 +66,10 @@ class Run:
         self.folder, self.settings, self.facts = Path(folder), settings, facts
         self.path = path_of(folder, settings, facts)
         self.results = distributed.by_main(self._stored)
-        for result in self.results.values() if distributed.get_rank() == 0 else ():
-            self._add_row(result)  # lost if the process died between the two files
+        if self.results and distributed.get_rank() == 0:
+            self._say_facts()
+            for result in self.results.values():
+                self._add_row(result)  # lost if the process died between the two files
 
     @classmethod
     @contextlib.contextmanager
@@ -95,6 +97,12 @@ class Run:
         except (TypeError, KeyError):
             raise UserError(f"{self.path}: is not a result of this stage; remove it to measure anew") from None
         return results
+
+    def _say_facts(self) -> None:
+        """Add to the file what earlier versions did not say, of the very images that its settings name."""
+        content = read_json(self.path)
+        if missing := {name: value for name, value in self.facts.items() if name not in content}:
+            write_json(self.path, {**missing, **content})
 
     def add(self, result: Result, **more: object) -> None:
         """Store a finished seed: the JSON first, then its row."""

@@ -7,7 +7,6 @@ from utils.data import manifest
 from utils.data.image_folder import ImageFolder
 from utils.run import distributed
 from utils.run.errors import UserError
-from utils.run.files import sha256
 
 
 def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
@@ -21,9 +20,11 @@ def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
         advice = "give --classes-by position if its k-th class is the k-th of these"
         folder = ImageFolder(path, "--syn-dir", test_folder.classes, f"--val-dir {test_folder.root}", advice)
     if changed := distributed.by_main(lambda: _changed(folder)):
+        side = manifest.tile_side(path)
         raise UserError(
             f"--syn-dir {path}: {changed} is not as {manifest.MANIFEST} there says: run the command that makes the set "
             "again, or remove that file if these are the images that you want"
+            + (f" (and give --tiles {side}, as it says that they are collages)" if side > 1 else "")
         )
     return folder
 
@@ -31,8 +32,11 @@ def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
 def _changed(folder: ImageFolder) -> str | None:
     """An image that the manifest does not name, or has with other bytes; None if there is none."""
     recorded = manifest.image_digests(folder.root)
-    wrong = (path for path in folder.paths if recorded and recorded.get(path) != sha256(folder.root / path))
-    return next(wrong, None)
+    if not recorded:
+        return None
+    return next(
+        (path for path, found in zip(folder.paths, folder.hashed(folder.paths)) if recorded.get(path) != found), None
+    )
 
 
 def require_same_size(sets: list[ImageFolder]) -> None:

@@ -238,6 +238,11 @@ def test_baselines(distill, tmp_path):
     assert dict(calls)["validate"]["syn-dir"] == f"{run}/syn {run}/herding {run}/k-center"
 
 
+def test_without_baselines_further_arguments_of_ranking_may_choose_images(distill):
+    calls, process = distill("distill", RANKING_ARGS="--candidates 500", BASELINES="selection", DELT_METHOD="rded")
+    assert process.returncode == 0 and dict(calls)["ranking"]["candidates"].endswith("500"), process.stderr
+
+
 def test_further_arguments_of_ranking_are_those_of_the_start_and_of_the_baselines(distill):
     calls, process = distill("distill", RANKING_ARGS="--batch-size 8 --device cuda:1", BASELINES="random herding")
     assert process.returncode == 0, process.stderr

@@ -124,6 +124,21 @@ EARLIER = COLUMNS.removesuffix(",settings")
 EARLIER_ROW = "cifar10,delt,10,resnet18,conv3,delt,7,41.00,42.00,90.00,300,9.9,runs/syn"
 
 
+def test_what_earlier_versions_did_not_say_is_added_once_the_run_is_found_again(tmp_path):
+    facts = {**FACTS, "images": 100, "set": "a" * 64}
+    run = Run(tmp_path, {"lr": 0.001}, facts)
+    run.add(result(0))
+    content = json.loads(run.path.read_text())
+    whole = dict(content)
+    for name in ("images", "set"):
+        del content[name]
+    del content["seeds"][0]["processes"]
+    run.path.write_text(json.dumps(content))
+    assert Run(tmp_path, {"lr": 0.001}, facts).results[0].processes is None
+    found = json.loads(run.path.read_text())
+    assert (found["images"], found["set"], found["top1_mean"]) == (100, "a" * 64, whole["top1_mean"])
+
+
 def test_a_file_of_the_earlier_columns_is_read_and_added_to(tmp_path):
     (tmp_path / "results.csv").write_text(f"{EARLIER}\n{EARLIER_ROW}\n")
     [row] = results.read_rows(tmp_path / "results.csv")

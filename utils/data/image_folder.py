@@ -185,7 +185,7 @@ class ImageFolder:
             self.require_same()  # or the parts would not be those of one folder
             paths, known = self.paths[rank::world_size], dict(recorded or {})
             unknown = [path for path in paths if not known.get(path)]
-            known.update(zip(unknown, self._hashed(unknown)))
+            known.update(zip(unknown, self.hashed(unknown)))
             own = [known[path] for path in paths]
             digests = [None] * len(self.paths)
             for number, part in enumerate(distributed.all_gather(own)):
@@ -193,8 +193,8 @@ class ImageFolder:
             self._fingerprint = digest([list(entry) for entry in zip(self.paths, self.labels, digests)])
         return self._fingerprint
 
-    def _hashed(self, paths: list[str]) -> Iterator[str]:
-        """The SHA-256 of each file."""
+    def hashed(self, paths: list[str]) -> Iterator[str]:
+        """The SHA-256 of each file, by several threads."""
 
         def digests(start: int) -> list[str]:
             return [sha256(self.root / path) for path in paths[start : start + HASHED]]

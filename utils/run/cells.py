@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Sequence
 
+from utils.data.formats import is_hidden
 from utils.run.cpus import job_cpus
 from utils.run.errors import UserError
 from utils.run.files import digest, make_folder, read_json, sha256, write_json, write_text
@@ -307,10 +308,9 @@ def content_of(path: str) -> str | None:
     found, seen = [], set()
     for folder, folders, files in os.walk(path, followlinks=True):
         seen.add(os.path.realpath(folder))
-        folders[:] = [
-            name for name in folders if os.path.realpath(os.path.join(folder, name)) not in seen
-        ]  # no circles
-        paths = [os.path.join(folder, name) for name in files]
+        shown = [os.path.join(folder, name) for name in folders if not is_hidden(name)]
+        folders[:] = [os.path.basename(path) for path in shown if os.path.realpath(path) not in seen]  # no circles
+        paths = [os.path.join(folder, name) for name in files if not is_hidden(name)]
         found += [[os.path.relpath(file, path), os.path.getsize(file)] for file in paths if os.path.exists(file)]
     return digest(sorted(found))
 
