@@ -253,7 +253,8 @@ for number in "${!set_names[@]}"; do
     key=${set_cells[$number]#*/}
     for protocol in ${set_protocols[$number]}; do
         measurements+=" $protocol"
-        cell "students/$key/$protocol" "$(result_file "${set_names[$number]}" "$protocol")" "${set_cells[$number]}" ${trained[@]+"${trained[@]}"}
+        cell "students/$key/$protocol" "$(result_file "${set_names[$number]}" "$protocol")" \
+            "${set_cells[$number]}" ${trained[@]+"${trained[@]}"}
         train_students "$LABELLERS" "$protocol"
         measured+=" ?$cell"
     done
@@ -279,7 +280,9 @@ inputs=()    # what no cell makes: where it changes, what was made of it is made
 [ -z "$CLASSES" ] || inputs+=("$CLASSES")
 if [ -n "$ready" ] && [ "$RANKER_PATH" != torchvision ]; then
     for number in "${!archs[@]}"; do
-        inputs+=("$(of_epoch "$TEACHER_EPOCH" "${teachers[$number]}")" "$(of_epoch "$LABEL_EPOCH" "${teachers[$number]}")")
+        for epoch in "$TEACHER_EPOCH" "$LABEL_EPOCH"; do
+            inputs+=("$(of_epoch "$epoch" "${teachers[$number]}")")
+        done
     done
 fi
 

@@ -92,7 +92,7 @@ def validate(job: Job, runtime: Runtime) -> None:
     """Measure each student on each set under each protocol; all ranks together."""
     load_labels, workers = job.labels.load_labels, job.machine.workers
     stored = {seed: StoredLabels.of_all_ranks(load_labels, seed) for seed in job.seeds} if load_labels else {}
-    require_alike(stored.values())
+    require_alike(list(stored.values()))
     teachers = teachers_of(job, runtime, stored)
     geometry = teachers.geometry
     dataset = dataset_of(job, teachers)
@@ -246,7 +246,7 @@ def claimed_run(
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
         "method": method,
         "student": arch,
-        "images": folder.fingerprint(),
+        "images": folder.fingerprint(manifest.image_digests(folder.root)),  # set_of has compared them with the files
         "test_images": test_folder.fingerprint(),
         "stem": job.geometry.stem,
         "teachers": list(experiment.teachers.digests),

@@ -20,7 +20,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterator, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -357,10 +357,10 @@ def complete_probabilities(values: torch.Tensor, classes: torch.Tensor | None, n
     return rest.expand(-1, num_classes).scatter(1, classes, values)
 
 
-def require_alike(stored: Iterable[StoredLabels]) -> None:
+def require_alike(stored: Sequence[StoredLabels]) -> None:
     """Raises UserError where labels of several seeds are not the same teachers', of the same images and views."""
-    first, *others = [*stored] or [None]
-    for labels in others:
+    for labels in stored[1:]:
+        first = stored[0]
         one, other = ({**found.index["settings"], "seed": None} for found in (first, labels))
         if one != other:
             raise UserError(

@@ -32,7 +32,10 @@ def image_digests(folder: str | Path) -> dict[str, str]:
 
     Empty where there is no manifest, or where it says nothing of the kind. Raises UserError as `read` does.
     """
-    content = read(folder)
+    return _digests(read(folder))
+
+
+def _digests(content: dict[str, Any]) -> dict[str, str]:
     found = {**_entries(content, "sha256")}
     for path, entry in _entries(content, "images").items():  # those of a synthetic set, with more than a digest
         found.setdefault(path, entry.get("sha256") if isinstance(entry, dict) else None)
@@ -64,7 +67,7 @@ def require_whole(folder: str | Path, role: str) -> None:
         raise UserError(
             f"{role} {folder}: is not complete: what makes it was stopped, or is still at work; run its command again"
         )
-    named = image_digests(folder)
+    named = _digests(content)
     if missing := sorted(name for name in named if not (path.parent / name).is_file()):
         raise UserError(
             f"{role} {folder}: {missing[0]} is missing{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} of "

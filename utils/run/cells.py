@@ -79,7 +79,7 @@ class Cells:
         `inputs`: files and folders that no cell makes, as commands name them.
         """
         self.folder, self.cells, self.workers, self.pause = Path(folder), cells, workers, pause
-        self.inputs = {path: content_of(path) for path in inputs}
+        self.inputs = {path: content_of(path) for path in dict.fromkeys(inputs)}
         self.records: dict[str, dict[str, Any]] = {}  # of cells that are done
         self.failures: dict[str, str] = {}  # of cells that are not to be: why; empty where another one's failure is why
         self.running: dict[str, subprocess.Popen] = {}

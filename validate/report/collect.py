@@ -190,7 +190,7 @@ def _student(entry: dict[str, Any]) -> Student:
     curve = [{name: _number(value) for name, value in point.items()} for point in _objects(entry["curve"])]
     if any("epoch" not in point for point in curve):
         raise KeyError("epoch")
-    return Student(**numbers, curve=curve, processes=_typed(entry.get("processes") or 1, int))
+    return Student(**numbers, curve=curve, processes=_optional(entry, "processes", int) or 1)
 
 
 def _objects(value: Any) -> list[dict]:

@@ -60,13 +60,14 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
             baselines.setdefault(one.conditions, []).append(one)
     rows = []
     for one in measured:
-        made, images = (origins.making(one.set_dir), images_of(one)) if one.is_there else ({}, None)
+        there = one.is_there
+        made, images = (origins.making(one.set_dir), images_of(one)) if there else ({}, None)
         label_bytes, labels = bytes_of_labels(one, images)
         margin, margin_std = _margin(one, baselines.get(one.conditions, []))
         rows.append(
             {
                 **{name: getattr(one, name) for name in ("dataset", "ipc", "teacher", "student", "method", "protocol")},
-                "iterations": _iterations(one.set_dir) if one.is_there else None,
+                "iterations": _iterations(one.set_dir) if there else None,
                 "seconds": sum(made.values()) if made else None,
                 **{f"{stage}_seconds": made.get(stage) for stage in STAGES},
                 "image_bytes": bytes_of_images(images),
@@ -77,7 +78,7 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
                 "top1_std": statistics.stdev(one.top1) if len(one.seeds) > 1 else None,
                 "margin": margin,
                 "margin_std": margin_std,
-                "similarity": _similarity(similarities[one.run], one, images) if one.is_there else None,
+                "similarity": _similarity(similarities[one.run], one, images) if there else None,
                 "syn_dir": one.syn_dir,
                 "subject": one.subject[:SUBJECT_DIGITS],
             }

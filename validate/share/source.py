@@ -13,7 +13,6 @@ from utils.data.image_folder import ImageFolder, by_number
 from utils.nets import checkpoints
 from utils.nets.class_order import read_names
 from utils.run.errors import UserError
-from utils.run.files import sha256
 from validate.labels import StoredLabels, require_alike
 
 # Images that validate reads and the imagefolder of `datasets` leaves out without a word, and folders that it does.
@@ -58,7 +57,7 @@ class Source:
     @functools.cached_property
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each image."""
-        return {path: sha256(self.folder.root / path) for path in self.folder.paths}
+        return dict(zip(self.folder.paths, self.folder.hashed(self.folder.paths)))
 
     @functools.cached_property
     def fingerprint(self) -> str:
