@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping, Sequence
+from typing import Callable, ContextManager, Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -67,16 +68,24 @@ class Block:
 
 
 def blocks(
-    classes: Sequence[str], sets: Sequence[ImageSet], most_classes: int = CLASSES, most_images: int = IMAGES
+    classes: Sequence[str],
+    sets: Sequence[ImageSet],
+    most_classes: int = CLASSES,
+    most_images: int = IMAGES,
+    reading: Callable[[str], ContextManager[None]] = contextlib.nullcontext,
 ) -> Iterator[Block]:
     """A block for each of at most `most_classes` of the `classes`, of each set at most `most_images` of its images.
 
-    A set that lacks a class has no strip there. The images are read block by block. Raises UserError for one that
-    cannot be read.
+    A set that lacks a class has no strip there. The images are read block by block, and those of a strip within
+    `reading(what they are)`. Raises UserError for one that cannot be read, if `reading` lets it pass.
     """
     for number in evenly_spaced(len(classes), most_classes):
-        name = classes[number]
-        yield Block(name, [_strip(images, name, most_images) for images in sets if name in images.paths])
+        name, strips = classes[number], []
+        for images in sets:
+            if name in images.paths:
+                with reading(f"the images of {images.title}, class {name}"):
+                    strips.append(_strip(images, name, most_images))
+        yield Block(name, strips)
 
 
 def evenly_spaced(n: int, most: int) -> list[int]:

@@ -70,7 +70,7 @@ def main() -> None:
         results=results,
         scores=scores.table(measured, flags.full_hard),
         charts=charts.of_runs(flags.runs, measured),
-        blocks=gallery.blocks(class_names(sets), sets, flags.classes, flags.images),
+        blocks=gallery.blocks(class_names(sets), sets, flags.classes, flags.images, collect.left_out),
     )
     for chart in contents.charts:
         if chart.numbers is not None:

@@ -178,6 +178,19 @@ def test_what_is_damaged_beside_the_results_costs_no_page(run):
     assert "45.00 ± 2.12" in page and not (run / "report" / "figures" / "diversity.png").exists()
 
 
+def test_a_damaged_image_costs_its_line_of_the_gallery(run):
+    """The page is written whole otherwise: of six lines of ten pictures one is missing."""
+    damaged = sorted((run / "init").glob("*/*.png"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    outcome = Place(run).start("validate.report.__main__", run)
+    assert outcome.code == 0, outcome.err
+    [line] = [line for line in outcome.out.splitlines() if line.startswith("left out: ")]
+    assert f"delt, IPC 10: start, class {damaged.parent.name}" in line and damaged.name in line
+    page = (run / "report" / "report.html").read_text()
+    assert len(re.findall(r"<label title=", page)) == (2 * 3 - 1) * 10, "three sets of two classes"
+    assert "45.00 ± 2.12" in page
+
+
 @pytest.mark.slow
 def test_the_report_of_what_the_stages_wrote(place):
     """Two protocols of two sets, one of them recovered, and their diversity."""
