@@ -85,7 +85,7 @@ def parse() -> Job:
         nargs="+",
         default=[],
         metavar="EPOCH",
-        help="keep the networks of these epochs too, as NAME.epoch1.pth: weak teachers label small sets better",
+        help="keep the networks of these epochs too, as NAME.epoch1.pth; they may label otherwise",
     )
     cli.add_training(parser, "the training", "the folder logs beside --output")
     cli.add_common(parser, f"images per step, of all ranks together; {BATCH_SIZE} if left out")

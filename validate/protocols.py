@@ -193,7 +193,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "tiles": 2,
         "batch_augment": "dsa",
     },
-    # This project's: a tile of the collage, or the whole; without RandAugment, beside which the images hardly count
+    # This project's: a tile of the collage, or the whole; without RandAugment, beside which more images hardly count
     # (docs/recipes.md#mosaic). And without a teacher.
     "mosaic": MOSAIC,
     "mosaic-hard": {**MOSAIC, "labels": "hard"},
