@@ -102,7 +102,7 @@ def main() -> None:
             locks.enter_context(locked(job.ranking_file))
         if replaces:
             Path(job.ranking_file).unlink(missing_ok=True)
-        select = by_features if job.chooses.needs == "features" else by_scores
+        select = by_features if job.chooses.by_features else by_scores
         if chosen := select(job, folder, clock):
             selection.write(job, folder, chosen, clock)
             remove_parts(job)
@@ -194,9 +194,8 @@ def scores(job: Job, asked: Asked, clock: Stopwatch) -> pd.DataFrame | None:
             if not job.patches.crops:
                 judge(job, teacher, asked.folder, answers)
 
-        if job.patches.crops and teacher.order is not None:
-            batches = EvalBatches(class_order.sample(asked.folder), asked.size, asked.batch_size, machine.workers)
-            judge(job, teacher, asked.folder, Answers.to(batches, teacher.network, teacher.geometry, runtime))
+        if job.patches.crops:
+            judge_by_sample(job, asked)
         table = scorer.score(asked.images, job.parts, asked.identity, lambda: job.has_ranking, of_whole_images)
     if table is None:
         print("ranking: this process has done its pieces; the scores follow when all are done")
@@ -231,6 +230,14 @@ def judge(job: Job, teacher: Teacher, folder: ImageFolder, answers: Answers) -> 
         raise
 
 
+def judge_by_sample(job: Job, asked: Asked) -> None:
+    """As `judge`, by some whole images, where the answers to all of them are not at hand; the network is frozen."""
+    if asked.teacher.order is not None:
+        batches = EvalBatches(class_order.sample(asked.folder), asked.size, asked.batch_size, job.machine.workers)
+        answers = Answers.to(batches, asked.teacher.network, asked.teacher.geometry, asked.runtime)
+        judge(job, asked.teacher, asked.folder, answers)
+
+
 def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | None:
     """The choice by the teacher's features, of all crops where there are crops.
 
@@ -242,7 +249,8 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
     if (chosen := selection.existing(job, images, request)) is not None:
         return Selection(chosen, 0.0, asked.size, request)
     check_images(images, teacher, runtime, job.machine.workers)
-    network, resize = shown(job, frozen(extractor(teacher.network), runtime, teacher), asked.size)
+    scored, num_classes = job.chooses.needs == "both", teacher.geometry.num_classes
+    network, resize = shown(job, frozen(extractor(teacher.network, scored), runtime, teacher), asked.size)
     reader = FeatureReader(
         network,
         teacher.geometry,
@@ -261,11 +269,17 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
         return bool(finished) or work.record(label) is not None
 
     wanted = {"request": request}
+    if scored:
+        judge_by_sample(job, asked)
     with explain_out_of_memory(asked.batch_size), SharedWork(job.parts, wanted, len(folder.classes), is_done) as work:
         for label, features in reader.by_class(images, "features", work.take()):
             stream = (job.seed, "random selection", folder.classes[label])
             tiles = crops.tiles_of(images, label)
-            chosen = choose(job, tiles, Candidates([tile.path for tile in tiles], stream, features=features))
+            scores = None
+            if scored:
+                features, logits = features.split([features.shape[1] - num_classes, num_classes], 1)
+                scores = logits.softmax(1)[:, label].tolist()
+            chosen = choose(job, tiles, Candidates([tile.path for tile in tiles], stream, scores, features))
             paths, boxes = [tile.path for tile in chosen], [tile.box for tile in chosen]
             work.save(label, {"chosen": paths, "boxes": boxes, "seconds": clock.lap()})
         found = work.records()

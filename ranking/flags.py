@@ -82,7 +82,7 @@ class Job:
     @property
     def output(self) -> Path:
         """What the work is for; its pieces lie beside it."""
-        return Path(self.output_dir if self.chooses.needs == "features" or not self.ranking_file else self.ranking_file)
+        return Path(self.output_dir if self.chooses.by_features or not self.ranking_file else self.ranking_file)
 
     @property
     def has_ranking(self) -> bool:
@@ -102,7 +102,7 @@ def parse() -> Job:
         "--criterion",
         choices=tuple(CRITERIA),
         default="medium",
-        help="by the scores, or herding and k-center by the teacher's features",
+        help="by the scores, k-center and herding by the teacher's features; easy-herding: of the easier half",
     )
     parser.add_argument("--ipc", type=cli.positive, default=10, help="images per class")
     parser.add_argument(

@@ -230,7 +230,7 @@ class Needs:
 # Of those that need something else than DELT.
 _FADRM_NEEDS = Needs("--criterion medium --candidates 300 --crops 5 --tiles {tiles}", protocol="fadrm")
 NEEDS: dict[str, Needs] = {
-    "delt+": Needs("--criterion herding"),
+    "delt+": Needs("--criterion easy-herding"),
     "cda": Needs(protocol="cda"),
     "sre2l": Needs(protocol="sre2l"),
     "wmdd": Needs(barycenters=True, protocol="wmdd", package="POT"),

@@ -86,6 +86,24 @@ def test_random_belongs_to_its_seed_and_not_to_the_listing():
     assert select(paths, [0.0] * 100, 20, "random", 0, "other") != first
 
 
+@few
+@given(st.integers(2, 12), st.integers(0, 2**30))
+def test_easy_herding_is_herding_of_the_easier_half(n, seed):
+    """By hand: of the upper half by score, each choice keeps the mean of the chosen closest to that half's mean."""
+    random = torch.Generator().manual_seed(seed)
+    features, scores = torch.randn(n, 3, generator=random), torch.rand(n, generator=random).tolist()
+    images = Candidates([f"{i:02d}" for i in range(n)], (), scores, features)
+    for ipc in (1, math.ceil(n / 2), n):
+        easier = sorted(range(n), key=lambda i: -scores[i])[: max(math.ceil(n / 2), ipc)]
+        unit = {i: (features[i].double() / features[i].double().norm()) for i in easier}
+        mean, found = sum(unit.values()) / len(unit), CRITERIA["easy-herding"].choose(images, ipc)
+        assert len(set(found)) == ipc and set(found) <= set(easier)
+        for number in range(1, ipc + 1):
+            sums = {i: sum(unit[j] for j in [*found[: number - 1], i]) for i in set(easier) - set(found[: number - 1])}
+            gaps = {i: float((mean - total / number).norm()) for i, total in sums.items()}
+            assert gaps[found[number - 1]] <= min(gaps.values()) + 1e-9
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_every_criterion_chooses_so_many_different_images(criterion):
     features = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))

@@ -212,6 +212,13 @@ def test_beside_foreign_scores_the_order_of_a_nameless_teacher_is_judged(foreign
     refused(foreign, "ranking", "another order", "--classes FILE", **wrong, output_dir=foreign / "x")
 
 
+def test_herding_by_the_answers_of_a_nameless_teacher_judges_its_order(foreign):
+    line = dict(criterion="easy-herding", ranking_file=None)
+    foreign.works("ranking", **line, **nameless(changed_teacher(foreign)), output_dir=foreign / "right")
+    wrong = nameless(changed_teacher(foreign, "wrong.pth", (1, 2, 0)))
+    refused(foreign, "ranking", "another order", "--classes FILE", **line, **wrong, output_dir=foreign / "x")
+
+
 def test_scores_near_chance_are_said(foreign):
     paths = sorted(path.relative_to(foreign.train).as_posix() for path in foreign.train.glob("*/*"))
     for score, said in ((0.05, True), (0.3, True), (0.8, False), (-3, False)):

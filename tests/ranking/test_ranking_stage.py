@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import math
 import shutil
 import statistics
 
@@ -221,6 +222,25 @@ def test_ranking_selects_a_coreset(place, criterion, function):
     assert json.loads((place / "selected" / "manifest.json").read_text())["settings"]["criterion"] == criterion
     before = snapshot(place.root)
     assert "complete" in place.works("ranking", criterion=criterion, ranking_file=None)
+    assert snapshot(place.root) == before
+
+
+def test_easy_herding_is_herding_of_the_images_that_the_ranking_file_has_on_top(place):
+    """The scores of one run and herding of a folder with the upper half by another say what it has to select."""
+    place.works("ranking")
+    scores = {row["img_path"]: float(row["score"]) for row in table(place / "ranking.csv")}
+    for name in CLASSES:
+        own = sorted((path for path in scores if path.startswith(f"{name}/")), key=lambda path: (-scores[path], path))
+        for path in own[: math.ceil(len(own) / 2)]:
+            (place / "easier" / name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(place.train / path, place / "easier" / path)
+    line = dict(ranking_file=None, ipc=2)
+    place.works("ranking", **line, train_dir=place / "easier", criterion="herding", output_dir=place / "expected")
+    place.works("ranking", **line, criterion="herding", output_dir=place / "of_all")
+    place.works("ranking", **line, criterion="easy-herding", output_dir=place / "found")
+    assert images(place / "found") == images(place / "expected") != images(place / "of_all")
+    before = snapshot(place.root)
+    assert "complete" in place.works("ranking", **line, criterion="easy-herding", output_dir=place / "found")
     assert snapshot(place.root) == before
 
 

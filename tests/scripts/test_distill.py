@@ -356,7 +356,7 @@ def test_quickstart(distill, tmp_path):
     assert all(stages[name]["dataset"] == "fashion_mnist_cut" for name in ("squeeze", "recover", "validate"))
     assert (stages["validate"]["method"], stages["validate"]["protocol"]) == ("delt+ random", "delt hard")
     first = dict(reversed(calls))  # of ranking's calls the one before those of baselines
-    assert (first["ranking"]["criterion"], first["recover"]["method"]) == ("herding", "delt+")
+    assert (first["ranking"]["criterion"], first["recover"]["method"]) == ("easy-herding", "delt+")
     assert not {"lr", "iterations", "round-iterations"} & first["recover"].keys(), "the recipe's own"
     first = dict(reversed(distill("quickstart", **own, DELT_METHOD="cda")[0]))
     assert first["ranking"]["criterion"] == "medium" and "lr" not in first["recover"], "another recipe's own"

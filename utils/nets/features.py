@@ -20,25 +20,25 @@ from utils.run.memory import run_batch
 from utils.run.progress import progress
 
 
-def extractor(network: nn.Module) -> nn.Module:
+def extractor(network: nn.Module, with_logits: bool = False) -> nn.Module:
     """What gives `network`'s penultimate features: images (B, 3, S, S) -> (B, D). `network` is changed in place.
 
-    Of several heads, such as a distilled network's two, the features are what the last one sees. Raises UserError for
-    a network without a linear layer.
+    With `with_logits` its K logits stand behind them: (B, D + K). Of several heads, such as a distilled network's two,
+    the features are what the last one sees. Raises UserError for a network without a linear layer.
     """
-    return _Extractor(network)
+    return _Extractor(network, with_logits)
 
 
 class _Extractor(nn.Module):
     """The network stays whole: what it does with its logits, such as the mean over two heads, would fail without."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: nn.Module, with_logits: bool):
         super().__init__()
-        self.tap, self.network = Tap.of(network), network
+        self.tap, self.network, self.with_logits = Tap.of(network), network, with_logits
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.network(images)
-        return self.tap.take()
+        logits, features = self.network(images), self.tap.take()
+        return torch.cat([features, logits], 1) if self.with_logits else features
 
 
 class Tap(nn.Module):
