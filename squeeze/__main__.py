@@ -168,7 +168,7 @@ def run(
         state_of(job, settings) as state,
     ):
 
-        def save(path: Path, history: History, epochs: int = recipe.epochs) -> None:
+        def save(path: Path, epochs: int, history: History) -> None:
             if distributed.get_rank() == 0:
                 checkpoints.save(
                     path,
@@ -191,13 +191,13 @@ def run(
             test,
             recipe.evaluations,
             log,
-            on_best=lambda history: save(job.best, history),
+            on_best=lambda epoch, history: save(job.best, epoch, history),
             kept=job.keep_epochs,
-            on_kept=lambda epoch, history: save(job.kept(epoch), history, epoch),
+            on_kept=lambda epoch, history: save(job.kept(epoch), epoch, history),
             stream=(recipe.seed, "squeeze"),
         )
         history = train(model, batches, recipe, training, state)
-        save(job.output, history)
+        save(job.output, recipe.epochs, history)
     print(
         f"squeeze: top-1 {history.top1:.2f} % (top-5 {history.top5:.2f} %) on {len(test_folder):,} test images; "
         f"{state.seconds:.0f} s, peak memory {runtime.peak_memory_mb():.0f} MB; teacher: {job.output} "

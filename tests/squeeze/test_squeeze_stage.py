@@ -15,6 +15,7 @@ from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
 from utils.fit.evaluate import accuracy
 from utils.nets.teacher import load_teacher
+from validate.report import collect, origins
 
 
 def weights(path):
@@ -85,6 +86,27 @@ def test_squeeze_keeps_the_network_of_the_best_epoch(place):
     test = EvalBatches(ImageFolder(place.val, "--val-dir"), INPUT)
     top1, _ = accuracy(teacher.network, test, teacher.geometry, CPU)
     assert round(top1, 2) == best["top1"]
+
+
+def test_the_best_epochs_network_says_which_epoch_it_is_of(place, monkeypatch):
+    """As its card does; and it is no measure of what the whole data set gives, which the last epoch's is."""
+    measured = iter([50.0, 80.0, 70.0, 60.0])
+    monkeypatch.setattr("utils.fit.loop.accuracy", lambda *_: (next(measured), 100.0))
+    place.works("squeeze", evaluations=4, keep_epochs=(1, 2, 3))
+    monkeypatch.undo()
+    best = torch.load(place / "squeezed_best.pth", weights_only=True)
+    assert (best["epochs"], best["top1"], best["settings"]["epochs"]) == (2, 80, 4)
+    second = weights(place / "squeezed.epoch2.pth")
+    assert all(torch.equal(best["model"][name], second[name]) for name in second)
+    assert torch.load(place / "squeezed.pth", weights_only=True)["epochs"] == 4
+
+    words = "--licence", "mit", "--output-dir", place / "hub", "--teacher-path", place / "squeezed_best.pth"
+    assert place.start("squeeze.share", *words).code == 0
+    assert "| epochs | 2 |" in (place / "hub/README.md").read_text()
+    for name, top1 in ("squeezed_best", None), ("squeezed", 60):
+        place.works("validate", epochs=1, teacher_path=place / f"{name}.pth", output_dir=place / name)
+        [entry] = collect.read([place / name])
+        assert origins.teacher_top1(entry) == top1
 
 
 def test_squeeze_leaves_a_file_alone_that_is_called_as_its_best_would_be(place):

@@ -71,7 +71,7 @@ class Training:
     test: EvalBatches | None = None
     evaluations: int = 0  # on the test images, evenly over the epochs
     curves: Curves = Curves()
-    on_best: Callable[[History], None] = lambda history: None  # called when the top-1 is the best so far
+    on_best: Callable[[int, History], None] = lambda epoch, history: None  # called when the top-1 is the best so far
     kept: tuple[int, ...] = ()  # epochs, counted from 1, that are measured in any case
     on_kept: Callable[[int, History], None] = lambda epoch, history: None  # called after each of them
     # Of a step's batch, where it has several: one forward and backward each, whose gradients are added up.
@@ -117,7 +117,7 @@ class Training:
                         "untested": [entry, rate],
                     }
 
-                self._measure(learner.tested, history, lambda: state.save_if_due(before_test))
+                self._measure(learner.tested, epoch, history, lambda: state.save_if_due(before_test))
                 entry = {**entry, "top1": history.top1}
                 model.train()
             if epoch in self.kept:
@@ -184,12 +184,12 @@ class Training:
             )
         return value
 
-    def _measure(self, model: nn.Module, history: History, after_batch: Callable[[], None]) -> None:
+    def _measure(self, model: nn.Module, epoch: int, history: History, after_batch: Callable[[], None]) -> None:
         self.before_test(model)
         history.top1, history.top5 = accuracy(model, self.test, self.geometry, self.runtime, after_batch)
         if history.top1 > history.best_top1:
             history.best_top1 = history.top1
-            self.on_best(history)
+            self.on_best(epoch, history)
 
 
 def evaluated_epochs(epochs: int, evaluations: int) -> set[int]:
