@@ -31,7 +31,7 @@ from utils.run.resume import State
 from utils.run.seeds import generator
 
 BATCH_SIZE = 64  # G-VBSM's code
-CROP_PADDING = 4  # pixels, of the view: squeeze's own
+CROP_PADDING = 4  # pixels, of the view, where the teacher does not say with how many it was trained: squeeze's default
 PATCH, LARGE_PATCH = 4, 16  # pixels, up to SMALL_SIZE and above: G-VBSM's code for CIFAR and for ImageNet
 
 
@@ -55,8 +55,8 @@ class Job:
 def parse() -> Job:
     parser = cli.Parser(
         "squeeze.statistics",
-        "One pass of the real images, seen as squeeze sees them, through a teacher; write the means and variances of "
-        "what its convolutions get, which some methods of recover match.",
+        "One pass of the real images, seen as squeeze sees them (padded as the teacher's checkpoint says), through a "
+        "teacher; write the means and variances of what its convolutions get, which some methods of recover match.",
     )
     source.add_flags(parser)
     parser.add_argument("--per-class", action="store_true", help="of each class too, and of BatchNorms (EDC, WMDD)")
@@ -123,13 +123,18 @@ def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, run
     return {
         **source.identity(folder, teacher),
         **({} if what.per_class or what.norms else {"format": statistics.FORMAT}),
-        "crop_padding": CROP_PADDING if teacher.geometry.input_size <= SMALL_SIZE else None,
+        "crop_padding": padding_of(teacher) if teacher.geometry.input_size <= SMALL_SIZE else None,
         "patch": what.patch,
         "per_class": what.per_class,
         "norms": what.norms,
         "seed": job.seed,
         **runtime.identity,
     }
+
+
+def padding_of(teacher: Teacher) -> int:
+    """Pixels of the views of small images."""
+    return CROP_PADDING if teacher.crop_padding is None else teacher.crop_padding
 
 
 def state_of(job: Job, settings: dict[str, Any]) -> State:
@@ -144,7 +149,7 @@ def collect(
     batch_size = settings["batch_size"]
     step, totals = collector(teacher, what, (len(folder), batch_size), runtime)
     size = teacher.geometry.input_size
-    batches = batches_of(folder, size, CROP_PADDING, runtime.device, job.machine.workers)
+    batches = batches_of(folder, size, padding_of(teacher), runtime.device, job.machine.workers)
     with state_of(job, settings) as state:
         saved = state.restore({"totals": totals})
         start = saved["batch"] if saved else 0

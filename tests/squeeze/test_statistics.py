@@ -8,6 +8,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -160,6 +161,33 @@ def test_the_file_says_whose_it_is(place, line):
     assert said["teacher"] == teacher.sha256 and said["arch"] == "conv3" and said["classes"] == list(CLASSES)
     assert said["images"] == ImageFolder(place.train, "--train-dir").fingerprint()
     assert said["per_class"] is True and said["norms"] is False and said["patch"] == 4 and said["batch_size"] == 8
+
+
+def test_images_are_padded_as_the_teacher_was_trained(place, line):
+    """Without padding, crops are the resized images themselves, and a flip moves no mean."""
+    place.works("squeeze", output=place.teacher, crop_padding=0, overwrite=True)
+    works(place, line)
+    files = sorted(place.train.glob("*/*.png"))
+    pixels = np.stack(
+        [np.asarray(Image.open(file).resize((INPUT, INPUT), Image.Resampling.BILINEAR)) for file in files]
+    )
+    wanted = ((pixels / 255 - MEAN) / STD).mean((0, 1, 2))
+    np.testing.assert_allclose(load_file(place / "s.safetensors")["layers.conv.0.mean"].numpy(), wanted, rtol=1e-4)
+    assert settings(place / "s.safetensors")["crop_padding"] == 0
+
+
+@pytest.mark.parametrize(
+    "said", [None, {}, {"crop_padding": "x"}, {"crop_padding": -1}, {"crop_padding": True}], ids=repr
+)
+def test_a_teacher_that_does_not_say_its_padding_gets_squeezes(place, line, said):
+    works(place, line, output=place / "four.safetensors")
+    content = torch.load(place.teacher, weights_only=True)
+    assert content["settings"]["crop_padding"] == 4
+    torch.save({**content, "settings": said}, place.teacher)
+    works(place, line)
+    found, wanted = load_file(place / "s.safetensors"), load_file(place / "four.safetensors")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert settings(place / "s.safetensors")["crop_padding"] == 4
 
 
 def test_done_is_done_and_another_run_is_an_error(place, line):

@@ -29,6 +29,7 @@ class Teacher:
     order: str | None = None  # who says the order of its classes; None: the checkpoint itself
     assumed: tuple[str, ...] = ()  # what the checkpoint did not say
     dataset: str | None = None  # the known data set of its images
+    crop_padding: int | None = None  # pixels, of the crops that it was trained on, if its file says it
 
     def identity(self) -> dict[str, Any]:
         """What decides its answers to images, as the records of stages have it."""
@@ -74,6 +75,7 @@ def load_teacher(
         order,
         tuple(facts.assumed),
         given.dataset or facts.dataset,
+        facts.crop_padding,
     )
 
 
@@ -86,9 +88,18 @@ class _Facts:
     @property
     def dataset(self) -> str | None:
         """The known data set that it names, as squeeze does in its settings."""
+        return first_known(self.content.get("dataset"), self._settings.get("dataset"))
+
+    @property
+    def crop_padding(self) -> int | None:
+        """Pixels, as squeeze has it in its settings; None where it is not there, or cannot be."""
+        value = self._settings.get("crop_padding")
+        return value if type(value) is int and 0 <= value <= checkpoints.MAX_SIZE else None
+
+    @property
+    def _settings(self) -> dict[str, Any]:
         settings = self.content.get("settings")
-        said = (self.content.get("dataset"), settings.get("dataset") if isinstance(settings, dict) else None)
-        return first_known(*said)
+        return settings if isinstance(settings, dict) else {}
 
     def arch(self, given: str | None) -> str:
         """The architecture. What is given wins where the checkpoint's own name is none that is known."""
