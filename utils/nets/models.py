@@ -187,7 +187,7 @@ def read_stem(arch: str, weights: dict[str, torch.Tensor]) -> str | None:
 
     First kernels of 3x3 have the same shape with both, as those of deep stems (resnet18d): only the stride differs.
     """
-    large, small = _shapes_of_stems(arch)
+    large, small, _ = _stems(arch)
     found = _shapes(weights)
     differing = [name for name in {**large, **small} if large.get(name) != small.get(name)]
     for stem, shapes in (("imagenet", large), ("cifar", small)):
@@ -196,18 +196,27 @@ def read_stem(arch: str, weights: dict[str, torch.Tensor]) -> str | None:
     return None
 
 
+def hides_stem(arch: str) -> bool:
+    """Whether the stem decides what a network computes, and not the shapes of its weights (MobileNet, resnet18d)."""
+    large, small, alike = _stems(arch)
+    return large == small and not alike
+
+
 @functools.cache
-def _shapes_of_stems(arch: str) -> tuple[dict, dict]:
-    """The shapes of all weights with the imagenet and the cifar stem; the same, where the network cannot be built."""
+def _stems(arch: str) -> tuple[dict, dict, bool]:
+    """The shapes of all weights with the imagenet and the cifar stem, and whether both are one and the same network.
+
+    Without shapes, and not the same, where the network cannot be built on the meta device.
+    """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:
             network = _make(arch, 2, 224, "imagenet", None)
-            large = _shapes(network.state_dict())
+            large, described = _shapes(network.state_dict()), str(network)
             if not isinstance(network, (ConvNet, WideResNet)):
                 _give_small_stem(network)
-            return large, _shapes(network.state_dict())
+            return large, _shapes(network.state_dict()), str(network) == described
         except (UserError, RuntimeError, AssertionError, ValueError):
-            return {}, {}  # `build` says what is wrong
+            return {}, {}, False  # `build` says what is wrong
 
 
 def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
@@ -226,7 +235,7 @@ def read_num_classes(arch: str, weights: dict[str, torch.Tensor]) -> int | None:
     In the order of the network's modules: a safetensors file has its tensors by name.
     """
     # Names of other code are matched later (utils/nets/weights.py): they stand as the file has them.
-    for order in (_shapes_of_stems(arch)[0], weights):
+    for order in (_stems(arch)[0], weights):
         if last := [name for name in order if name in weights and weights[name].ndim == 2]:
             return weights[last[-1]].shape[0]
     return None

@@ -81,9 +81,7 @@ class Statistics:
                 f"{str(self.settings.get('teacher'))[:12]}...) than this {teacher.arch} ({teacher.sha256[:12]}...); "
                 f"give one file for each teacher, in their order, or collect them anew: {self.command}"
             )
-        for name in ("input_size", "mean", "std"):
-            own = getattr(teacher.geometry, name)
-            own = list(own) if isinstance(own, tuple) else own
+        for name, own in teacher.identity().items():
             if self.settings.get(name) != own:
                 raise UserError(
                     f"--statistics {self.path}: was collected with {name} {self.settings.get(name)}, and the teacher's "

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
-from typing import Any, Callable
+from dataclasses import dataclass, field
+from typing import Any, Callable, Mapping
 
 import torch
 import torchvision
 from torch import nn
 
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, first_known, known
-from utils.data.geometry import Geometry, GeometryFlags
+from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.nets import checkpoints, class_order, models, weights
 from utils.run.errors import UserError
 from utils.run.files import sha256
@@ -29,12 +29,15 @@ class Teacher:
     order: str | None = None  # who says the order of its classes; None: the checkpoint itself
     assumed: tuple[str, ...] = ()  # what the checkpoint did not say
     dataset: str | None = None  # the known data set of its images
+    # `mean`, `std` and `stem` as records have them, where neither its file nor its architecture says them.
+    unsaid: Mapping[str, Any] = field(default_factory=dict)
     crop_padding: int | None = None  # pixels, of the crops that it was trained on, if its file says it
 
     def identity(self) -> dict[str, Any]:
         """What decides its answers to images, as the records of stages have it."""
         mean, std = list(self.geometry.mean), list(self.geometry.std)
-        return {"teacher": self.sha256, "input_size": self.geometry.input_size, "mean": mean, "std": std}
+        facts = {"teacher": self.sha256, "input_size": self.geometry.input_size, "mean": mean, "std": std}
+        return {**facts, **self.unsaid}
 
 
 def load_teacher(
@@ -75,6 +78,7 @@ def load_teacher(
         order,
         tuple(facts.assumed),
         given.dataset or facts.dataset,
+        _unsaid(facts, arch, geometry),
         facts.crop_padding,
     )
 
@@ -168,6 +172,11 @@ def _geometry(facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Ca
         num_classes=num_classes,
         classes=tuple(classes) if classes else None,
     )
+
+
+def _unsaid(facts: _Facts, arch: str, geometry: Geometry) -> dict[str, Any]:
+    names, values = ("mean", "std", *(["stem"] if models.hides_stem(arch) else [])), plain(geometry)
+    return {name: values[name] for name in names if facts.content.get(name) is None}
 
 
 def _described(geometry: Geometry) -> str:

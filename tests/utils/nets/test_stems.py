@@ -87,6 +87,22 @@ def test_a_deep_stem_whose_pool_tells_refuses_the_other_flag(tmp_path):
         load_teacher("timm/resnetrs50", str(tmp_path / "t.pth"), GeometryFlags(input_size=64, stem="cifar"))
 
 
+@pytest.mark.parametrize("arch", ["mobilenet_v2", "regnet_x_400mf", "timm/resnet10t"])
+def test_a_stem_that_the_shapes_hide_decides_the_answers(arch):
+    torch.manual_seed(0)
+    large, small = (models.build(arch, 3, 32, stem).eval() for stem in ("imagenet", "cifar"))
+    small.load_state_dict(large.state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert not torch.allclose(large(images), small(images), rtol=1e-3, atol=0)
+    assert models.hides_stem(arch)
+
+
+@pytest.mark.parametrize("arch", ["conv3", "wrn_10_1", "timm/vit_tiny_patch16_224", "timm/mixer_s32_224", "resnet18"])
+def test_no_stem_is_hidden_where_there_is_one_or_the_shapes_tell(arch):
+    assert not models.hides_stem(arch)
+
+
 def test_networks_that_the_meta_device_cannot_try_are_built():
     network = models.build("regnet_x_400mf", 3, 32, "cifar").eval()
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)

@@ -1,5 +1,6 @@
 """Teachers: a checkpoint, what it says of itself, and what is given or assumed for the rest."""
 
+import hashlib
 import json
 
 import pytest
@@ -122,6 +123,27 @@ def test_the_stem_is_read_from_the_weights(tmp_path, resnets, stem, other):
     with pytest.raises(UserError) as error:
         load("resnet18", path, input_size=32, stem=other)
     assert f"--stem {stem}" in str(error.value)
+
+
+OURS, THEIRS = (0.1, 0.2, 0.3), (0.5, 0.5, 0.5)  # of a mean
+
+
+@pytest.mark.parametrize("arch, says", [("conv3", True), ("conv3", False), ("mobilenet_v2", True)])
+def test_the_identity_of_weights_that_tell_their_stem_is_that_of_earlier_versions(tmp_path, arch, says):
+    """What is in the records of earlier runs: without a stem."""
+    facts = {"arch": arch, "stem": "cifar"} if says else {"arch": arch}
+    checkpoints.save(tmp_path / "t.pth", models.build(arch, 3, 16, "cifar"), **facts)
+    teacher = load(None, tmp_path / "t.pth", input_size=16, mean=OURS, std=THEIRS)
+    digest = hashlib.sha256((tmp_path / "t.pth").read_bytes()).hexdigest()
+    assert teacher.identity() == {"teacher": digest, "input_size": 16, "mean": list(OURS), "std": list(THEIRS)}
+
+
+@pytest.mark.parametrize(
+    "given, stem", [({}, "cifar"), ({"stem": "cifar"}, "cifar"), ({"stem": "imagenet"}, "imagenet")]
+)
+def test_the_identity_has_a_stem_that_nothing_but_a_flag_tells(tmp_path, given, stem):
+    torch.save(models.build("mobilenet_v2", 3, 16, "cifar").state_dict(), tmp_path / "t.pth")
+    assert load("mobilenet_v2", tmp_path / "t.pth", input_size=16, **given).identity()["stem"] == stem
 
 
 def test_another_number_of_classes(tmp_path, conv):
