@@ -22,14 +22,14 @@ from recover.units import Unit, split
 from utils.data import gallery, manifest
 from utils.data.datasets import first_known
 from utils.data.gallery import ImageSet
-from utils.data.geometry import Geometry, plain
+from utils.data.geometry import plain
 from utils.data.images import resize_whole
 from utils.data.loader import EvalBatches
 from utils.fit.batch_size import find_batch_size
 from utils.nets import class_order
 from utils.nets.class_order import Answers
 from utils.nets.frozen import COMPARED, Untouched, frozen
-from utils.nets.teacher import Teacher
+from utils.nets.teacher import Teacher, beside, unsaid_of
 from utils.run import entry
 from utils.run.device import Runtime, versions
 from utils.run.distributed import rank_from_environment
@@ -66,7 +66,7 @@ def main() -> None:
         steps = settings.iterations * len(units)
         objective = OBJECTIVES[settings.objective](teachers, settings)
         objective.check(starts.ipc, settings.batch_by)
-        found = {**identity(job, objective, geometry, runtime), "batch_size": batch_size}
+        found = {**identity(job, objective, teachers, runtime), "batch_size": batch_size}
         found |= {"ipc": starts.ipc, "init": starts.identity()}
         if not starts.folder:
             found["classes"] = starts.classes  # which nothing else may say: two runs would mix in one folder
@@ -235,12 +235,14 @@ def unit_size(job: Job, teachers: list[Teacher], schedule: EarlyLate, runtime: R
     return job.machine.batch_size or default
 
 
-def identity(job: Job, objective: Objective, geometry: Geometry, runtime: Runtime) -> dict[str, Any]:
+def identity(job: Job, objective: Objective, teachers: list[Teacher], runtime: Runtime) -> dict[str, Any]:
     """What decides the bytes of the result, but for the starting images: another identity is another run."""
+    geometry = plain(teachers[0].geometry)
     return {
         **job.settings.plain,
         **objective.identity(),
-        **plain(geometry),
+        **geometry,
+        **beside(geometry, unsaid_of(teachers)),
         "seed": job.seed,
         "image_format": job.image_format,
         "device": runtime.device.type,

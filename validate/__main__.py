@@ -20,6 +20,7 @@ from utils.fit.batch_size import find_batch_size, try_evaluation, try_training_s
 from utils.fit.loop import NotFinite, Training
 from utils.nets import class_order, models
 from utils.nets.class_order import Answers
+from utils.nets.teacher import beside
 from utils.run import distributed, entry
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
@@ -54,10 +55,14 @@ class Experiment:
     def geometry(self) -> Geometry:
         return self.teachers.geometry
 
+    @property
+    def stem(self) -> str:
+        """The students', by the flag or the input size, whatever the teacher's is."""
+        return self.job.geometry.stem or models.default_stem(self.geometry.input_size)
+
     def student(self, arch: str) -> nn.Module:
-        """A student with random weights. Its stem is by the input size, whatever the teacher's is."""
-        size = self.geometry.input_size
-        return models.build(arch, self.geometry.num_classes, size, self.job.geometry.stem or models.default_stem(size))
+        """A student with random weights."""
+        return models.build(arch, self.geometry.num_classes, self.geometry.input_size, self.stem)
 
     def check_class_order(self) -> None:
         """Judge the order of the classes of teachers that do not say it themselves, once, by the test images.
@@ -253,6 +258,8 @@ def claimed_run(
         "weights": weights,
         "precision": experiment.runtime.precision,
     }
+    # Of a teacher that says no stem the students' is taken, but for stored labels, which may be of another one.
+    settings |= beside({**settings, "stem": experiment.stem}, experiment.teachers.unsaid)
     if job.training.sync_bn:
         settings["sync_bn"] = True
     if kept := experiment.kept_classes:

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.data.loader import own_memory
 from utils.nets.checkpoints import check_facts
+from utils.nets.teacher import beside, unsaid_in
 from utils.run import distributed
 from utils.run.device import transfer, versions
 from utils.run.errors import UserError
@@ -99,6 +100,7 @@ class Writer:
         kept = min(self.top_k or num_classes, num_classes)
         teachers = list(self.teachers.digests)
         settings = identity(stream, teachers=teachers, kept=kept, precision=stream.runtime.precision)
+        settings |= beside(settings, self.teachers.unsaid)
         with locked(folder):
             images, epochs = len(stream.views.folder), stream.protocol.epochs
             width = max(1, min(epochs, SHARD_BYTES // (images * (8 + 4 * kept))))
@@ -264,7 +266,11 @@ class StoredLabels:
             names, digests = (tuple(map(str, found)) for found in (self.index["archs"], settings["teachers"]))
             dataset = self.index.get("dataset")  # earlier versions did not say it
             self.teachers = Teachers(
-                self.geometry, names, digests, dataset=dataset if isinstance(dataset, str) else None
+                self.geometry,
+                names,
+                digests,
+                dataset=dataset if isinstance(dataset, str) else None,
+                unsaid=unsaid_in(settings),
             )
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path}: is not an index of labels; make them anew with --save-labels") from None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.nets.batch_statistics import with_batch_statistics
 from utils.nets.frozen import frozen
-from utils.nets.teacher import Teacher
+from utils.nets.teacher import Teacher, unsaid_of
 from utils.run import distributed
 from utils.run.device import Runtime, transfer
 from utils.run.errors import UserError
@@ -64,6 +64,7 @@ class Teachers:
     geometries: tuple[Geometry, ...] = ()  # of each network
     orders: tuple[str | None, ...] = ()  # who says the order of each one's classes (utils/nets/class_order.py)
     dataset: str | None = None  # the known data set of their images
+    unsaid: Mapping[str, Any] = field(default_factory=dict)  # what their files leave open, as `unsaid_of` has it
 
     @classmethod
     def of(cls, teachers: list[Teacher], runtime: Runtime) -> Teachers:
@@ -76,6 +77,7 @@ class Teachers:
             tuple(teacher.geometry for teacher in teachers),
             tuple(teacher.order for teacher in teachers),
             next((teacher.dataset for teacher in teachers if teacher.dataset), None),
+            unsaid_of(teachers),
         )
 
     @property

@@ -7,9 +7,12 @@ import torch
 
 from conftest import CLASSES, INPUT, MEAN, STD
 from refusals import refused
+from result_files import result
 from utils.nets import checkpoints, models
 
 MOBILE = dict(arch="mobilenet_v2", input_size=INPUT, classes=list(CLASSES), mean=list(MEAN), std=list(STD))
+QUICK = dict(epochs=1, student_arch="conv3")
+STEM = "stem of teacher 1"
 
 
 @pytest.fixture
@@ -17,6 +20,15 @@ def mobile(place):
     """A teacher whose weights have the same shapes with both stems, and whose file does not say which it is."""
     torch.manual_seed(0)
     checkpoints.save(place.teacher, models.build("mobilenet_v2", 3, INPUT, "cifar"), **MOBILE)
+    return place
+
+
+@pytest.fixture
+def two(place):
+    """The teacher, which says all, and bare weights; what is given for these is given to both."""
+    torch.save(torch.load(place.teacher, weights_only=True)["model"], place / "bare.pth")
+    place.both = dict(teacher_path=[place.teacher, place / "bare.pth"], teacher_arch="conv3", input_size=INPUT)
+    place.alike = {**place.both, "mean": MEAN, "std": STD}  # else ImageNet's are assumed of the second one
     return place
 
 
@@ -49,3 +61,59 @@ def test_statistics_by_another_stem(mobile):
     assert outcome.code == 2 and "stem: cifar -> imagenet" in outcome.err
     line = dict(method="gvbsm", statistics=mobile / "s.safetensors", round_iterations=None, ipc=3, batch_size=9)
     refused(mobile, "recover", "collected with stem cifar", "the teacher's is imagenet", **line, stem="imagenet")
+
+
+def test_labels_by_another_stem(mobile):
+    line = dict(save_labels=mobile / "labels", **QUICK)
+    mobile.works("validate", **line)
+    index = mobile / "labels" / "seed0" / "index.json"
+    assert settings(index)[STEM] == "cifar" and STEM not in result(mobile)["settings"]
+    outcome = mobile.run("validate", **line, stem="imagenet")
+    assert outcome.code == 2 and f"{STEM}: cifar -> imagenet" in outcome.err
+    assert settings(index)[STEM] == "cifar"
+
+
+def test_a_student_of_labels_by_another_stem_is_another_result(mobile):
+    line = dict(output_dir=mobile / "loaded", **QUICK)
+    mobile.works("validate", save_labels=mobile / "labels", stem="imagenet", **QUICK)
+    loading = dict(line, load_labels=mobile / "labels", teacher_path=None)
+    mobile.works("validate", **loading, stem="imagenet")
+    assert result(mobile, "loaded")["settings"] == result(mobile)["settings"], "stored or found: one run"
+    # Without the flag the students' stem is cifar, whatever that of the teacher was who labelled.
+    mobile.works("validate", **loading)
+    said = mobile.works("validate", **line, save_labels=mobile / "others")
+    assert "is complete" not in said and len(list((mobile / "loaded" / "results").glob("*.json"))) == 3
+
+
+# --- the normalisation of several teachers -----------------------------------------------------------------------
+
+
+def test_a_set_by_two_teachers(two):
+    two.works("recover", **two.both)
+    words = "mean of teacher 2: [0.485, 0.456, 0.406] -> None", "std of teacher 2: ", "--overwrite"
+    refused(two, "recover", *words, **two.alike)
+    two.works("recover", **two.alike, syn_dir=two / "alike")
+    assert settings(two.syn / "manifest.json").keys() - settings(two / "alike/manifest.json").keys() == {
+        "mean of teacher 2",
+        "std of teacher 2",
+    }
+
+
+def test_a_student_of_two_teachers(two):
+    two.works("validate", **two.both, **QUICK)
+    assert "is complete" in two.works("validate", **two.both, **QUICK)
+    assert "is complete" not in two.works("validate", **two.alike, **QUICK)
+    found = [json.loads(path.read_text()) for path in (two / "measured" / "results").glob("*.json")]
+    assert [one["settings"]["mean"] for one in found] == [list(MEAN)] * 2
+    assert {str(one["settings"].get("mean of teacher 2")) for one in found} == {"None", "[0.485, 0.456, 0.406]"}
+
+
+def test_labels_of_two_teachers(two):
+    line = dict(save_labels=two / "labels", **QUICK)
+    two.works("validate", **two.both, **line)
+    outcome = two.run("validate", **two.alike, **line)
+    assert outcome.code == 2 and "mean of teacher 2: [0.485, 0.456, 0.406] -> None" in outcome.err
+    loading = dict(load_labels=two / "labels", teacher_path=None, output_dir=two / "loaded")
+    two.works("validate", **loading, **QUICK)
+    [saved] = [one for one in (two / "measured" / "results").glob("*.json") if "mean of teacher 2" in settings(one)]
+    assert result(two, "loaded")["settings"] == settings(saved)

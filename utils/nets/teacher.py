@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 import torchvision
@@ -15,6 +15,8 @@ from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.nets import checkpoints, class_order, models, weights
 from utils.run.errors import UserError
 from utils.run.files import sha256
+
+_OF_TEACHER = " of teacher "
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,25 @@ class Teacher:
         mean, std = list(self.geometry.mean), list(self.geometry.std)
         facts = {"teacher": self.sha256, "input_size": self.geometry.input_size, "mean": mean, "std": std}
         return {**facts, **self.unsaid}
+
+
+def unsaid_of(teachers: Sequence[Teacher]) -> dict[str, Any]:
+    """What teachers that work together leave unsaid, each under a name of its own: `mean of teacher 2`."""
+    numbered = enumerate(teachers, start=1)
+    return {f"{name}{_OF_TEACHER}{k}": value for k, teacher in numbered for name, value in teacher.unsaid.items()}
+
+
+def unsaid_in(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record has of `unsaid_of`."""
+    return {name: value for name, value in record.items() if _OF_TEACHER in name}
+
+
+def beside(said: Mapping[str, Any], unsaid: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record needs of `unsaid_of`, beside what it has `said` of all teachers under plain names.
+
+    Nothing where all are as `said`: records of earlier versions have none of it.
+    """
+    return {name: value for name, value in unsaid.items() if said.get(name.partition(_OF_TEACHER)[0]) != value}
 
 
 def load_teacher(

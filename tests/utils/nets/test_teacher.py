@@ -11,7 +11,7 @@ from helpers import CONV3_FACTS, gray
 from utils import cli
 from utils.data.geometry import GeometryFlags
 from utils.nets import checkpoints, models
-from utils.nets.teacher import load_teacher
+from utils.nets.teacher import beside, load_teacher, unsaid_in, unsaid_of
 from utils.run.errors import UserError
 
 IN_GEOMETRY = ("stem", "num_classes", "classes", "input_size", "mean", "std")
@@ -144,6 +144,24 @@ def test_the_identity_of_weights_that_tell_their_stem_is_that_of_earlier_version
 def test_the_identity_has_a_stem_that_nothing_but_a_flag_tells(tmp_path, given, stem):
     torch.save(models.build("mobilenet_v2", 3, 16, "cifar").state_dict(), tmp_path / "t.pth")
     assert load("mobilenet_v2", tmp_path / "t.pth", input_size=16, **given).identity()["stem"] == stem
+
+
+@pytest.mark.parametrize(
+    "second, given, found",
+    [
+        ({"mean": THEIRS, "std": OURS}, {}, {}),  # its digest says it
+        ({"std": OURS}, {"mean": OURS}, {}),  # as the first one's
+        ({"std": OURS}, {"mean": THEIRS}, {"mean of teacher 2": list(THEIRS)}),
+        ({}, {}, {"mean of teacher 2": [0.485, 0.456, 0.406], "std of teacher 2": [0.229, 0.224, 0.225]}),
+    ],
+)
+def test_a_record_of_several_has_what_neither_the_files_nor_the_first_one_say(tmp_path, conv, second, given, found):
+    checkpoints.save(tmp_path / "a.pth", conv, arch="conv3", mean=OURS, std=OURS)
+    checkpoints.save(tmp_path / "b.pth", conv, arch="conv3", **second)
+    teachers = [load(None, tmp_path / "a.pth", input_size=16), load(None, tmp_path / "b.pth", input_size=16, **given)]
+    record = beside({"mean": list(OURS), "std": list(OURS)}, unsaid_of(teachers))
+    assert record == found
+    assert unsaid_in({"mean": list(OURS), "teachers": ["a", "b"], **record}) == found
 
 
 def test_another_number_of_classes(tmp_path, conv):
