@@ -83,6 +83,7 @@ def test_prefix_of_a_variable_that_takes_none_is_named(distill):
 def test_stage_command_lines(distill, tmp_path):
     """One script, in full: what each variable turns into, and that an empty one leaves the stage its default."""
     variables = dict(IPC=3, ITR=80, ROUND_ITR=20, DELT_LR=0.5, STUDENT="resnet18 conv3", PROTOCOL="delt hard")
+    variables |= dict(DELT_METHOD="delt")
     calls, process = distill("cifar10_resnet18_ipc10", cwd=tmp_path, SQUEEZE_ARGS="--extra 1", DELT_SEED=4, **variables)
     assert process.returncode == 0, process.stderr
     run = tmp_path / "run"
