@@ -179,6 +179,7 @@ def run(
                     top5=round(history.top5, 2),
                     epochs=epochs,
                     seconds=round(state.seconds, 1),
+                    processes=history.processes,
                     settings=settings,
                     versions=versions(),
                 )

@@ -312,7 +312,7 @@ def measure(
             train_student(experiment, run, stream)
     results = [run.results[seed] for seed in job.seeds]
     found = summary(results)
-    if len(numbers := sorted({result.processes for result in results} - {None})) > 1:
+    if len(numbers := sorted(set().union(*(result.numbers for result in results)))) > 1:
         listed = " and ".join(map(str, numbers))
         print(f"validate: {what}: trained by {listed} processes: BatchNorm saw other parts of a batch; not alike")
     print(

@@ -37,7 +37,8 @@ COLUMNS = [
 class Result:
     """Accuracies in percent; `curve` has one entry an epoch, with top-1 where it was measured.
 
-    `processes` trained the student together: each one's BatchNorm saw its part of a batch. None: it was not noted.
+    `processes` trained the student together: each one's BatchNorm saw its part of a batch. A list of their numbers
+    where the student went on with another one. None: it was not noted.
     """
 
     seed: int
@@ -46,7 +47,12 @@ class Result:
     top5: float
     seconds: float
     curve: list[dict] = field(default_factory=list)
-    processes: int | None = None
+    processes: int | list[int] | None = None
+
+    @property
+    def numbers(self) -> set[int]:
+        """Of the processes that trained it; empty if it was not noted."""
+        return set(self.processes) if isinstance(self.processes, list) else {self.processes} - {None}
 
 
 SETTINGS_DIGITS = 16  # of the digest: rows of different settings are not averaged
@@ -91,7 +97,7 @@ class Run:
             if not all(
                 isinstance(value, (int, float))
                 for one in results.values()
-                for value in (one.seed, one.top1, one.best_top1, one.top5, one.seconds)
+                for value in (one.seed, one.top1, one.best_top1, one.top5, one.seconds, *one.numbers)
             ):
                 raise TypeError
         except (TypeError, KeyError):

@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from utils.fit.loop import Training
-from utils.run import distributed
 from utils.run.resume import NoState, State
 from utils.run.seeds import seeded
 from validate.optim import learner
@@ -39,7 +38,7 @@ def train(
     history = training.run(learning, source, student_losses(stream.protocol, weights), state)
     seconds = round(state.seconds, 1)
     top1, best, top5 = history.top1, history.best_top1, history.top5
-    return Result(stream.seed, top1, best, top5, seconds, history.epochs, distributed.get_world_size())
+    return Result(stream.seed, top1, best, top5, seconds, history.epochs, history.processes)
 
 
 def recompute_statistics(stream: Stream, model: nn.Module) -> None:

@@ -12,6 +12,7 @@ import torch
 from launching import ENV, LAUNCH, launch, ranks_of, started
 
 from conftest import ROOT, images
+from result_files import result
 
 pytestmark = pytest.mark.slow
 
@@ -153,10 +154,13 @@ def whole(stock, tmp_path_factory):
     return weights(out)
 
 
-def when_training(place, launcher):
+STATES = {"squeeze": ".squeezed.pth.state", "validate": "measured/results/.*_seed0.state"}
+
+
+def when_training(place, launcher, stage="squeeze"):
     """Wait until the ranks have saved a state; their process ids."""
     until = time.monotonic() + 120
-    while not (place / ".squeezed.pth.state").exists():
+    while not list(place.root.glob(STATES[stage])):
         assert time.monotonic() < until and launcher.poll() is None
         time.sleep(0.02)
     return ranks_of(launcher)
@@ -174,6 +178,20 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_resumes(place, whole):
     assert not (place / "squeezed.pth").exists()
     done = launch(place, "squeeze", 2, **LONG)
     assert done.returncode == 0 and equal(weights(place / "squeezed.pth"), whole)
+    assert torch.load(place / "squeezed.pth", weights_only=True)["processes"] == 2
+
+
+@pytest.mark.parametrize("stage", ["squeeze", "validate"])
+def test_the_numbers_of_all_processes_that_trained_are_recorded(place, stage):
+    launcher = started(place, stage, 2, **LONG)
+    when_training(place, launcher, stage)
+    launcher.send_signal(signal.SIGTERM)
+    launcher.communicate(timeout=60)
+    said = place.works(stage, **LONG)
+    if stage == "squeeze":
+        assert torch.load(place / "squeezed.pth", weights_only=True)["processes"] == [1, 2]
+    else:
+        assert result(place)["seeds"][0]["processes"] == [1, 2] and "trained by 1 and 2 processes" in said
 
 
 def test_a_killed_rank_is_replaced_where_restarts_are_allowed(place, whole):

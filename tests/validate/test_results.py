@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,18 @@ def test_the_same_run_is_found_again_and_another_one_is_not(tmp_path):
     assert len(lines(tmp_path)) == 4
     assert len(list((tmp_path / "results").iterdir())) == 2
     assert not [name for name in tree(tmp_path) if "partial" in name]
+
+
+def test_a_student_of_several_numbers_of_processes_is_found_again(tmp_path):
+    changed = replace(result(0), processes=[1, 4])
+    Run(tmp_path, {}, FACTS).add(changed)
+    run = Run(tmp_path, {}, FACTS)
+    assert run.results == {0: changed} and len(lines(tmp_path)) == 2
+    content = json.loads(run.path.read_text())
+    content["seeds"][0]["processes"] = [1, "four"]
+    run.path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=run.path.name):
+        Run(tmp_path, {}, FACTS)
 
 
 def test_rows_of_different_settings_are_told_apart(tmp_path):

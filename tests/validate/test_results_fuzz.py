@@ -25,7 +25,7 @@ RESULT = Result(0, 50.0, 50.0, 90.0, 1.0, [{"epoch": 1, "loss": 0.1, "top1": 50.
 
 def made(tmp_path_factory):
     """A folder with one result, which is read as it was written."""
-    root = tmp_path_factory.getbasetemp() / "results of anything"
+    root = tmp_path_factory.getbasetemp() / "runs of anything"
     shutil.rmtree(root, ignore_errors=True)
     run = Run(root, {"a": 1}, FACTS)
     run.add(RESULT)

@@ -28,12 +28,21 @@ class NotFinite(UserError):
 
 @dataclass
 class History:
-    """Accuracies in percent; `epochs` has one entry an epoch, with top-1 where it was measured."""
+    """Accuracies in percent; `epochs` has one entry an epoch, with top-1 where it was measured.
+
+    `numbers` are those of the processes that trained together, ascending: several where a resumed run had others.
+    """
 
     top1: float = 0.0
     best_top1: float = 0.0
     top5: float = 0.0
     epochs: list[dict] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
+
+    @property
+    def processes(self) -> int | list[int]:
+        """As records have it: the number of processes, or all of them where it changed."""
+        return self.numbers[0] if len(self.numbers) == 1 else self.numbers
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -96,6 +105,7 @@ class Training:
         scaler, history, state = runtime.grad_scaler(), History(), state or NoState()
         parts = {**learner.parts(), "scaler": scaler, "history": history}
         saved = state.restore(parts) or {"number": 0, "total": 0.0}
+        history.numbers = sorted({*history.numbers, distributed.get_world_size()})
         start, total = saved["number"], torch.tensor(saved["total"], device=runtime.device)  # of this epoch's losses
         model, optimizer = learner.model, learner.optimizer
         network = distributed.data_parallel(model, runtime.device)

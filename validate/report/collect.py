@@ -44,7 +44,7 @@ class Student:
     top5: float
     seconds: float
     curve: list[dict[str, float]]  # of each epoch its number, loss, and top1 where it was measured
-    processes: int  # that trained it together
+    processes: tuple[int, ...]  # that trained it together; several numbers if it was resumed with another one
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Measured:
     @property
     def conditions(self) -> str:
         """Equal for all sets that were measured alike: with as many images, under the same protocol, by the same
-        teachers, student, processes and test images. A rate that was searched for is a set's own."""
+        teachers, student, processes and test images. A rate that was searched for is a set's own. Students whose number
+        of processes changed are like no other set's."""
         return self._digest(("lr",) if self.settings.get("lr_search") else ())
 
     @property
@@ -84,8 +85,10 @@ class Measured:
 
     def _digest(self, more: tuple[str, ...]) -> str:
         left_out = {*OF_THE_SET, *(TILES if self.settings.get("tiles_of_set") else ()), *more}
-        kept = {name: value for name, value in self.settings.items() if name not in left_out}
         processes = sorted({student.processes for student in self.seeds.values()})
+        if any(len(numbers) > 1 for numbers in processes):
+            left_out = set()  # nobody knows for how long there were as many
+        kept = {name: value for name, value in self.settings.items() if name not in left_out}
         return digest({"ipc": self.ipc, "images": self.images, "processes": processes, "settings": kept})
 
     @property
@@ -190,7 +193,12 @@ def _student(entry: dict[str, Any]) -> Student:
     curve = [{name: _number(value) for name, value in point.items()} for point in _objects(entry["curve"])]
     if any("epoch" not in point for point in curve):
         raise KeyError("epoch")
-    return Student(**numbers, curve=curve, processes=_optional(entry, "processes", int) or 1)
+    return Student(**numbers, curve=curve, processes=_processes(entry.get("processes")))
+
+
+def _processes(value: Any) -> tuple[int, ...]:
+    """One where nothing is noted, as in results of earlier versions."""
+    return tuple(_typed(number, int) for number in (value if isinstance(value, list) else [value or 1]))
 
 
 def _objects(value: Any) -> list[dict]:

@@ -56,7 +56,7 @@ def test_a_run_without_results(tmp_path, content):
 WRONG = st.sampled_from([None, True, "x", [], {}, [3], {"a": 1}, 10**400, [None]])
 PLACES = [
     *((name,) for name in ("dataset", "ipc", "teacher", "epochs", "syn_dir", "settings", "seeds", "arguments")),
-    *(("seeds", 0, name) for name in ("seed", "top1", "top5", "seconds", "curve")),
+    *(("seeds", 0, name) for name in ("seed", "top1", "top5", "seconds", "processes", "curve")),
     ("seeds", 1),
     ("seeds", 0, "curve", 1),
     *(("seeds", 0, "curve", 0, name) for name in ("epoch", "loss")),
@@ -82,7 +82,7 @@ def test_a_result_with_anything_in_it_is_read_or_refused(tmp_path_factory, place
     except UserError as error:
         assert str(path) in str(error)
         return
-    assert entry.title and entry.set_dir and all(isinstance(top1, float) for top1 in entry.top1)
+    assert entry.conditions and entry.title and entry.set_dir and all(isinstance(top1, float) for top1 in entry.top1)
 
 
 def test_an_undamaged_result_is_read(tmp_path):

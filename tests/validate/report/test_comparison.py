@@ -119,6 +119,13 @@ def test_more_images_or_other_processes_are_not_measured_alike(run, changes):
     assert math.isnan(table(run)["delt", "cda"]["margin"])
 
 
+def test_students_whose_number_of_processes_changed_are_compared_with_nothing(run):
+    """Even where the random images' were resumed as well: nobody knows after how many epochs."""
+    for method, top1 in (("delt", (50.0, 52.0)), ("random", (40.0, 43.0))):
+        measured(run, method, "cda", top1, {"lr": 1}, processes=[1, 8])
+    assert table(run)["delt", "cda"]["top1"] == 51.0 and math.isnan(table(run)["delt", "cda"]["margin"])
+
+
 def test_of_images_that_were_made_anew_since_nothing_is_said_but_what_was_measured(run):
     measured(run, "delt", "cda", (50.0,), set=manifest.digest_of_images(run / "delt"))
     row = table(run)["delt", "cda"]
