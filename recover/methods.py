@@ -2,7 +2,7 @@
 
 A new method is an entry of METHODS, an objective of its own (recover/objectives) where it needs one, what differs
 by data set in DATASET_SETTINGS, and what it needs besides recover in NEEDS. Run as a module, it prints the names; with
-`--needs NAME` what that method needs, as lines that bash can read.
+`--needs NAME` what that method needs, as lines that bash can read; with `--made FOLDER` which one made the set there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from utils.data import manifest
 from utils.data.datasets import DATASETS, SMALL, SMALL_SIZE, own_settings
 from utils.data.sizes import size_at_a_glance
 from utils.run import packages, registry
@@ -273,6 +274,14 @@ def needs(name: str, where: str = "") -> Needs:
     return replace(found, ranking=LARGE_RANKING.get(name, found.ranking).replace(TILES, str(MANY_TILES)))
 
 
+def made(folder: str) -> str:
+    """The method by which the set in `folder` was recovered; empty where it is none of these, or nothing says it."""
+    with contextlib.suppress(UserError):  # validate says what is wrong with the manifest
+        found = manifest.recipe(manifest.images_of(folder))
+        return found if found in names() else ""
+    return ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser("python -m recover.methods", description="The methods, one a line.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="ends with exit code 2 if one is not known")
@@ -282,7 +291,11 @@ def main() -> None:
         metavar=("NAME", "WHERE"),
         help="what it needs, for a data set, inputs of so many pixels, or the images of a folder",
     )
+    parser.add_argument("--made", metavar="FOLDER", help="which one made the set there; an empty line for none of them")
     args = parser.parse_args()
+    if args.made:
+        print(made(args.made))
+        return
     name, where = [*(args.needs or ()), "", ""][:2]
     sys.argv[1:] = args.names + [name] * bool(name)
     registry.main("method", names())

@@ -43,6 +43,7 @@ RANKING_FILE=${RANKING_FILE:-}             # the scores; empty: RUN_DIR/ranking.
 OUTPUT_DIR=${OUTPUT_DIR:-}                 # the selected images; empty: RUN_DIR/init
 
 # recover: the synthesis. METHOD is a recipe; what is set below it overrides the recipe, what is empty leaves it.
+named=${METHOD:-}                          # the name that is given, if one is
 METHOD=${METHOD:-delt}                     # python -m recover.methods lists them; the result's name in the table, too
 INIT_PATH=${INIT_PATH:-}                   # the images it starts from; empty: those that ranking selects
 SYN_PATH=${SYN_PATH:-}                     # the synthetic images; empty: RUN_DIR/syn
@@ -216,6 +217,17 @@ if [ "$NEEDS_RECOVERS" = false ]; then
 fi
 OUTPUT_DIR=${OUTPUT_DIR:-$RUN_DIR/init}
 if [ "$NEEDS_RECOVERS" = false ]; then SYN_PATH=$OUTPUT_DIR; else SYN_PATH=${SYN_PATH:-$RUN_DIR/syn}; fi
+# A set that is there already has the name of what made it, or one that is no method's.
+if wants validate && ! wants recover; then
+    made=$("$PYTHON_BIN" -m recover.methods --made "$SYN_PATH")
+    if [ -z "$named" ] && [ -n "$made" ]; then
+        METHOD=$made
+        needs_of "$METHOD"
+    elif [ -n "$made" ] && [ "$made" != "$METHOD" ]; then
+        ! "$PYTHON_BIN" -m recover.methods "$METHOD" > /dev/null 2>&1 ||
+            fail "METHOD: $SYN_PATH was made by $made, not by $METHOD: set DELT_METHOD=$made, or a name of your own"
+    fi
+fi
 case $INIT in
     noise) NEEDS_RANKING= ;;
     images) NEEDS_RANKING=${NEEDS_RANKING:---criterion medium} ;;

@@ -17,14 +17,13 @@ from typing import Any, Callable, Mapping
 import yaml
 
 from utils import cli
+from utils.data.manifest import SHARED
 from utils.run.files import flush_folder, replacing, sha256, write_json, write_text
 from utils.run.markdown import escaped
 from utils.run.outputs import check_output, claim, locked
 
-RECORD = "share.json"
 CARD = "README.md"
 LONG = 80  # letters of a value: longer ones are left to the files
-IMAGES = "train"  # the folder of a shared set's images, and the split that they are
 
 # Those that the Hub knows by a name (https://huggingface.co/docs/hub/repositories-licenses), without models' own.
 LICENCES = frozenset(
@@ -130,12 +129,6 @@ def without_folders(value: Any) -> Any:
     return value
 
 
-def images_of(folder: str) -> str:
-    """Where the images are: in a shared set's folder in a part of it, else in the folder itself."""
-    part = Path(folder) / IMAGES
-    return str(part) if (Path(folder) / RECORD).is_file() and part.is_dir() else folder
-
-
 def write(folder: str | Path, settings: dict, contents: Contents, overwrite: bool, *inputs: str | Path) -> bool:
     """Make the folder, and say whether anything was left to do.
 
@@ -145,7 +138,7 @@ def write(folder: str | Path, settings: dict, contents: Contents, overwrite: boo
     folder = Path(folder)
     check_output(folder, *inputs)
     with locked(folder):
-        found = claim(folder, RECORD, settings, overwrite, *inputs)
+        found = claim(folder, SHARED, settings, overwrite, *inputs)
         if found.get("finished") and _is_whole(folder, found):
             return False
         for name, source in contents.copies.items():
@@ -157,7 +150,7 @@ def write(folder: str | Path, settings: dict, contents: Contents, overwrite: boo
         flush_folder(folder)  # what the record is going to say is there
         names = sorted([*contents.copies, *contents.pictures, *contents.texts])
         files = {name: sha256(folder / name) for name in names}
-        write_json(folder / RECORD, {"settings": settings, "finished": True, "files": files})
+        write_json(folder / SHARED, {"settings": settings, "finished": True, "files": files})
         return True
 
 

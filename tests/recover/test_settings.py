@@ -19,6 +19,7 @@ from recover.engine import Engine, Recovery, Start
 from recover.objectives.base import Objective
 from recover.settings import Settings
 from recover.views import View, draw_views
+from result_files import write_manifest
 from utils.data.geometry import Geometry
 from utils.run.errors import UserError
 
@@ -253,6 +254,25 @@ def test_help_says_which_method_needs_a_package(place):
 def test_the_needs_of_an_unknown_method_are_an_error():
     done = ask("--needs", "nosuch")
     assert done.returncode == 2 and not done.stdout and "method 'nosuch' is not known" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (dict(arguments={"method": "delt"}, method="delt+"), "delt"),
+        (dict(arguments={"method": "theirs"}), ""),
+        (dict(method="delt"), ""),
+        (dict(arguments={"method": ["delt"]}), ""),
+    ],
+)
+def test_a_set_says_what_was_asked_for_when_it_was_made(tmp_path, content, expected):
+    write_manifest(tmp_path / "set", **content)
+    assert ask("--made", tmp_path / "set").stdout == f"{expected}\n"
+    write_manifest(tmp_path / "shared" / "train", **content)
+    (tmp_path / "shared" / "share.json").touch()
+    assert ask("--made", tmp_path / "shared").stdout == f"{expected}\n"
+    (tmp_path / "set" / "manifest.json").write_text("damaged")
+    assert ask("--made", tmp_path / "set").stdout == ask("--made", tmp_path / "nowhere").stdout == "\n"
 
 
 # --- the command line --------------------------------------------------------------------------------------------

@@ -12,11 +12,13 @@ REGISTRIES = (
 )
 
 # Ends well for -c, and for a registry unless it is asked for the word 'unknown'. A method needs what $NEEDS
-# says, or the project itself, which also runs the cells of a comparison. Everything else is noted.
+# says, or the project itself, which also says what made a set, and runs the cells of a comparison. All else is noted.
 PYTHON = f"""#!/bin/sh
 [ "$1" = -c ] && exit 0
 [ -n "$NEEDS" ] && case "$2 $3" in "recover.methods --needs") echo "$NEEDS"; exit 0;; esac
-case "$2 $3" in "recover.methods --needs"|"utils.run.cells "*) cd {ROOT}; exec {sys.executable} "$@";; esac
+case "$2 $3" in
+    "recover.methods --needs"|"recover.methods --made"|"utils.run.cells "*) cd {ROOT}; exec {sys.executable} "$@";;
+esac
 case " {REGISTRIES} " in *" $2 "*)
     case " $* " in *" unknown "*) echo "error: '$2' knows no 'unknown'; known: this, that" >&2; exit 2;; esac
     exit 0;;

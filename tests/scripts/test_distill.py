@@ -300,14 +300,6 @@ def test_what_is_wrong_is_said_before_any_stage(distill, name, variables, told):
     assert told in process.stderr and len(process.stderr.splitlines()) == 1
 
 
-def test_a_set_of_any_name_is_validated(distill, tmp_path):
-    """Only recover needs a known recipe: images that came from elsewhere have the name that the user gives them."""
-    calls, process = distill(
-        "distill", DELT_STAGES="validate", DELT_METHOD="unknown", RANKER_PATH=tmp_path / "teacher.pth"
-    )
-    assert process.returncode == 0 and dict(calls)["validate"]["method"] == "unknown random"
-
-
 @pytest.fixture
 def asking(distill, tmp_path):
     """A Python that only notes what stages are asked, but is this project's own registries."""

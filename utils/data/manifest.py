@@ -11,9 +11,17 @@ from utils.run.errors import UserError
 from utils.run.files import digest, read_json
 
 MANIFEST = "manifest.json"
+SHARED = "share.json"  # the record of a folder for the Hugging Face Hub
+IMAGES = "train"  # the part of a shared set's folder that holds its images, and the split that they are
 KEEP = "keep"  # of --short-classes
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def images_of(folder: str) -> str:
+    """Where the images are: in a shared set's folder in a part of it, else in the folder itself."""
+    part = Path(folder) / IMAGES
+    return str(part) if (Path(folder) / SHARED).is_file() and part.is_dir() else folder
 
 
 def read(folder: str | Path) -> dict[str, Any]:
@@ -83,6 +91,15 @@ def method(folder: str | Path) -> str | None:
     """
     value = read(folder).get("method")
     return " ".join(value.split()) or None if isinstance(value, str) else None
+
+
+def recipe(folder: str | Path) -> str | None:
+    """The method that was asked for when the set in `folder` was recovered; None where none was.
+
+    Raises UserError as `read` does.
+    """
+    value = _entries(read(folder), "arguments").get("method")
+    return value if isinstance(value, str) else None
 
 
 def dataset(folder: str | Path) -> str | None:

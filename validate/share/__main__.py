@@ -14,7 +14,7 @@ from functools import partial
 from utils import cli, hub
 from utils.data import gallery
 from utils.data.gallery import ImageSet
-from utils.data.manifest import MANIFEST
+from utils.data.manifest import IMAGES, MANIFEST, images_of
 from utils.run import entry
 from utils.run.files import as_json, digest, sha256
 from validate.labels import INDEX, folder_of
@@ -70,7 +70,7 @@ def parse() -> Flags:
 def main() -> None:
     flags = parse()
     stored = labels_in(flags.labels) if flags.labels else []
-    source = Source.of(hub.images_of(flags.syn_dir), *order_of(flags.classes, flags.teacher_path, stored))
+    source = Source.of(images_of(flags.syn_dir), *order_of(flags.classes, flags.teacher_path, stored))
     check_labels(stored, source)
     results = Results.of(flags.results, source) if flags.results else None
     contents = contents_of(Facts(source, stored, results, flags.licence, flags.name, flags.source))
@@ -92,13 +92,13 @@ def main() -> None:
 def contents_of(facts: Facts) -> hub.Contents:
     """The files of the folder."""
     source = facts.source
-    copies = {f"{hub.IMAGES}/{path}": source.folder.root / path for path in source.folder.paths}
+    copies = {f"{IMAGES}/{path}": source.folder.root / path for path in source.folder.paths}
     for labels in facts.labels:
         files = (INDEX, *(file for file, _, _ in labels.shards))
         copies |= {folder_of("labels", labels.seed).joinpath(file).as_posix(): labels.folder / file for file in files}
     texts = {hub.CARD: card.text(facts), **(facts.results.texts if facts.results else {})}
     if source.record:
-        texts[f"{hub.IMAGES}/{MANIFEST}"] = as_json(hub.without_folders({"method": source.method, **source.record}))
+        texts[f"{IMAGES}/{MANIFEST}"] = as_json(hub.without_folders({"method": source.method, **source.record}))
     title = "recovered" if source.is_recovered else "selected"
     shown = ImageSet.from_folder(title, source.folder, origins.updates(source.folder.root))
     sheet = partial(gallery.draw, classes=source.folder.classes, sets=[shown])

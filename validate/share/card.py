@@ -9,7 +9,7 @@ from typing import Any, Sequence
 import pandas as pd
 
 from utils import hub
-from utils.data.manifest import MANIFEST
+from utils.data.manifest import IMAGES, MANIFEST
 from utils.run.markdown import escaped, table
 from validate.labels import VIEW_SETTINGS, StoredLabels
 from validate.protocols import DELT
@@ -68,7 +68,7 @@ def _front(facts: Facts) -> dict[str, Any]:
         {"name": "image", "dtype": "image"},
         {"name": "label", "dtype": {"class_label": {"names": names}}},
     ]
-    files = [{"split": hub.IMAGES, "path": f"{hub.IMAGES}/*/*"}]
+    files = [{"split": IMAGES, "path": f"{IMAGES}/*/*"}]
     return {
         "pretty_name": facts.title,
         **hub.licence_fields(facts.licence),
@@ -93,7 +93,7 @@ def _use(facts: Facts) -> str:
     flags = f" --load-labels FOLDER/labels{_label_flags(facts.results)}" if facts.labels else ""
     return (
         "## Use\n\nFOLDER is where this folder is.\n\n```python\nfrom datasets import load_dataset\n\n"
-        f'images = load_dataset("FOLDER", split="{hub.IMAGES}")  # or the name that it has on the Hub\n```\n\n'
+        f'images = load_dataset("FOLDER", split="{IMAGES}")  # or the name that it has on the Hub\n```\n\n'
         f"```bash\npython -m validate --syn-dir FOLDER --val-dir REAL_TEST_IMAGES{flags}\n```\n\n"
         "The second command is of the project that made the set, which trains students on it and tests them"
         + ("; the labels need the settings below." if facts.labels else ".")
@@ -121,7 +121,7 @@ def _making(source: Source) -> str:
     teachers = [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
     named = table(TEACHER, [(one.get("arch"), one.get("sha256")) for one in teachers]) + "\n" if teachers else ""
     return (
-        f"## How it was made\n\n{named}{table(SETTING, rows)}\n`{hub.IMAGES}/{MANIFEST}` says all, and the SHA-256 of "
+        f"## How it was made\n\n{named}{table(SETTING, rows)}\n`{IMAGES}/{MANIFEST}` says all, and the SHA-256 of "
         "each image."
     )
 

@@ -9,6 +9,7 @@ from typing import Any, Sequence
 import pandas as pd
 
 from utils import hub
+from utils.data.manifest import IMAGES
 from utils.run.errors import UserError
 from utils.run.files import as_json, read_json
 from validate.report import collect, comparison
@@ -39,7 +40,7 @@ class Results:
                 "this order; give the --output-dir of their validate, and --teacher-path if its teacher has another "
                 "order of classes"
             )
-        frame = comparison.table(found)[own].reset_index(drop=True).assign(syn_dir=hub.IMAGES)
+        frame = comparison.table(found)[own].reset_index(drop=True).assign(syn_dir=IMAGES)
         texts = {f"{FOLDER}/{name}": as_json(content) for name, content in sorted(_contents(runs, source).items())}
         texts[TABLE] = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         return cls([one for one, is_own in zip(found, own) if is_own], frame, texts)
@@ -53,7 +54,7 @@ def _contents(runs: Sequence[str], source: Source) -> dict[str, dict[str, Any]]:
         if not source.is_of(content["settings"].get("images")):
             continue
         # `settings` identify the result, and name no folder.
-        content = {**hub.without_folders(content), "settings": content["settings"], "syn_dir": hub.IMAGES}
+        content = {**hub.without_folders(content), "settings": content["settings"], "syn_dir": IMAGES}
         if path.name in found:
             seeds = {one["seed"]: one for one in (*content["seeds"], *found[path.name]["seeds"])}
             content = {**found[path.name], "seeds": [seeds[seed] for seed in sorted(seeds)]}
