@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable
 
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags, TrainingFlags
@@ -23,13 +23,19 @@ from validate.targets import LOSSES
 
 STATISTICS = ("running", "batch")
 
-# Flags that only one value of another setting reads.
-NEEDS = {
-    "class_weight": ("loss", "mse"),
-    "teacher_statistics": ("labels", "soft"),
-    "momentum": ("optimizer", "sgd"),
-    "lr_steps": ("lr_schedule", "steps"),
-    "lr_factor": ("lr_schedule", "steps"),
+# Flags that not every protocol reads: what it has to have for that, and whether one of these settings has it. Without
+# words a flag is never refused: several commands of a comparison share it.
+NEEDS: dict[str, tuple[str | None, Callable[[dict[str, Any]], bool]]] = {
+    "class_weight": ("--loss mse", lambda one: one["loss"] == "mse"),
+    "teacher_statistics": ("--labels soft", lambda one: one["labels"] == "soft"),
+    "momentum": ("--optimizer sgd", lambda one: one["optimizer"] == "sgd"),
+    "lr_steps": ("--lr-schedule steps", lambda one: one["lr_schedule"] == "steps"),
+    "lr_factor": ("--lr-schedule steps", lambda one: one["lr_schedule"] == "steps"),
+    "tile_share": ("--tiles set, 2 or more", lambda one: one["tiles"] != 1),
+    "temperature": (
+        None,
+        lambda one: one["labels"] == "soft" and LOSSES[one["loss"] or "kl"].target == "probabilities",
+    ),
 }
 
 
@@ -73,10 +79,7 @@ class Job:
         Raises UserError for a flag that none of them reads.
         """
         protocols = chosen_protocols(self.arguments, dataset, input_size)
-        refuse_unused(self.arguments, list(protocols.values()))
-        if self.arguments["temperature"] is not None:
-            unread = [title for title, settings in protocols.items() if not reads_temperature(settings, {})]
-            print(*(f"validate: {title} reads no --temperature\n" for title in unread), sep="", end="")
+        say_unread(self.arguments, protocols)
         return replace(self, protocols=protocols)
 
 
@@ -229,26 +232,29 @@ def chosen_protocols(flags: dict[str, Any], dataset: str | None, input_size: int
     known = recipes(dataset, input_size)
     found = {}
     for name in flags["protocol"]:
-        own = {**given, "temperature": given["temperature"] if reads_temperature(known[name], given) else None}
+        settings = {**known[name], **{flag: value for flag, value in given.items() if value is not None}}
+        # What it does not read must not part its rows from those that were measured alike.
+        own = {flag: value if reads(settings, flag) else None for flag, value in given.items()}
         title, settings = registry.with_changes(known, name, own)
         found[title] = {**settings, RECIPE_LR: known[name]["lr"]} if settings["lr"] == SEARCH else settings
     return found
 
 
-def reads_temperature(protocol: dict[str, Any], given: dict[str, Any]) -> bool:
-    """Whether a protocol, with what was given in its place, compares with a teacher's probabilities."""
-    labels, loss = (given.get(name) or protocol[name] for name in ("labels", "loss"))
-    return labels == "soft" and LOSSES[loss or "kl"].target == "probabilities"
+def reads(settings: dict[str, Any], flag: str) -> bool:
+    """Whether a protocol of these settings reads the flag."""
+    return flag not in NEEDS or NEEDS[flag][1](settings)
 
 
-def refuse_unused(flags: dict[str, Any], protocols: Sequence[dict[str, Any]]) -> None:
-    """Raises UserError for a flag that was given, and that none of the protocols reads."""
-    needs = {flag: f"--{setting.replace('_', '-')} {value}" for flag, (setting, value) in NEEDS.items()}
-    used = {flag: any(one[setting] == value for one in protocols) for flag, (setting, value) in NEEDS.items()}
-    needs["tile_share"], used["tile_share"] = "--tiles set, 2 or more", any(one["tiles"] != 1 for one in protocols)
-    for flag, need in needs.items():
-        if flags[flag] is not None and not used[flag]:
-            raise UserError(f"--{flag.replace('_', '-')} does nothing without {need}")
+def say_unread(flags: dict[str, Any], protocols: dict[str, dict[str, Any]]) -> None:
+    """Name the protocols that do not read what was given. Raises UserError where none of them does."""
+    for flag, (need, _) in NEEDS.items():
+        if flags[flag] is None:
+            continue
+        name = f"--{flag.replace('_', '-')}"
+        unread = [title for title, settings in protocols.items() if not reads(settings, flag)]
+        if need and len(unread) == len(protocols):
+            raise UserError(f"{name} does nothing without {need}")
+        print(*(f"validate: {title} reads no {name}\n" for title in unread), sep="", end="")
 
 
 def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:

@@ -214,6 +214,25 @@ def test_a_protocol_that_reads_no_temperature_is_the_same_with_one(place):
     assert {one["protocol"] for one in found} == names and len(found) == 4
 
 
+def test_a_flag_shows_in_the_names_of_those_protocols_alone_that_read_it(place):
+    """Of the others the result is the one that was measured without it."""
+    place.works("validate", protocol="hard")
+    flags = dict(class_weight=0.1, teacher_statistics="batch", tile_share=0.5)
+    outcome = place.run("validate", protocol=["delt", "edc", "mosaic", "hard"], lr_factor=0.5, **flags)
+    assert outcome.code == 2 and "--lr-factor does nothing without --lr-schedule steps" in outcome.err
+    said = place.works("validate", protocol=["delt", "edc", "mosaic", "hard"], **flags)
+    read = {flag: said.count(f" reads no --{flag}") for flag in ("class-weight", "teacher-statistics", "tile-share")}
+    assert read == {"class-weight": 3, "teacher-statistics": 1, "tile-share": 3}
+    assert "validate: hard epochs=2 reads no --class-weight" in said and "seed 0 is complete" in said
+    found = [json.loads(path.read_text())["protocol"] for path in (place / "measured" / "results").glob("*.json")]
+    assert sorted(found) == [
+        "delt epochs=2 teacher_statistics=batch",
+        "edc epochs=2 teacher_statistics=batch class_weight=0.1",
+        "hard epochs=2",
+        "mosaic epochs=2 teacher_statistics=batch tile_share=0.5",
+    ]
+
+
 def test_accumulated_steps_of_a_protocol_of_ones_own(place):
     place.works("validate", accumulate=3, protocol="hard")
     [path] = (place / "measured" / "results").glob("*.json")
