@@ -22,8 +22,16 @@ from utils.data.geometry import GeometryFlags
 from utils.run import registry
 from utils.run.errors import UserError
 
-# Flags that an objective does not read.
-UNREAD = {"batchnorm": ("statistics",), "features": ("statistics", "r_bn", "first_bn_multiplier")}
+# A setting, its values with which the flags behind them do nothing, and one that would do.
+UNREAD: tuple[tuple[str, tuple[Any, ...], str, tuple[str, ...]], ...] = (
+    ("objective", ("batchnorm", "features"), "statistics", ("statistics",)),
+    ("objective", ("features",), "batchnorm", ("r_bn", "first_bn_multiplier")),
+    ("r_bn", (0,), "above 0", ("first_bn_multiplier",)),
+    ("crop", ("padded", "none"), "resized", ("min_crop", "milestone", "curriculum")),
+    ("min_crop", (1,), "below 1", ("milestone", "curriculum")),
+    ("milestone", (0,), "above 0", ("curriculum",)),
+    ("stages", (1,), "2 or more", ("blend",)),
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,10 @@ class Job:
     def of_images(self, dataset: str | None, input_size: int) -> Job:
         """With the method's settings for a known data set, or for images of so many pixels where nobody names one.
 
-        Raises UserError where they do not fit together.
+        Raises UserError where they do not fit together, and for a flag that they do not read.
         """
         method, settings = chosen_method(self.arguments, dataset, input_size)
+        refuse_unread(self.arguments, settings)
         return replace(self, method=method, settings=settings)
 
 
@@ -187,7 +196,7 @@ def whole(text: str) -> int:
 def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | None) -> tuple[str, Settings]:
     """What to call the method, and its settings for images of the data set or of `input_size` pixels, if known.
 
-    Raises UserError for an option that it does not have or does not read, and for settings that do not fit together.
+    Raises UserError for an option that it does not have, and for settings that do not fit together.
     """
     name, recipes = flags["method"], methods.recipes(dataset, input_size)
     recipe = recipes[name]
@@ -210,14 +219,21 @@ def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | 
             raise UserError(f"--option {text}: '{value}' is not {error}") from None
     title, recipe = registry.with_changes(recipes, name, given)
     settings = Settings.of(recipe, tuple(flags["statistics"] or ()))
-    for flag in UNREAD.get(settings.objective, ()):
-        if flags[flag] is not None:
-            raise UserError(
-                f"--{flag.replace('_', '-')} does nothing with {name}: its objective is {settings.objective}"
-            )
     if settings.jitter_low is not None and settings.jitter_low > settings.jitter:
         raise UserError(f"--jitter-low {settings.jitter_low} is above --jitter {settings.jitter}; give at most that")
     return title, settings
+
+
+def refuse_unread(flags: dict[str, Any], settings: Settings) -> None:
+    """Raises UserError for a flag that the settings do not read: it would only give the same images another name."""
+    for setting, values, advice, unread in UNREAD:
+        value = getattr(settings, setting)
+        for flag in unread:
+            if flags[flag] is not None and value in values:
+                raise UserError(
+                    f"--{flag.replace('_', '-')} does nothing with {flags['method']}, as its {setting} is {value}: "
+                    f"leave it out, or give --{setting.replace('_', '-')} {advice}"
+                )
 
 
 def share(recipe: Mapping[str, Any], part: float) -> dict[str, int]:

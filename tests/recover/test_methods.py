@@ -52,16 +52,16 @@ def test_a_part_of_the_work_has_as_many_rounds_and_stages(iterations, round_iter
     [
         ("cda", dict(round_iterations=0, batch_by="index")),
         (
-            "sre2l",
+            "fadrm",
             dict(
                 round_iterations=0,
                 batch_by="index",
-                init="noise",
+                combine="turn",
                 milestone=0,
-                crop="none",
-                flip="off",
                 jitter=4,
                 jitter_low=0,
+                stages=4,
+                stage_sizes=1,
             ),
         ),
     ],

@@ -148,9 +148,36 @@ def test_classes_that_only_a_folder_names_are_a_part_of_a_run_from_noise(place):
         dict(method="delt", statistics=[ROOT / "LICENSE"]),
         dict(method="cim", r_bn=0.1),
         dict(method="mosaic", first_bn_multiplier=1),
+        dict(first_bn_multiplier=1, r_bn=0),
+        dict(min_crop=0.5, method="sre2l"),
+        dict(curriculum="step", method="gvbsm", statistics=[ROOT / "LICENSE"]),
+        dict(milestone=0.5, method="cim"),
+        dict(curriculum="linear", method="wmdd", statistics=[ROOT / "LICENSE"]),
+        dict(milestone=0.5, min_crop=1),
+        dict(blend=0.2),
     ],
     ids=str,
 )
-def test_a_flag_that_the_objective_does_not_read(place, line):
+def test_a_flag_that_nothing_reads(place, line):
+    """Small images: sre2l and gvbsm have no resized crops here, and have them for large ones."""
+    line = {"method": "delt", **line}
     flag = [name for name in line if name != "method"][0].replace("_", "-")
-    refused(place, "recover", f"--{flag} does nothing with {line['method']}", **line)
+    refused(place, "recover", f"--{flag} does nothing with {line['method']}", "leave it out, or give --", **line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        dict(method="sre2l", crop="resized", min_crop=0.5, milestone=0.5, curriculum="step"),
+        dict(method="fadrm", blend=0.2, min_crop=0.5),
+    ],
+    ids=str,
+)
+def test_a_flag_that_changes_the_images(place, line):
+    """It is read, as the setting that it needs is there."""
+    made = []
+    for folder, more in ("with", {}), ("without", dict.fromkeys({*line} - {"method", "crop"})):
+        flags = {**line, **more, "iterations": 4, "round_iterations": None, "syn_dir": place / folder}
+        place.works("recover", **flags)
+        made.append(images(place / folder))
+    assert made[0] != made[1]
