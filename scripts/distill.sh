@@ -177,6 +177,12 @@ leave_out() {    # BASELINE WHY
     BASELINES=${BASELINES// $1 / }
 }
 
+# What compare.sh reads, and this does not: here all teachers label, and ITR says how many iterations there are.
+for name in LABELLERS ITR_SHARE STARTS; do
+    [ -z "${!name:-}" ] || IGNORED+=" $name"
+done
+[ -z "${METHODS:-}" ] || IGNORED+=" METHODS (DELT_METHOD is read)"
+[ -z "${PROTOCOLS:-}" ] || IGNORED+=" PROTOCOLS (PROTOCOL is read)"
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
 for word in $STAGES; do
     case $word in

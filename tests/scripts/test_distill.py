@@ -1,5 +1,6 @@
 """distill.sh and quickstart.sh: variables become the stages' command lines."""
 
+import re
 import subprocess
 import sys
 
@@ -75,6 +76,22 @@ def test_prefix_of_a_variable_that_takes_none_is_named(distill):
     calls, process = distill("distill", DELT_IPC=20)
     assert process.returncode == 0 and dict(calls)["recover"]["ipc"] == "10"
     assert "DELT_IPC (IPC is read)" in process.stdout
+
+
+def test_variables_of_the_comparison_are_named_and_not_taken(distill):
+    """Those that compare.sh has a default for, as distill.sh and its stages have none."""
+    read = {
+        name: set(re.findall(r"^([A-Z_]+)=\$\{\1:?-", (SCRIPTS / f"{name}.sh").read_text(), re.M))
+        for name in ("compare", "distill", "stages")
+    }
+    own = read["compare"] - read["distill"] - read["stages"] - {"EMBEDDED"}  # which is no variable of its user's
+    plain, process = distill("distill")
+    assert "not taken" not in process.stdout and len(own) == 5
+    calls, process = distill("distill", **dict.fromkeys(own, "1"))
+    assert process.returncode == 0 and calls == plain
+    [said] = [line for line in process.stdout.splitlines() if "not taken from the environment" in line]
+    assert all(f" {name}" in said for name in own)
+    assert "METHODS (DELT_METHOD is read)" in said and "PROTOCOLS (PROTOCOL is read)" in said
 
 
 # --- command lines ----------------------------------------------------------------------------------------------
