@@ -49,7 +49,8 @@ def main() -> None:
     settings = job.settings
     Stages.of(settings, geometry.input_size).check(teachers)
     if settings.init == "noise":
-        starts = Starts.of_noise(job.init_dir, geometry, job.ipc, job.classes_by)
+        is_judged = any(teacher.order is not None for teacher in teachers)
+        starts = Starts.of_noise(job.init_dir, geometry, job.ipc, job.classes_by, is_judged)
     else:
         starts = Starts.of_folder(job.init_dir, geometry, job.ipc, workers, job.classes_by)
     schedule = EarlyLate(starts.ipc, **settings.schedule)
@@ -101,7 +102,7 @@ def dataset_of(job: Job, teachers: list[Teacher]) -> str | None:
 
 
 def check_class_order(job: Job, teachers: list[Teacher], starts: Starts, runtime: Runtime) -> None:
-    """Judge the order of the classes of teachers that do not say it themselves, by the starting images.
+    """Judge the order of the classes of teachers that do not say it themselves, by the images of --init-dir.
 
     Raises UserError where it cannot be theirs.
     """

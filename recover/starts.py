@@ -34,16 +34,28 @@ class Starts:
     ipc: int
     folder: ImageFolder | None
     recorded: dict[str, str] = field(default_factory=dict)  # path -> SHA-256
+    named: ImageFolder | None = None  # of noise: a folder of the same classes
 
     @classmethod
-    def of_noise(cls, init_dir: str | None, geometry: Geometry, ipc: int | None, classes_by: str = "name") -> Starts:
-        """Raises UserError where nothing names the classes."""
+    def of_noise(
+        cls,
+        init_dir: str | None,
+        geometry: Geometry,
+        ipc: int | None,
+        classes_by: str = "name",
+        is_judged: bool = False,
+    ) -> Starts:
+        """`is_judged`: the images of `init_dir` are needed, whoever names the classes.
+
+        Raises UserError where nothing names them, or the folder does not fit the teacher.
+        """
         if geometry.classes is None and init_dir is None:
             raise UserError(
                 "the teacher does not name its classes; give an ImageFolder with the class folders as --init-dir"
             )
-        names = geometry.classes or cli.folder_for(geometry, init_dir, "--init-dir", classes_by).classes
-        return cls(geometry, list(names), ipc or NOISE_IPC, None)
+        is_read = init_dir and (is_judged or geometry.classes is None)
+        named = cli.folder_for(geometry, init_dir, "--init-dir", classes_by) if is_read else None
+        return cls(geometry, list(geometry.classes or named.classes), ipc or NOISE_IPC, None, named=named)
 
     @classmethod
     def of_folder(
@@ -67,8 +79,9 @@ class Starts:
         )
 
     def sample(self) -> ImageFolder | None:
-        """Starting images of all classes, the first ones of each, by which a teacher can be judged; None for noise."""
-        return class_order.sample(self.folder) if self.folder else None
+        """Images of --init-dir, the first ones of each class, by which a teacher can be judged; None without any."""
+        folder = self.folder or self.named
+        return class_order.sample(folder) if folder else None
 
     @property
     def members(self) -> list[Member]:

@@ -57,6 +57,28 @@ def test_an_order_that_is_not_the_teachers_is_refused_by_every_stage(place, stag
     refused(place, stage, "sorted as text", "16.7 %", "--classes FILE", **FLAGS)
 
 
+def test_the_order_is_judged_from_noise_too_by_real_images(place):
+    """Which --init-dir has: the noise is called as the teacher sees it, and would lie under another class's name."""
+    noise = dict(method="sre2l", iterations=1, round_iterations=None, ipc=1)
+    for line in noise, dict(method="delt", init="noise", ipc=1):
+        refused(place, "recover", "sorted as text", "16.7 %", "--classes FILE", init_dir=place.train, **line, **FLAGS)
+    said = place.works("recover", init_dir=place.train, classes=place / "classes.txt", **noise, **FLAGS)
+    assert "% of 72 images of 12 classes" in said
+    without = dict(syn_dir=place / "without", init_dir=None, classes=place / "classes.txt", **FLAGS)
+    assert "is right about" not in place.works("recover", **noise, **without), "there are no images"
+    (place.train / "11").rename(place.train / "eleven")
+    named = dict(syn_dir=place / "named", init_dir=place.train, teacher_path=place / "named.pth")
+    assert "is right about" not in place.works("recover", **noise, **named), "the teacher says it"
+
+
+def test_a_teacher_beside_hard_labels_is_judged_as_well(place):
+    """A set that it guided may lie under wrong names; without it there is nothing to judge."""
+    refused(place, "validate", "sorted as text", "--classes FILE", protocol="hard", **FLAGS)
+    place.works("validate", protocol="hard", classes=place / "classes.txt", **FLAGS)
+    line = dict(protocol="hard", student_arch="conv3", teacher_path=None, input_size=INPUT)
+    assert "is right about" not in place.works("validate", **line)
+
+
 def test_the_order_is_said(place):
     outcome = place.run("ranking", **FLAGS)
     said = [line for line in outcome.out.splitlines() if "sorted" in line]
