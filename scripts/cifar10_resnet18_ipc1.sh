@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # CIFAR-10, ResNet-18, 1 image per class. Reference teacher: 93.9 %.
-# METHOD delt+: docs/recipes.md. With DELT_METHOD=delt ITR 48 without rounds, as one image has none; published: 1000
-# to 4000, which gain nothing here (docs/speed.md); lr 0.25 as published.
+# METHOD delt+, of one image from herding of all: docs/recipes.md. With DELT_METHOD=delt ITR 48 without rounds, as one
+# image has none; published: 1000 to 4000, which gain nothing here (docs/speed.md); lr 0.25 as published.
 # Set any variable in the environment: IPC=20, but DELT_ARCH=conv3 for ARCH and the like; scripts/distill.sh lists them.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 DATASET=${DATASET:-cifar10}
@@ -10,6 +10,7 @@ VAL_DIR=${VAL_DIR:-data/cifar10/val}
 ARCH=${ARCH:-resnet18}
 METHOD=${METHOD:-delt+}
 IPC=${IPC:-1}
-ITR=${ITR-$(for_delt 48)}
-ROUND_ITR=${ROUND_ITR-$(for_delt $ITR)}
+CRITERION=${CRITERION-$(for_method delt+ herding)}
+ITR=${ITR-$(for_method delt 48)}
+ROUND_ITR=${ROUND_ITR-$(for_method delt $ITR)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

@@ -10,6 +10,6 @@ VAL_DIR=${VAL_DIR:-data/cifar10/val}
 ARCH=${ARCH:-resnet18}
 METHOD=${METHOD:-delt+}
 IPC=${IPC:-10}
-ITR=${ITR-$(for_delt 48)}
-ROUND_ITR=${ROUND_ITR-$(for_delt 6)}
+ITR=${ITR-$(for_method delt 48)}
+ROUND_ITR=${ROUND_ITR-$(for_method delt 6)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

@@ -57,8 +57,8 @@ if [ -z "${PYTHON_BIN:-}" ]; then
     [ -x "$PYTHON_BIN" ] || PYTHON_BIN=python3
 fi
 
-for_delt() {    # VALUE: of a variable that is DELT's own; empty for another METHOD, whose recipe decides then
-    [ "${METHOD:-delt}" != delt ] || echo "$1"
+for_method() {    # NAME VALUE: of a variable that is for that method; empty for another METHOD, whose recipe decides then
+    [ "${METHOD:-delt}" != "$1" ] || echo "$2"
 }
 
 need_packages() {

@@ -9,6 +9,6 @@ VAL_DIR=${VAL_DIR:-data/imagenet1k/val}
 ARCH=${ARCH:-resnet18}
 RANKER_PATH=${RANKER_PATH:-torchvision}
 IPC=${IPC:-50}
-ITR=${ITR-$(for_delt 4000)}
-ROUND_ITR=${ROUND_ITR-$(for_delt 500)}
+ITR=${ITR-$(for_method delt 4000)}
+ROUND_ITR=${ROUND_ITR-$(for_method delt 500)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

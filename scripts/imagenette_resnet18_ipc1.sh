@@ -8,6 +8,6 @@ TRAIN_DIR=${TRAIN_DIR:-data/imagenette/train}
 VAL_DIR=${VAL_DIR:-data/imagenette/val}
 ARCH=${ARCH:-resnet18}
 IPC=${IPC:-1}
-ITR=${ITR-$(for_delt 4000)}
-ROUND_ITR=${ROUND_ITR-$(for_delt $ITR)}
+ITR=${ITR-$(for_method delt 4000)}
+ROUND_ITR=${ROUND_ITR-$(for_method delt $ITR)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

@@ -8,6 +8,6 @@ TRAIN_DIR=${TRAIN_DIR:-data/imagewoof/train}
 VAL_DIR=${VAL_DIR:-data/imagewoof/val}
 ARCH=${ARCH:-resnet18}
 IPC=${IPC:-10}
-ITR=${ITR-$(for_delt 4000)}
-ROUND_ITR=${ROUND_ITR-$(for_delt 500)}
+ITR=${ITR-$(for_method delt 4000)}
+ROUND_ITR=${ROUND_ITR-$(for_method delt 500)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"

@@ -10,6 +10,6 @@ ARCH=${ARCH:-resnet18}
 RANKER_PATH=${RANKER_PATH:-torchvision}
 INIT_PATH=${INIT_PATH:-runs/imagenet1k_resnet18_ipc50/init}
 IPC=${IPC:-50}
-ITR=${ITR-$(for_delt 4000)}
-ROUND_ITR=${ROUND_ITR-$(for_delt 500)}
+ITR=${ITR-$(for_method delt 4000)}
+ROUND_ITR=${ROUND_ITR-$(for_method delt 500)}
 source "$(dirname "${BASH_SOURCE[0]}")/distill.sh"
