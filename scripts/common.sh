@@ -57,7 +57,7 @@ if [ -z "${PYTHON_BIN:-}" ]; then
     [ -x "$PYTHON_BIN" ] || PYTHON_BIN=python3
 fi
 
-for_method() {    # NAME VALUE: of a variable that is for that method; empty for another METHOD, whose recipe decides then
+for_method() {    # NAME VALUE: of a variable for that method; empty for another METHOD, whose recipe decides then
     [ "${METHOD:-delt}" != "$1" ] || echo "$2"
 }
 
