@@ -188,17 +188,6 @@ def test_a_recipe_keeps_its_own_settings(distill, tmp_path, method):
     assert "validate.report.diversity" not in dict(calls), "one image is no pair"
 
 
-def test_a_thin_script_leaves_iterations_and_rounds_to_another_recipe(distill):
-    """ITR is a share of delt's own iterations: another method was made for more of them, or for far fewer."""
-    calls, process = distill("cifar10_resnet18_ipc10", DELT_METHOD="cda")
-    assert not {"iterations", "round-iterations"} & set(dict(calls)["recover"])
-    assert "METHOD=cda" not in process.stdout
-    calls, _ = distill("cifar10_resnet18_ipc10", DELT_METHOD="cda", ITR=1000)
-    assert dict(calls)["recover"]["iterations"] == "1000" and "round-iterations" not in dict(calls)["recover"]
-    calls, process = distill("cifar10_resnet18_ipc10", DELT_METHOD="cda", ROUND_ITR=125)
-    assert "METHOD=cda with rounds of ROUND_ITR=125 iterations" in process.stdout
-
-
 @pytest.mark.parametrize("line", [dict(ITR=300), dict(ITR=300, ROUND_ITR=125), dict(ROUND_ITR=300)], ids=str)
 def test_rounds_that_do_not_fit_are_found_before_any_work(distill, line):
     calls, process = distill("distill", **line)

@@ -68,6 +68,17 @@ def test_the_method_is_the_one_that_was_best_where_it_was_measured(distill, name
         assert (stages["ranking"]["criterion"], stages["recover"]["method"]) == ("medium", "delt")
 
 
+def test_a_thin_script_leaves_iterations_and_rounds_to_another_recipe(distill):
+    """ITR is a share of delt's own iterations: another method was made for more of them, or for far fewer."""
+    calls, process = distill("cifar10_resnet18_ipc10", DELT_METHOD="cda")
+    assert not {"iterations", "round-iterations"} & set(dict(calls)["recover"])
+    assert "METHOD=cda" not in process.stdout
+    calls, _ = distill("cifar10_resnet18_ipc10", DELT_METHOD="cda", ITR=1000)
+    assert dict(calls)["recover"]["iterations"] == "1000" and "round-iterations" not in dict(calls)["recover"]
+    calls, process = distill("cifar10_resnet18_ipc10", DELT_METHOD="cda", ROUND_ITR=125)
+    assert "METHOD=cda with rounds of ROUND_ITR=125 iterations" in process.stdout
+
+
 @pytest.mark.parametrize("name", THIN)
 def test_variables_of_thin_scripts_can_be_given(distill, tmp_path, name):
     given = dict(IPC=7, RANKER_PATH=tmp_path / "teacher.pth", DELT_ARCH="conv4", DELT_STAGES="ranking")
