@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from utils.data.images import read_rgb, save_image, to_batch
-from utils.data.tiles import Tile, cut
+from utils.data.tiles import Tile, cut, edges
 from utils.run.cpus import available_cpus
 from utils.run.files import sha256, shortened
 from utils.run.progress import progress
@@ -67,12 +67,10 @@ class Collages:
 
         Pixels that are left over belong to the first rows and columns. Raises UserError for a damaged image.
         """
-        side = self.size // self.tiles
-        edges = [side + (k < self.size % self.tiles) for k in range(self.tiles)]
-        rows = []
-        for row, height in enumerate(edges):
+        lengths, rows = edges(self.size, self.tiles), []
+        for row, height in enumerate(lengths):
             own = tiles[row * self.tiles : (row + 1) * self.tiles]
-            parts = [interpolate(self._pixels(tile), (height, width)) for tile, width in zip(own, edges)]
+            parts = [interpolate(self._pixels(tile), (height, width)) for tile, width in zip(own, lengths)]
             rows.append(torch.cat(parts, dim=3))
         return torch.cat(rows, dim=2)[0]
 

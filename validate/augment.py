@@ -20,6 +20,7 @@ from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.images import to_batch
 from utils.data.loader import AugmentedBatches
+from utils.data.tiles import edges
 from utils.run.errors import UserError
 from utils.run.seeds import seeded
 from validate.protocols import Protocol
@@ -58,8 +59,8 @@ class Augmentation:
         crop = (0, 0, height, width)
         if self.tiles > 1 and torch.rand(()) < self.tile_share:
             row, column = torch.randint(self.tiles, (2,)).tolist()
-            (top, height), (left, width) = _strip(height, self.tiles, row), _strip(width, self.tiles, column)
-            crop = (top, left, height, width)
+            heights, widths = edges(height, self.tiles), edges(width, self.tiles)
+            crop = (sum(heights[:row]), sum(widths[:column]), heights[row], widths[column])
         if self.scale != (1.0, 1.0):
             top, left, height, width = crop
             shape = torch.empty(3, height, width, device="meta")
@@ -97,15 +98,6 @@ def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
 def _posterize(image: Image.Image, bits: int, **_: object) -> Image.Image:
     """timm's operation asks for 0 bits at low magnitudes, one image in some ten thousand; newer Pillows refuse that."""
     return ImageOps.posterize(image, min(max(bits, 1), 8))
-
-
-def _strip(length: int, tiles: int, number: int) -> tuple[int, int]:
-    """Where a tile of a collage begins along a side of `length` pixels, and its width.
-
-    As ranking makes them: pixels that are left over belong to the first ones.
-    """
-    width, rest = divmod(length, tiles)
-    return number * width + min(number, rest), width + (number < rest)
 
 
 def _shuffled(image: Image.Image, patches: int) -> Image.Image:

@@ -12,6 +12,7 @@ from torch.nn.functional import interpolate
 from recover.objectives.base import Batch, Objective, combined
 from recover.settings import Settings
 from utils.data import dsa
+from utils.data.tiles import edges
 from utils.nets.features import Tap
 from utils.nets.moments import at_least_fp32
 from utils.nets.teacher import Teacher
@@ -68,13 +69,10 @@ class FeatureMatching(Objective):
 
 
 def enlarged_tiles(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Collages (N, 3, S, S) of side x side tiles -> (N, side * side, 3, S, S), each tile bilinear at the full size.
-
-    Cut as ranking puts them together: pixels that are left over belong to the first rows and columns.
-    """
+    """Collages (N, 3, S, S) of side x side tiles -> (N, side * side, 3, S, S), each tile bilinear at the full size."""
     size = images.shape[-1]
-    edges = [size // side + (number < size % side) for number in range(side)]
-    parts = [part for row in images.split(edges, 2) for part in row.split(edges, 3)]
+    lengths = edges(size, side)
+    parts = [part for row in images.split(lengths, 2) for part in row.split(lengths, 3)]
     enlarged = [interpolate(part, (size, size), mode="bilinear", align_corners=False) for part in parts]
     return torch.stack(enlarged, 1)
 

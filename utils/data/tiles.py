@@ -35,6 +35,11 @@ def cut(image: Image.Image, box: Box | None, size: int) -> Image.Image:
     return functional.resized_crop(image, *box, [size, size]) if box else resize_whole(size)(image)
 
 
+def edges(size: int, side: int) -> list[int]:
+    """The pixels of each tile along a side of a collage of `size`; those left over belong to the first ones."""
+    return [size // side + (number < size % side) for number in range(side)]
+
+
 def of_collages(folder: str | Path) -> tuple[Path, dict[str, list[Tile]]]:
     """Where the originals of the collages in `folder` lie, and each collage's tiles by its path, by their manifest.
 
