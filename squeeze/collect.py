@@ -8,6 +8,7 @@ from typing import Any, Sequence
 import torch
 from torch import nn
 
+from utils.nets import class_order
 from utils.nets.moments import channel_moments, image_moments, moments
 from utils.nets.statistics import BATCHNORM, CONVOLUTION, Layer
 
@@ -108,13 +109,12 @@ class Totals:
         self.class_sums = torch.zeros(classes, len(self.total), **zeros)
         self.class_squares = torch.zeros(classes, len(self.norms), **zeros)  # of the means of BatchNorms' inputs
         self.class_images = torch.zeros(classes, **zeros)
-        # Of the images of a label those that the network calls each.
-        self.answers = torch.zeros(num_classes, num_classes, dtype=torch.long, device=device)
+        self.answers = torch.zeros(num_classes, num_classes, dtype=torch.long, device=device)  # counts of Answers
 
     def add(self, row: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor) -> None:
         """A batch: what Measured says of it, the labels (b,) and the network's own (b,), on the device."""
         row = row.double()
-        self.answers.view(-1).index_add_(0, labels * len(self.answers) + predicted, torch.ones_like(labels))
+        class_order.count(self.answers, labels, predicted)
         if self.what.per_class:
             self.class_sums.index_add_(0, labels, row)
             self.class_squares.index_add_(0, labels, row[:, self.norms].square())

@@ -82,10 +82,9 @@ class Answers:
     @classmethod
     def of(cls, labels: torch.Tensor, predicted: torch.Tensor, num_classes: int) -> Answers:
         """`labels` and `predicted` (N,), whole numbers."""
-        counts = torch.zeros(num_classes**2, dtype=torch.long, device=labels.device)
-        pairs = labels.long() * num_classes + predicted.long()
-        # bincount would wait for a GPU.
-        return cls(counts.index_add_(0, pairs, torch.ones_like(pairs)).view(num_classes, num_classes))
+        counts = torch.zeros(num_classes, num_classes, dtype=torch.long, device=labels.device)
+        count(counts, labels, predicted)
+        return cls(counts)
 
     @classmethod
     @torch.inference_mode()
@@ -97,7 +96,7 @@ class Answers:
                 logits = run_batch(
                     lambda images: network(geometry.normalise(images, runtime.device)), batch, may_split=True
                 )
-            counts += cls.of(transfer(labels, runtime.device), logits.argmax(1), geometry.num_classes).counts
+            count(counts, transfer(labels, runtime.device), logits.argmax(1))
             distributed.keep_alive()
         distributed.barrier()
         return cls(distributed.all_reduce_sum(counts).cpu())
@@ -144,6 +143,12 @@ class Answers:
         if len(found) >= len(best) / 2 and sum(int(of_class[first]) for first, _ in found) >= FEW:
             return found  # most of all classes: few images of each suffice
         return many if {second for _, second in many} == {first for first, _ in many} else []
+
+
+def count(counts: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor) -> None:
+    """Add images to an `Answers`' counts, in place: `labels` and `predicted` (N,), whole numbers."""
+    pairs = labels.long() * len(counts) + predicted.long()
+    counts.view(-1).index_add_(0, pairs, torch.ones_like(pairs))  # bincount would wait for a GPU
 
 
 def check(answers: Answers, names: Sequence[str], who: str, order: str | None) -> None:
