@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from recover.starts import Starts, normalised
+from recover.starts import Starts
 from recover.units import Member, Unit
 from utils.data.images import read_rgb, to_batch
 from utils.data.tiles import Tile, cut, of_collages
@@ -66,7 +66,7 @@ class Originals:
         size = self.starts.geometry.input_size
         shown = [cut(read_rgb(self._unchanged(tile)), tile.box, size) for m in unit.members for tile in self.tiles[m]]
         pixels = to_batch(shown).unflatten(0, (len(unit.members), self.count))
-        return normalised(pixels, self.starts.geometry)
+        return self.starts.geometry.normalise_pixels(pixels / 255)
 
     def _unchanged(self, tile: Tile) -> Path:
         path = self.train_dir / tile.path

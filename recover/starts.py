@@ -117,7 +117,7 @@ class Starts:
             return torch.stack(noise)
         resize = resize_whole(size)
         batch = to_batch([resize(read_rgb(self._unchanged(member))) for member in unit.members])
-        return normalised(batch, self.geometry)
+        return self.geometry.normalise_pixels(batch / 255)
 
     def _unchanged(self, member: Member) -> Path:
         path, recorded = self.path(member), self.recorded.get(self._name(member))
@@ -131,9 +131,3 @@ class Starts:
     def _name(self, member: Member) -> str:
         label, position = member
         return self.folder.paths[label * self.ipc + position]
-
-
-def normalised(images: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """uint8 (..., 3, S, S) -> normalised fp32."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (geometry.mean, geometry.std))
-    return (images / 255 - mean) / std

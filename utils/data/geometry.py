@@ -22,9 +22,13 @@ class Geometry:
 
     def normalise(self, images: torch.Tensor, device: torch.device) -> torch.Tensor:
         """uint8 images (N, 3, H, W), 0 to 255 -> normalised fp32 on the device, channels_last."""
-        images = images.to(device, non_blocking=True)
-        mean, std = _per_channel(device, self.mean, self.std)
-        return ((images / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+        pixels = images.to(device, non_blocking=True) / 255
+        return self.normalise_pixels(pixels).contiguous(memory_format=torch.channels_last)
+
+    def normalise_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels from 0 to 1 (..., 3, H, W) -> normalised; `denormalise` is the inverse."""
+        mean, std = _per_channel(pixels.device, self.mean, self.std)
+        return (pixels - mean) / std
 
     def denormalise(self, images: torch.Tensor) -> torch.Tensor:
         """Normalised (N, 3, H, W) -> pixels from 0 to 1."""

@@ -100,6 +100,5 @@ def _full_precision(runtime: Runtime) -> contextlib.AbstractContextManager:
 
 def _noise(geometry: Geometry) -> torch.Tensor:
     """Two images of noise, normalised."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (geometry.mean, geometry.std))
     pixels = torch.rand(2, 3, geometry.input_size, geometry.input_size, generator=generator("compared"))
-    return (pixels - mean) / std
+    return geometry.normalise_pixels(pixels)
