@@ -26,7 +26,7 @@ from utils.run import distributed
 from utils.run.device import Runtime, transfer
 from utils.run.errors import UserError
 from utils.run.files import replacing
-from utils.run.memory import run_batch
+from utils.run.memory import ask
 from utils.run.progress import progress
 from utils.run.shared_work import SharedWork
 from utils.run.stopwatch import Stopwatch
@@ -112,11 +112,8 @@ class Scorer:
         self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The score of each image, and the class that the network takes it for, on the device."""
-        device = self.runtime.device
-        with self.runtime.autocast():
-            logits = run_batch(lambda images: network(self.geometry.normalise(images, device)), images, self.may_split)
-        logits = logits.float()
-        return logits.softmax(1).gather(1, transfer(labels, device)[:, None])[:, 0], logits.argmax(1)
+        logits = ask(network, images, self.geometry, self.runtime, self.may_split).float()
+        return logits.softmax(1).gather(1, transfer(labels, self.runtime.device)[:, None])[:, 0], logits.argmax(1)
 
 
 def rows_of(folder: ImageFolder) -> pd.DataFrame:

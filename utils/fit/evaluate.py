@@ -12,7 +12,7 @@ from utils.data.geometry import Geometry
 from utils.data.loader import EvalBatches
 from utils.run import distributed
 from utils.run.device import Runtime, transfer
-from utils.run.memory import run_batch
+from utils.run.memory import ask
 from utils.run.signals import SIGNALS
 
 
@@ -47,8 +47,7 @@ def _hits(
 ) -> torch.Tensor:
     """How often the first guess is right, one of the first five is, and of how many images: (3,)."""
     batch, labels = found
-    with runtime.autocast():
-        logits = run_batch(lambda images: model(geometry.normalise(images, runtime.device)), batch, may_split=True)
+    logits = ask(model, batch, geometry, runtime)
     labels = transfer(labels, runtime.device)
     right = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     return torch.stack([right[:, 0].sum(), right.any(1).sum(), labels.new_full((), len(labels))])

@@ -21,7 +21,7 @@ from utils.data.loader import EvalBatches
 from utils.run import distributed
 from utils.run.device import Runtime, transfer
 from utils.run.errors import UserError
-from utils.run.memory import run_batch
+from utils.run.memory import ask
 
 SORTED = "the sorted order of their folders"
 MARGIN = 0.2  # an accuracy this far above the limit is told from one below it
@@ -92,10 +92,7 @@ class Answers:
         """Of a frozen network on the device to all ranks' images."""
         counts = torch.zeros(geometry.num_classes, geometry.num_classes, dtype=torch.long, device=runtime.device)
         for batch, labels in images:
-            with runtime.autocast():
-                logits = run_batch(
-                    lambda images: network(geometry.normalise(images, runtime.device)), batch, may_split=True
-                )
+            logits = ask(network, batch, geometry, runtime)
             count(counts, transfer(labels, runtime.device), logits.argmax(1))
             distributed.keep_alive()
         distributed.barrier()

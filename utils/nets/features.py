@@ -16,7 +16,7 @@ from utils.data.loader import EvalBatches, Resize
 from utils.run import distributed
 from utils.run.device import Runtime
 from utils.run.errors import UserError
-from utils.run.memory import run_batch
+from utils.run.memory import ask
 from utils.run.progress import progress
 
 
@@ -98,7 +98,7 @@ class FeatureReader:
 
         A class's features do not depend on the other labels. Raises UserError where they are not all numbers.
         """
-        size, device = self.geometry.input_size, self.runtime.device
+        size = self.geometry.input_size
         images = EvalBatches(folder, size, self.batch_size, self.workers, self.resize, by_class=True)
         network = self.runtime.compiled(self.network, len(images))
         pending: deque[tuple[int, int]] = deque()  # label and number of batches; workers read ahead
@@ -113,10 +113,7 @@ class FeatureReader:
         total = len(folder) // (1 if labels is None else distributed.rank_from_environment()[1])
         with progress(total=total, desc=desc, unit="img") as bar:
             for batch, _ in images.read(numbers()):
-                with self.runtime.autocast():
-                    found = run_batch(
-                        lambda images: network(self.geometry.normalise(images, device)), batch, self.may_split
-                    )
+                found = ask(network, batch, self.geometry, self.runtime, self.may_split)
                 held.append(found.float().flatten(1))
                 bar.update(len(batch))
                 label, batches = pending[0]

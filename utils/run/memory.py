@@ -6,8 +6,10 @@ import contextlib
 from typing import Callable, Iterator
 
 import torch
+from torch import nn
 
-from utils.run.device import release_memory, uses_gpu
+from utils.data.geometry import Geometry
+from utils.run.device import Runtime, release_memory, uses_gpu
 from utils.run.errors import UserError
 from utils.run.threads import CANNOT_START, is_thread_limit
 
@@ -68,3 +70,11 @@ def run_batch(function: Function, images: torch.Tensor, may_split: bool = False)
             raise
     release_memory()  # what the allocator keeps is of no use to others, such as a convolution's compiler
     return torch.cat([run_batch(function, half, may_split) for half in images.chunk(2)])
+
+
+def ask(
+    network: nn.Module, images: torch.Tensor, geometry: Geometry, runtime: Runtime, may_split: bool = True
+) -> torch.Tensor:
+    """What a network on the device says of uint8 images (N, 3, H, W), there: `run_batch` in the runtime's precision."""
+    with runtime.autocast():
+        return run_batch(lambda part: network(geometry.normalise(part, runtime.device)), images, may_split)

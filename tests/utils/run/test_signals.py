@@ -177,7 +177,7 @@ def test_a_signal_while_the_test_set_is_evaluated_loses_no_step(place, monkeypat
     """The grace is over long before the batch is, and no state was saved before."""
     line = dict(epochs=4, evaluations=2, **({} if stage == "squeeze" else {"batch_size": 4}))
     output = {"squeeze": "output", "validate": "output_dir"}[stage]
-    steps, tests, global_mean, run_batch = [], [], distributed.global_mean, evaluate.run_batch
+    steps, tests, global_mean, ask = [], [], distributed.global_mean, evaluate.ask
     monkeypatch.setattr(distributed, "global_mean", lambda *args: steps.append(1) or global_mean(*args))
 
     def slow(*args, **options):
@@ -185,9 +185,9 @@ def test_a_signal_while_the_test_set_is_evaluated_loses_no_step(place, monkeypat
         if len(tests) == interrupted:
             send(signal.SIGTERM)
             time.sleep(0.1)
-        return run_batch(*args, **options)
+        return ask(*args, **options)
 
-    monkeypatch.setattr("utils.fit.evaluate.run_batch", slow)
+    monkeypatch.setattr("utils.fit.evaluate.ask", slow)
     interrupted = 0
     place.works(stage, **line, **{output: place / "whole"})
     whole, total = result(stage, place, "whole"), len(steps)
