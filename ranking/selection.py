@@ -131,8 +131,8 @@ def existing(job: Job, images: ImageFolder, request: str) -> dict[str, list[Tile
     record = manifest.read(job.output_dir)
     if record.get("finished") is not True or record.get("request") != request:
         return None
-    settings = record.get("settings")
-    chosen, boxes = (settings.get("images"), settings.get("boxes")) if isinstance(settings, dict) else (None, None)
+    settings = manifest.part(record, "settings")
+    chosen, boxes = settings.get("images"), settings.get("boxes")
     reason = fault(chosen, boxes, images, job.needed, repeats=job.short_classes == "repeat")
     if reason is None:
         return {name: tiles_from(chosen[name], boxes[name] if boxes else None) for name in images.classes}

@@ -161,9 +161,7 @@ def image_weights(folder: ImageFolder) -> list[float] | None:
 
     Raises UserError where only some images have one, or one is not a positive number.
     """
-    images = manifest.read(folder.root).get("images")
-    if not isinstance(images, dict):
-        return None
+    images = manifest.part(manifest.read(folder.root), "images")
     entries = [images.get(path) for path in folder.paths]
     found = [entry.get("weight") if isinstance(entry, dict) else None for entry in entries]
     if all(weight is None for weight in found):

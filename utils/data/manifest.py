@@ -20,8 +20,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def images_of(folder: str) -> str:
     """Where the images are: in a shared set's folder in a part of it, else in the folder itself."""
-    part = Path(folder) / IMAGES
-    return str(part) if (Path(folder) / SHARED).is_file() and part.is_dir() else folder
+    images = Path(folder) / IMAGES
+    return str(images) if (Path(folder) / SHARED).is_file() and images.is_dir() else folder
 
 
 def read(folder: str | Path) -> dict[str, Any]:
@@ -35,6 +35,12 @@ def read(folder: str | Path) -> dict[str, Any]:
     return content
 
 
+def part(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """An entry of a record that is an object; an empty one where it is missing, or anything else."""
+    value = record.get(name)
+    return value if isinstance(value, dict) else {}
+
+
 def image_digests(folder: str | Path) -> dict[str, str]:
     """The SHA-256 of the images in `folder` that its manifest gives: path relative to the folder -> digest.
 
@@ -44,8 +50,8 @@ def image_digests(folder: str | Path) -> dict[str, str]:
 
 
 def _digests(content: dict[str, Any]) -> dict[str, str]:
-    found = {**_entries(content, "sha256")}
-    for path, entry in _entries(content, "images").items():  # those of a synthetic set, with more than a digest
+    found = {**part(content, "sha256")}
+    for path, entry in part(content, "images").items():  # those of a synthetic set, with more than a digest
         found.setdefault(path, entry.get("sha256") if isinstance(entry, dict) else None)
     return {path: value for path, value in found.items() if isinstance(value, str) and _SHA256.fullmatch(value)}
 
@@ -98,7 +104,7 @@ def recipe(folder: str | Path) -> str | None:
 
     Raises UserError as `read` does.
     """
-    value = _entries(read(folder), "arguments").get("method")
+    value = part(read(folder), "arguments").get("method")
     return value if isinstance(value, str) else None
 
 
@@ -108,13 +114,13 @@ def dataset(folder: str | Path) -> str | None:
     Raises UserError as `read` does.
     """
     content = read(folder)
-    value = content.get("dataset") or _entries(content, "arguments").get("dataset")
+    value = content.get("dataset") or part(content, "arguments").get("dataset")
     return value if isinstance(value, str) else None
 
 
 def criterion(folder: str | Path) -> str | None:
     """By which a selection was chosen, if its manifest says so."""
-    found = _entries(read(folder), "settings").get("criterion")
+    found = part(read(folder), "settings").get("criterion")
     return found if isinstance(found, str) else None
 
 
@@ -129,7 +135,7 @@ def kept_ipc(folder: str | Path) -> int | None:
 
     Raises UserError as `read` does.
     """
-    settings = _entries(read(folder), "settings")
+    settings = part(read(folder), "settings")
     ipc = settings.get("ipc") if settings.get("short_classes") == KEEP else None
     return ipc if type(ipc) is int and ipc > 0 else None
 
@@ -139,7 +145,7 @@ def tiles(folder: str | Path) -> dict[str, Any]:
 
     Empty where it says nothing of the kind. Raises UserError as `read` does.
     """
-    return _entries(read(folder), "tiles")
+    return part(read(folder), "tiles")
 
 
 def tile_side(folder: str | Path) -> int:
@@ -151,10 +157,5 @@ def tile_side(folder: str | Path) -> int:
     side = content.get("tile_side")
     if type(side) is int and side > 0:
         return side
-    counts = {len(tiles) if isinstance(tiles, list) else 1 for tiles in _entries(content, "tiles").values()}
+    counts = {len(tiles) if isinstance(tiles, list) else 1 for tiles in part(content, "tiles").values()}
     return math.isqrt(counts.pop()) or 1 if len(counts) == 1 else 1
-
-
-def _entries(content: dict[str, Any], name: str) -> dict[str, Any]:
-    value = content.get(name)
-    return value if isinstance(value, dict) else {}

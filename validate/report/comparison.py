@@ -17,6 +17,7 @@ import pandas as pd
 
 from utils import cli
 from utils.data.image_folder import ImageFolder
+from utils.data.manifest import part
 from utils.run import entry
 from utils.run.errors import UserError
 from utils.run.files import write_text
@@ -133,8 +134,7 @@ def bytes_of_labels(one: Measured, images: ImageFolder | None) -> tuple[int | No
 def _iterations(folder: Path) -> int | None:
     """Of a recovered set, those of the images that start first."""
     record = origins.record_of(folder)
-    settings = record.get("settings")
-    value = settings.get("iterations") if isinstance(settings, dict) and "units" in record else None
+    value = part(record, "settings").get("iterations") if "units" in record else None
     return value if isinstance(value, int) else None
 
 

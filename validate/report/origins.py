@@ -27,8 +27,8 @@ def record_of(folder: Path) -> dict[str, Any]:
 def start_of(folder: Path) -> Path | None:
     """The folder of images that a recovered set started from, if it is known and there; None for a start from noise."""
     record = record_of(folder)
-    written = _part(record, "arguments").get("init_dir")
-    if not isinstance(written, str) or not written or _part(record, "settings").get("init") == "noise":
+    written = manifest.part(record, "arguments").get("init_dir")
+    if not isinstance(written, str) or not written or manifest.part(record, "settings").get("init") == "noise":
         return None
     # Beside the set if the whole run's folder was moved.
     return next((path for path in (Path(written), folder.parent / Path(written).name) if os.path.isdir(path)), None)
@@ -37,7 +37,7 @@ def start_of(folder: Path) -> Path | None:
 def updates(folder: Path) -> list[int] | None:
     """How many updates the image at each position of a recovered set had, by its manifest; None for other sets."""
     record = record_of(folder)
-    settings, images = _part(record, "settings"), _part(record, "images")
+    settings, images = manifest.part(record, "settings"), manifest.part(record, "images")
     rounds: dict[PurePosixPath, list[int]] = {}
     try:
         iterations, round_iterations = _count(settings["iterations"]), _count(settings["round_iterations"])
@@ -74,10 +74,10 @@ def _images(title: str, folder: Path, updates: list[int] | None = None) -> list[
 
 def image_count(record: dict[str, Any]) -> int:
     """How many images a manifest speaks of, a recovered set's or a selection's."""
-    chosen = _part(_part(record, "settings"), "images")
+    chosen = manifest.part(manifest.part(record, "settings"), "images")
     return (
-        len(_part(record, "images"))
-        or len(_part(record, "sha256"))
+        len(manifest.part(record, "images"))
+        or len(manifest.part(record, "sha256"))
         or sum(len(paths) for paths in chosen.values() if isinstance(paths, list))
     )
 
@@ -90,7 +90,7 @@ def teacher_top1(entry: Measured) -> float | None:
     teachers = _teachers(entry)
     if len(teachers) != 1 or entry.teacher != entry.student:
         return None
-    epochs = _part(teachers[0], "settings").get("epochs")
+    epochs = manifest.part(teachers[0], "settings").get("epochs")
     return None if epochs is not None and epochs != teachers[0].get("epochs") else teachers[0].get("top1")
 
 
@@ -116,7 +116,7 @@ def making(folder: Path) -> dict[str, float]:
 
 def _statistics(record: dict[str, Any]) -> list[str]:
     """The files of statistics that a recovered set was made with."""
-    given = _part(record, "arguments").get("statistics")
+    given = manifest.part(record, "arguments").get("statistics")
     return [path for path in given if isinstance(path, str)] if isinstance(given, list) else []
 
 
@@ -172,9 +172,3 @@ def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**31:
         raise TypeError
     return value
-
-
-def _part(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """An entry of a manifest that is an object; an empty one where it is missing or anything else."""
-    value = record.get(name)
-    return value if isinstance(value, dict) else {}

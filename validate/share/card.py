@@ -9,12 +9,12 @@ from typing import Any, Sequence
 import pandas as pd
 
 from utils import hub
-from utils.data.manifest import IMAGES, MANIFEST
+from utils.data.manifest import IMAGES, MANIFEST, part
 from utils.run.markdown import escaped, table
 from validate.labels import VIEW_SETTINGS, StoredLabels
 from validate.protocols import DELT
 from validate.share.results import TABLE, Results
-from validate.share.source import Source, part
+from validate.share.source import Source
 
 SOURCE = "the data that the images were made of"
 SHEET = "contact_sheet.png"

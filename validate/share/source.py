@@ -76,7 +76,7 @@ class Source:
     @property
     def method(self) -> str:
         """What the set is called: by its manifest, else by its folder."""
-        criterion = part(self.record, "settings").get("criterion")
+        criterion = manifest.part(self.record, "settings").get("criterion")
         found = manifest.method(self.folder.root) or criterion
         return found if isinstance(found, str) else self.folder.root.resolve().name
 
@@ -89,16 +89,10 @@ class Source:
         return "units" in self.record
 
 
-def part(record: dict[str, Any], name: str) -> dict[str, Any]:
-    """An object in a manifest; empty where there is none."""
-    value = record.get(name)
-    return value if isinstance(value, dict) else {}
-
-
 def _classes(record: dict[str, Any]) -> list[str] | None:
     """The names in the teacher's label order, as recover writes them, or in the order that ranking wrote them in."""
-    settings = part(record, "settings")
-    found = settings.get("classes") or list(part(settings, "images"))
+    settings = manifest.part(record, "settings")
+    found = settings.get("classes") or list(manifest.part(settings, "images"))
     return found if isinstance(found, list) and found and all(isinstance(name, str) for name in found) else None
 
 
