@@ -21,9 +21,11 @@ from utils.data.manifest import part
 from utils.run import entry
 from utils.run.errors import UserError
 from utils.run.files import write_text
+from utils.run.markdown import escaped
+from utils.run.markdown import table as markdown_table
 from utils.run.outputs import check_output
 from validate.labels import folder_of
-from validate.report import collect, diversity, origins, tables
+from validate.report import collect, diversity, origins
 from validate.report.collect import Measured
 
 BASELINE = "random"
@@ -243,15 +245,11 @@ def note(frame: pd.DataFrame) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    lines = []
+    parts = []
     for group in groups(frame):
-        lines += [f"**{tables.escaped(group.title)}**", "", _line(group.columns), "|" + "---|" * len(group.columns)]
-        lines += [*(_line([cell.text for cell in row]) for row in group.rows), ""]
-    return "\n".join([*lines, note(frame), ""])
-
-
-def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(map(tables.escaped, texts)) + " |"
+        rows = [[cell.text for cell in row] for row in group.rows]
+        parts.append(f"**{escaped(group.title)}**\n\n{markdown_table(group.columns, rows)}")
+    return "\n".join([*parts, f"{note(frame)}\n"])
 
 
 def write(frame: pd.DataFrame, folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Sequence
 
 import pandas as pd
 
-from utils.run.markdown import escaped
+from utils.run.markdown import table
 from validate.report import published
 from validate.report.collect import Measured
 
@@ -73,10 +73,7 @@ def cell(name: str, row: Any) -> str:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    lines = ["| " + " | ".join(TITLES.values()) + " |", "|" + "---|" * len(TITLES)]
-    for _, row in frame.iterrows():
-        lines.append("| " + " | ".join(escaped(cell(name, row)) for name in TITLES) + " |")
-    return "\n".join(lines) + "\n"
+    return table(list(TITLES.values()), ([cell(name, row) for name in TITLES] for _, row in frame.iterrows()))
 
 
 def summary(rows: pd.DataFrame) -> str:
@@ -93,9 +90,9 @@ def summary(rows: pd.DataFrame) -> str:
     rows = rows.assign(digest=rows["settings"].str[:8].where(kinds > 1, ""))
     lines = [*names, "digest"]
     found = rows.groupby([*lines, "protocol", "settings"], sort=False)["top1"].agg(_mean)
-    table = found.droplevel("settings").unstack("protocol").fillna("-").reset_index()
-    table = table.rename(columns={"digest": "settings"}) if (kinds > 1).any() else table.drop(columns="digest")
-    return table.to_string(index=False)
+    found = found.droplevel("settings").unstack("protocol").fillna("-").reset_index()
+    found = found.rename(columns={"digest": "settings"}) if (kinds > 1).any() else found.drop(columns="digest")
+    return found.to_string(index=False)
 
 
 def _differs(rows: pd.DataFrame, names: list[str], name: str) -> bool:

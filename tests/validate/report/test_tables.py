@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from helpers import few
 from result_files import write_result
+from utils.run.markdown import escaped
 from validate.report import collect, published, tables
 
 
@@ -63,7 +64,7 @@ def test_markdown(tmp_path):
     ],
 )
 def test_what_markdown_would_read_as_more_is_escaped(text, expected):
-    assert tables.escaped(text) == expected
+    assert escaped(text) == expected
 
 
 WORDS = st.text(st.sampled_from("ab1 |\\`*_[]()<>&~$#!{}+-.:/\n\t=@\"'"), max_size=30).map(str.strip)
