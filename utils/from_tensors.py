@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from utils.data.datasets import DATASETS, known
 from utils.data.formats import TENSORS
 from utils.data.image_folder import ImageFolder
 from utils.data.whitening import ZCA_EPS, unwhitened
+from utils.nets.class_order import read_names
 from utils.nets.harmless import STAND_INS, plain
 from utils.run import entry
 from utils.run.errors import UserError
@@ -221,17 +222,13 @@ def beside(path: str) -> str | None:
     return str(other)
 
 
-def class_names(path: str | None, least: int) -> list[str]:
+def class_names(path: str | None, least: int) -> Sequence[str]:
     """Raises UserError where the file does not name so many classes."""
     if path is None:
         return [f"{label:0{len(str(least - 1))}d}" for label in range(least)]
-    try:
-        names = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--classes {path}: cannot be read ({error})") from None
-    names = [name.strip() for name in names if name.strip()]
-    if len(names) < least or len(set(names)) < len(names) or any("/" in name for name in names):
-        raise UserError(f"--classes {path}: {least} different names are needed, one a line")
+    names = read_names(path)
+    if len(names) < least or any("/" in name for name in names):
+        raise UserError(f"--classes {path}: {least} names of folders are needed, one a line")
     return names
 
 

@@ -87,6 +87,14 @@ def test_class_names_with_a_byte_order_mark(place):
     check(place / "set", ("ant", "moth", "zebra"))
 
 
+def test_a_line_without_a_name_names_no_class(place):
+    """As of a teacher's classes: the k-th line is the k-th class's."""
+    save(place / "s.pt", "dict")
+    (place / "names.txt").write_text("ant\n\nmoth\nzebra\n")
+    outcome = place.start("utils.from_tensors", place / "s.pt", place / "set", "--classes", place / "names.txt")
+    assert outcome.code == 2 and "names.txt: has an empty line" in outcome.err and not (place / "set").exists()
+
+
 def test_a_killed_run_leaves_no_set_and_the_same_command_makes_it(place, monkeypatch):
     save(place / "s.pt", "dict")
     fromarray, made = Image.fromarray, []

@@ -32,12 +32,15 @@ SAMPLE = 2000  # images by which a teacher is judged where its answers to all ar
 
 
 def read_names(path: str) -> tuple[str, ...]:
-    """The class folders' names in label order, one a line. Raises UserError where the file is no such list."""
+    """The class folders' names in label order, one a line, without blanks behind them.
+
+    Raises UserError where the file is no such list.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(f"--classes {path}: cannot be read ({error}); one class folder name a line is needed") from None
-    names = tuple(text.rstrip().splitlines())
+    names = tuple(line.rstrip() for line in text.rstrip().splitlines())
     if not names or "" in names:
         raise UserError(f"--classes {path}: has an empty line; one class folder name a line is needed, in label order")
     if len(set(names)) < len(names):

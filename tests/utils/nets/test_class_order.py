@@ -114,7 +114,7 @@ def geometry(classes, count=3):
 
 def test_a_file_of_names(tmp_path):
     path = str(tmp_path / "classes.txt")
-    for text in "b\na c\nü\n", "b\r\na c\r\nü", "\ufeffb\na c\nü\n\n":
+    for text in "b\na c\nü\n", "b\r\na c\r\nü", "\ufeffb\na c\nü\n\n", "b \na c\t\nü  \n":
         (tmp_path / "classes.txt").write_bytes(text.encode())
         found, order = settle("t.pth", geometry(None), path)
         assert found.classes == ("b", "a c", "ü") and path in order
@@ -128,7 +128,7 @@ def test_a_file_of_names(tmp_path):
         settle("t.pth", geometry(None, 4), path)
 
 
-@pytest.mark.parametrize("text", [b"", b"a\n\nb\n", b"a\nb\na\n", b"\xff\xfe", None], ids=repr)
+@pytest.mark.parametrize("text", [b"", b"a\n\nb\n", b"a\n \nb\n", b"a \nb\na\n", b"\xff\xfe", None], ids=repr)
 def test_a_file_that_is_no_list_of_names(tmp_path, text):
     path = tmp_path / "classes.txt"
     if text is not None:
