@@ -10,9 +10,7 @@ from torch import nn
 
 from utils.nets import class_order
 from utils.nets.moments import channel_moments, image_moments, moments
-from utils.nets.statistics import BATCHNORM, CONVOLUTION, Layer
-
-PARTS = ("mean", "var", "patch_mean", "patch_var")
+from utils.nets.statistics import BATCHNORM, CONVOLUTION, PARTS, Layer
 
 
 @dataclass(frozen=True)
@@ -91,10 +89,9 @@ class Totals:
         """`layers`: all that are called; what is not measured has no sums."""
         self.layers, self.what, self.images = layers, what, images
         layers = [layer for layer in layers if what.has(layer.kind)]
-        spans = [[layer.channels] * 2 + [layer.patches] * 2 * (layer.kind == CONVOLUTION) for layer in layers]
-        self.sizes = [size for own in spans for size in own]
-        columns = torch.arange(sum(self.sizes)).split(self.sizes)
-        names = [(layer, part) for layer, own in zip(layers, spans) for part in PARTS[: len(own)]]
+        names = [(layer, part) for layer in layers for part in PARTS[layer.kind]]
+        sizes = [layer.patches if part.startswith("patch") else layer.channels for layer, part in names]
+        columns = torch.arange(sum(sizes)).split(sizes)
         self.columns = {(layer.name, part): span for (layer, part), span in zip(names, columns)}
 
         def of(*wanted: str) -> torch.Tensor:

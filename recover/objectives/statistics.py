@@ -21,12 +21,10 @@ from recover.settings import Settings
 from utils.nets import statistics
 from utils.nets.layers import is_plain
 from utils.nets.moments import at_least_fp32
-from utils.nets.statistics import BATCHNORM, CONVOLUTION, Statistics
+from utils.nets.statistics import BATCHNORM, CONVOLUTION, PARTS, Statistics
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
 from utils.run.seeds import generator
-
-PARTS = {CONVOLUTION: ("mean", "var", "patch_mean", "patch_var"), BATCHNORM: ("mean", "var")}
 
 # Of a recipe, with the largest value of each.
 OPTIONS = {"momentum": 1.0, "drop": 1.0, "class_share": 1.0, "densification": float("inf")}

@@ -19,8 +19,6 @@ from utils.nets.statistics import Statistics
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
 
-POINTS = "python -m squeeze.barycenters"
-
 
 class WassersteinMatching(BatchNormMatching):
     """|| features - their barycenter points ||_2 over the batch + cross-entropy + r_bn * the BatchNorm term.
@@ -70,7 +68,7 @@ class WassersteinMatching(BatchNormMatching):
         if self.points.shape[1] != ipc:
             raise UserError(
                 f"the barycenters have {self.points.shape[1]} points a class, and the set {ipc} images; give "
-                f"--ipc {self.points.shape[1]}, or points of {POINTS} --ipc {ipc}"
+                f"--ipc {self.points.shape[1]}, or points of {statistics.BARYCENTERS} --ipc {ipc}"
             )
         if batch_by != "class":
             raise UserError(f"--batch-by {batch_by}: barycenters need whole classes in a batch; give --batch-by class")
@@ -95,7 +93,7 @@ def build(teachers: Sequence[Teacher], settings: Settings) -> Objective:
     per_class = settings.options.get("per_class", False)
     terms = []
     for teacher in teachers:
-        own = of_teacher(points, teacher, f"the barycenters of its features: {POINTS}")
+        own = of_teacher(points, teacher, f"the barycenters of its features: {statistics.BARYCENTERS}")
         of_classes = None
         if per_class:
             of_classes = of_teacher(classes, teacher, f"its statistics of each class: {statistics.COMMAND} --per-class")

@@ -37,10 +37,11 @@ from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
 from utils.run.files import differences, replacing, sha256, write_json
 
-COMMAND = "python -m squeeze.statistics"
+COMMAND, BARYCENTERS = "python -m squeeze.statistics", "python -m squeeze.barycenters"
 FORMAT = 2  # of files without tensors of BatchNorms; the first one had no BatchNorms among its layers
 ENTRY = "statistics"  # of the metadata: safetensors keeps no order of several
 CONVOLUTION, BATCHNORM = "convolution", "batchnorm"
+PARTS = {CONVOLUTION: ("mean", "var", "patch_mean", "patch_var"), BATCHNORM: ("mean", "var")}
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Statistics:
     @property
     def command(self) -> str:
         """What makes a file of this kind."""
-        return "python -m squeeze.barycenters" if "points" in self.tensors else COMMAND
+        return BARYCENTERS if "points" in self.tensors else COMMAND
 
     def require(self, teacher: Teacher, per_class: bool = False, norms: bool = False) -> None:
         """Raises UserError where they are another network's, or do not hold what is asked for."""
