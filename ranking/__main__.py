@@ -30,7 +30,7 @@ from utils.nets.teacher import Teacher
 from utils.run import entry
 from utils.run.device import Runtime
 from utils.run.distributed import rank_from_environment
-from utils.run.errors import UserError
+from utils.run.errors import UserError, listed
 from utils.run.files import digest
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_folder, check_output, locked
@@ -154,10 +154,9 @@ def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | No
     counts = {name: len(rows.get(name, ())) for name in folder.classes}
     least = job.needed if job.short_classes == "error" else 1
     if few := [f"{name} ({n})" for name, n in counts.items() if n < least]:
-        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
         most = min(counts.values()) // job.patches.in_output
         advice = f"at most {most} can be selected" + (f", or give {GO_ON}" if min(counts.values()) else "")
-        raise UserError(f"--ipc {job.ipc}: too few images in class {', '.join(few[:5])}{more}; {advice}")
+        raise UserError(f"--ipc {job.ipc}: too few images in class {listed(few, 5)}; {advice}")
     chosen = {}
     for name in folder.classes:
         stream, found = (job.seed, "random selection", name), rows[name]

@@ -20,7 +20,7 @@ from utils.data.image_folder import ImageFolder
 from utils.data.manifest import MANIFEST
 from utils.data.sizes import common_size
 from utils.data.tiles import Tile, is_box
-from utils.run.errors import UserError
+from utils.run.errors import UserError, listed
 from utils.run.files import flush_folder, replacing, sha256, shortened, write_json
 from utils.run.outputs import claim
 from utils.run.stopwatch import Stopwatch
@@ -118,9 +118,8 @@ def say_short_classes(job: Job, chosen: dict[str, list[str]]) -> None:
     least = -(-job.needed // job.patches.per_image)
     short = [f"{name} ({len(set(paths))})" for name, paths in chosen.items() if len(set(paths)) < least]
     if short:
-        more = f" and {len(short) - 5} more" if len(short) > 5 else ""
         done = "their images are repeated" if job.short_classes == "repeat" else "what they have is selected"
-        print(f"ranking: fewer than {least} images in class {', '.join(short[:5])}{more}: {done}")
+        print(f"ranking: fewer than {least} images in class {listed(short, 5)}: {done}")
 
 
 def existing(job: Job, images: ImageFolder, request: str) -> dict[str, list[Tile]] | None:

@@ -28,7 +28,7 @@ from utils.data.whitening import ZCA_EPS, unwhitened
 from utils.nets.class_order import read_names
 from utils.nets.harmless import STAND_INS, plain
 from utils.run import entry
-from utils.run.errors import UserError
+from utils.run.errors import UserError, listed
 from utils.run.files import replacing
 from utils.run.outputs import built, check_output
 
@@ -97,8 +97,7 @@ def main() -> None:
 
 def say_empty(names: list[str]) -> None:
     if names:
-        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-        print(f"no image has the class {', '.join(names[:8])}{more}")
+        print(f"no image has the class {listed(names, 8)}")
 
 
 def read(path: str) -> Any:

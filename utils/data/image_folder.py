@@ -18,7 +18,7 @@ from utils.data.formats import ARCHIVES, EXTENSIONS, TENSORS, could_be_image, is
 from utils.data.images import probe, read_rgb, size_of
 from utils.run import distributed
 from utils.run.cpus import available_cpus
-from utils.run.errors import UserError
+from utils.run.errors import UserError, listed
 from utils.run.files import digest, sha256
 from utils.run.progress import progress, say_once
 
@@ -281,9 +281,7 @@ def has_mixed_numbers(names: Sequence[str]) -> bool:
 
 
 def _names(prefix: str, names: set[str]) -> str:
-    listed = sorted(names)
-    more = f" and {len(listed) - 8} more" if len(listed) > 8 else ""
-    return f"{prefix}{', '.join(listed[:8])}{more}" if listed else ""
+    return f"{prefix}{listed(sorted(names), 8)}" if names else ""
 
 
 def _image_files(root: Path, name: str, left_out: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, first_known, known
 from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.nets import checkpoints, class_order, models, weights
-from utils.run.errors import UserError
+from utils.run.errors import UserError, listed
 from utils.run.files import sha256
 
 _OF_TEACHER = " of teacher "
@@ -216,16 +216,12 @@ def _load_weights(network: nn.Module, tensors: weights.Weights, message: str) ->
     ]
     problems = wrong[:1]
     if extra:
-        problems.insert(0, f"has {extra[0]}, which is unknown to it" + _and_more(extra))
+        problems.insert(0, f"has {listed(extra, 1)}, unknown to it")
     if missing:
-        problems.insert(0, f"lacks {missing[0]}" + _and_more(missing))
+        problems.insert(0, f"lacks {listed(missing, 1)}")
     if problems:
         raise UserError(f"{message} ({'; '.join(problems)}); check --teacher-arch, --stem and --input-size")
     network.load_state_dict(tensors, strict=False)
-
-
-def _and_more(names: list[str]) -> str:
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
 def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:

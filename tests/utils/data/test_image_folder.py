@@ -38,7 +38,9 @@ def test_labels_follow_the_given_order_of_classes(tmp_path):
 def test_other_classes_name_both_sides(tmp_path):
     for name in "abx":
         gray(tmp_path / name / "0.png", 0)
-    for classes, complaint in (("abcd", "missing: c, d; unknown: x"), ("abxc", "missing: c$"), ("ab", "unknown: x$")):
+    many = {"abxcdefghij": "c, d, e, f, g, h, i, j$", "abxcdefghijkl": "c, d, e, f, g, h, i, j and 2 more$"}
+    known = {"abcd": "missing: c, d; unknown: x", "abxc": "missing: c$", "ab": "unknown: x$", **many}
+    for classes, complaint in known.items():
         with pytest.raises(UserError, match=f"--val-dir.*{complaint}"):
             ImageFolder(tmp_path, "--val-dir", list(classes))
 
