@@ -35,8 +35,8 @@ class Collages:
         SHA-256 and its tiles as JSON has them, with the SHA-256 of their files. The caller flushes them.
         """
         wanted = {}
-        for name, ranked in chosen.items():
-            groups = arranged(ranked, self.tiles**2)
+        for name, ordered in chosen.items():
+            groups = arranged(ordered, self.tiles**2)
             width = max(3, len(str(len(groups) - 1)))
             for position, tiles in enumerate(groups):
                 file = shortened(f"{position:0{width}d}_{Path(tiles[0].path).stem}.png")
@@ -80,11 +80,11 @@ class Collages:
         return to_batch([cut(image, tile.box, self.size // self.tiles if tile.box else self.size)])
 
 
-def arranged(ranked: Sequence[Tile], tiles: int) -> list[list[Tile]]:
-    """Rank k * images + j is tile k of image j, with as many images as `tiles` tiles each are there for.
+def arranged(ordered: Sequence[Tile], tiles: int) -> list[list[Tile]]:
+    """Place k * images + j is tile k of image j, with as many images as `tiles` tiles each are there for.
 
     Where there are not even enough for one, they are repeated in their order.
     """
-    images = max(len(ranked) // tiles, 1)
-    ranked = [ranked[rank % len(ranked)] for rank in range(images * tiles)]
-    return [ranked[number::images] for number in range(images)]
+    images = max(len(ordered) // tiles, 1)
+    ordered = [ordered[place % len(ordered)] for place in range(images * tiles)]
+    return [ordered[number::images] for number in range(images)]
