@@ -17,8 +17,7 @@ class Stages:
     """Which part of the iterations has images of which size.
 
     Each stage but the first begins with the images of the one before it and the starting images, both resized
-    (bilinear) and blended: `blend` is the starting images' share. Raises UserError where the stages do not divide the
-    iterations, or the last one's size is not `size`.
+    (bilinear) and blended: `blend` is the starting images' share.
     """
 
     iterations: int
@@ -28,7 +27,10 @@ class Stages:
 
     @classmethod
     def of(cls, settings: Settings, size: int) -> Stages:
-        """The stages of images that end with `size` pixels."""
+        """The stages of images that end with `size` pixels.
+
+        Raises UserError where they do not divide the iterations, or the last one's size is another.
+        """
         sizes = tuple(round(share * size) for share in settings.stage_sizes)
         stages = cls(settings.iterations, settings.stages, sizes, settings.blend)
         if settings.iterations % settings.stages:
