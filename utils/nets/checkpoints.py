@@ -57,7 +57,7 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def save(path: str | Path, model: nn.Module, **facts: Any) -> None:
-    """Write the checkpoint that `load` reads: `model` (a state_dict) and plain metadata."""
+    """Write the checkpoint that `read` reads: `model` (a state_dict) and plain metadata."""
     with replacing(path) as temporary:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         # Through memory: torch's own writer makes a RuntimeError of a full disk.
