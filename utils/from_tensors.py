@@ -26,7 +26,7 @@ from utils.data.formats import TENSORS
 from utils.data.image_folder import ImageFolder
 from utils.data.whitening import ZCA_EPS, unwhitened
 from utils.nets.class_order import read_names
-from utils.nets.harmless import STAND_INS, plain
+from utils.nets.harmless import STAND_INS, arrays_to_lists
 from utils.run import entry
 from utils.run.errors import UserError, listed
 from utils.run.files import replacing
@@ -110,7 +110,7 @@ def read(path: str) -> Any:
             found = np.load(path, allow_pickle=False)
             return dict(found) if suffix == ".npz" else found
         with torch.serialization.safe_globals(list(STAND_INS)):
-            return plain(torch.load(path, map_location="cpu", weights_only=True))
+            return arrays_to_lists(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read as tensors ({reason})") from None

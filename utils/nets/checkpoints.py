@@ -16,7 +16,7 @@ from torch import nn
 
 from utils.data.sizes import MIN_SIZE
 from utils.nets import weights
-from utils.nets.harmless import STAND_INS, plain
+from utils.nets.harmless import STAND_INS, arrays_to_lists
 from utils.nets.models import STEMS
 from utils.run.errors import UserError
 from utils.run.files import replacing
@@ -127,7 +127,7 @@ def check_facts(path: str | Path, facts: dict[str, Any]) -> None:
 
 def _read_torch(path: str | Path) -> Any:
     with torch.serialization.safe_globals(list(STAND_INS)):
-        return plain(torch.load(path, map_location="cpu", weights_only=True))
+        return arrays_to_lists(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _read_safetensors(path: str | Path) -> dict[str, Any]:

@@ -63,12 +63,12 @@ def _scalar(kind: _Type, data: bytes) -> Any:
     return None if found is None else found[0].item()
 
 
-def plain(value: Any) -> Any:
+def arrays_to_lists(value: Any) -> Any:
     """`value` with lists for arrays, all the way down its dicts, lists and tuples."""
     if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
+        return {key: arrays_to_lists(entry) for key, entry in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(plain(entry) for entry in value)
+        return type(value)(arrays_to_lists(entry) for entry in value)
     return value.value if isinstance(value, _Array) else value
 
 
