@@ -15,10 +15,7 @@ from utils.data import manifest
 from utils.data.datasets import known
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
-from utils.data.loader import EvalBatches
-from utils.nets import class_order
-from utils.nets.class_order import Answers
-from utils.nets.frozen import frozen
+from utils.nets import judge
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
 from utils.run.files import differences, sha256
@@ -96,7 +93,8 @@ class Existing:
         )
         self._say_chance(table, len(folder.classes))
         if self.has_teacher and (teacher := self._load(self.geometry)).order is not None:
-            self._judge(teacher)
+            own = cli.folder_for(teacher.geometry, self.train_dir, ROLE)
+            judge.by_sample("ranking", teacher, own, self.machine.runtime(), self.machine.workers)
         return table
 
     def _say_chance(self, table: pd.DataFrame, classes: int) -> None:
@@ -106,13 +104,6 @@ class Existing:
                 f"ranking: the mean score is {mean:.3f}, near chance ({chance:.3f}) or below: a teacher whose labels "
                 "have another order gives such scores"
             )
-
-    def _judge(self, teacher: Teacher) -> None:
-        runtime = self.machine.runtime()
-        folder = cli.folder_for(teacher.geometry, self.train_dir, ROLE)
-        images = EvalBatches(class_order.sample(folder), teacher.geometry.input_size, workers=self.machine.workers)
-        answers = Answers.to(images, frozen(teacher.network, runtime, teacher), teacher.geometry, runtime)
-        class_order.check(answers, folder.classes, f"ranking: {teacher.arch}", teacher.order)
 
     def _load(self, given: GeometryFlags) -> Teacher:
         [teacher] = self.teacher.load(given, self.train_dir, ROLE, self.machine.workers)

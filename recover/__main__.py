@@ -24,11 +24,9 @@ from utils.data.datasets import first_known
 from utils.data.gallery import ImageSet
 from utils.data.geometry import plain
 from utils.data.images import resize_whole
-from utils.data.loader import EvalBatches
 from utils.fit.batch_size import find_batch_size
-from utils.nets import class_order
-from utils.nets.class_order import Answers
-from utils.nets.frozen import COMPARED, Untouched, frozen
+from utils.nets import judge
+from utils.nets.frozen import COMPARED, Untouched
 from utils.nets.teacher import Teacher, beside, unsaid_of
 from utils.run import entry
 from utils.run.device import Runtime, versions
@@ -106,17 +104,13 @@ def check_class_order(job: Job, teachers: list[Teacher], starts: Starts, runtime
 
     Raises UserError where it cannot be theirs.
     """
-    unsaid = [teacher for teacher in teachers if teacher.order is not None]
-    if unsaid and job.init_dir and manifest.criterion(job.init_dir) == HARDEST:
+    is_unsaid = any(teacher.order is not None for teacher in teachers)
+    if is_unsaid and job.init_dir and manifest.criterion(job.init_dir) == HARDEST:
         print(f"recover: {job.init_dir} cannot judge the order of the classes: images that a teacher gets wrong")
         return
-    if not unsaid or (sample := starts.sample()) is None:
-        return
-    for teacher in unsaid:
-        images = EvalBatches(sample, teacher.geometry.input_size, workers=job.machine.workers, resize=resize_whole)
-        network = frozen(copy.deepcopy(teacher.network), runtime)
-        answers = Answers.to(images, network, teacher.geometry, runtime)
-        class_order.check(answers, starts.classes, f"recover: {teacher.arch}", teacher.order)
+    if folder := starts.labelled:
+        for teacher in teachers:
+            judge.by_sample("recover", teacher, folder, runtime, job.machine.workers, resize_whole)
 
 
 def compare(job: Job, engine: Engine, images: torch.Tensor) -> None:

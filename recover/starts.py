@@ -14,7 +14,6 @@ from utils.data import manifest
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.images import read_rgb, resize_whole, to_batch
-from utils.nets import class_order
 from utils.run.errors import UserError
 from utils.run.files import sha256, shortened
 from utils.run.seeds import generator
@@ -78,10 +77,10 @@ class Starts:
             geometry, folder.classes, len(folder) // len(folder.classes), folder, manifest.image_digests(init_dir)
         )
 
-    def sample(self) -> ImageFolder | None:
-        """Images of --init-dir, the first ones of each class, by which a teacher can be judged; None without any."""
-        folder = self.folder or self.named
-        return class_order.sample(folder) if folder else None
+    @property
+    def labelled(self) -> ImageFolder | None:
+        """Images of --init-dir, by which a teacher can be judged; None without any."""
+        return self.folder or self.named
 
     @property
     def members(self) -> list[Member]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,7 @@ from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
-from utils.data.loader import EvalBatches
-from utils.nets import class_order, statistics
-from utils.nets.class_order import Answers
+from utils.nets import judge, statistics
 from utils.nets.features import FeatureReader, extractor
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
@@ -98,7 +95,7 @@ def main() -> None:
             return
         folder.check(workers)
         print(f"barycenters: {len(folder):,} images by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
-        check_class_order(teacher, folder, runtime, workers)
+        judge.by_sample("barycenters", teacher, folder, runtime, workers)
         features = FeatureReader(
             frozen(extractor(teacher.network), runtime, teacher),
             teacher.geometry,
@@ -126,19 +123,6 @@ def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, 
         "batch_size": batch_size,
         **runtime.identity,
     }
-
-
-def check_class_order(teacher: Teacher, folder: ImageFolder, runtime: Runtime, workers: int | None) -> None:
-    """Judge the order of the classes of a teacher that does not say it itself. Raises UserError if it is not its own.
-
-    By some images of each class.
-    """
-    if teacher.order is None:
-        return
-    images = EvalBatches(class_order.sample(folder), teacher.geometry.input_size, workers=workers)
-    network = frozen(copy.deepcopy(teacher.network), runtime)
-    answers = Answers.to(images, network, teacher.geometry, runtime)
-    class_order.check(answers, folder.classes, f"barycenters: {teacher.arch}", teacher.order)
 
 
 def find(job: Job, reader: FeatureReader, folder: ImageFolder, settings: dict[str, Any]) -> list[dict] | None:
