@@ -49,7 +49,7 @@ class Existing:
         about = record.read(self.path)
         if about is None:
             return False
-        scored = about["settings"]
+        scored = {"arch": about.get("arch"), **about["settings"]}  # only some teachers' settings have it
         differing = differences(scored, {**scored, **self._current(scored)})
         if differing and not overwrite:
             raise UserError(

@@ -198,7 +198,8 @@ def fitted(
         "student": arch,
         "stem": experiment.job.geometry.stem,
     }
-    work |= {"teachers": list(experiment.teachers.digests), "images": len(folder) + len(experiment.test.folder)}
+    work |= {"archs": list(experiment.teachers.archs), "teachers": list(experiment.teachers.digests)}
+    work["images"] = len(folder) + len(experiment.test.folder)
     with locked(output, wait=600):  # one process tries, and notes what it found, before another one does
         batch_size = find_batch_size(protocol.batch_size, 2, output, trial, **work)
     if batch_size == protocol.batch_size:

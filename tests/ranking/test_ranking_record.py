@@ -174,8 +174,9 @@ def test_more_images_and_another_class_are_noticed(ranked):
         ({"mean": (0.1, 0.2, 0.3)}, ["mean: [0.4, 0.5, 0.6] -> [0.1, 0.2, 0.3]"]),
         ({"std": (0.1, 0.2, 0.3)}, ["std"]),
         ({"classes": "order.txt"}, ["classes: "]),
+        ({"teacher_arch": "conv3_w128"}, ["arch: conv3 -> conv3_w128"]),
     ],
-    ids=["mean", "std", "order of classes"],
+    ids=["mean", "std", "order of classes", "architecture"],
 )
 def test_another_reading_of_the_same_weights_is_noticed(place, change, words):
     line = nameless(changed_teacher(place))
@@ -183,6 +184,18 @@ def test_another_reading_of_the_same_weights_is_noticed(place, change, words):
     (place / "order.txt").write_text("\n".join(reversed(CLASSES)))
     change = {name: place / value if name == "classes" else value for name, value in change.items()}
     refused(place, "ranking", *words, **{**line, **change})
+
+
+def test_a_record_of_an_earlier_version_serves_a_nameless_teacher(place):
+    """Its settings had no architecture; what stands beside them has."""
+    line = nameless(changed_teacher(place))
+    place.works("ranking", **line, output_dir=None)
+    about = record_of(place)
+    del about["settings"]["arch"]
+    (place / "ranking.csv.json").write_text(json.dumps(about))
+    refused(place, "ranking", "arch: conv3 -> conv3_w128", **{**line, "teacher_arch": "conv3_w128"})
+    place.works("ranking", **line)
+    assert len(images(place / "selected")) == 12
 
 
 # --- files that nobody vouches for -----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class Teacher:
     order: str | None = None  # who says the order of its classes; None: the checkpoint itself
     assumed: tuple[str, ...] = ()  # what the checkpoint did not say
     dataset: str | None = None  # the known data set of its images
-    # `mean`, `std` and `stem` as records have them, where neither its file nor its architecture says them.
+    # `arch`, `mean`, `std` and `stem` as records have them, where neither its file nor its architecture says them.
     unsaid: Mapping[str, Any] = field(default_factory=dict)
     crop_padding: int | None = None  # pixels, of the crops that it was trained on, if its file says it
 
@@ -197,7 +197,8 @@ def _geometry(facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Ca
 
 def _unsaid(facts: _Facts, arch: str, geometry: Geometry) -> dict[str, Any]:
     names, values = ("mean", "std", *(["stem"] if models.hides_stem(arch) else [])), plain(geometry)
-    return {name: values[name] for name in names if facts.content.get(name) is None}
+    found = {name: values[name] for name in names if facts.content.get(name) is None}
+    return found if facts.content.get("arch") == arch else {"arch": arch, **found}
 
 
 def _described(geometry: Geometry) -> str:

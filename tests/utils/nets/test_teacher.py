@@ -146,6 +146,17 @@ def test_the_identity_has_a_stem_that_nothing_but_a_flag_tells(tmp_path, given, 
     assert load("mobilenet_v2", tmp_path / "t.pth", input_size=16, **given).identity()["stem"] == stem
 
 
+@pytest.mark.parametrize("written", [{}, {"arch": "efficientnet_b0"}])  # the second as timm's own scripts name it
+def test_the_identity_has_an_architecture_that_nothing_but_a_flag_tells(tmp_path, written):
+    """timm's tf_efficientnet_b0 has weights of the same names and shapes, and pads in other places."""
+    network = models.build("timm/efficientnet_b0", 3, 32, "imagenet")
+    torch.save({"model": network.state_dict(), "stem": "imagenet", **written}, tmp_path / "t.pth")
+    assert load("timm/efficientnet_b0", tmp_path / "t.pth", input_size=32).identity()["arch"] == "timm/efficientnet_b0"
+    torch.save({"model": network.state_dict(), "stem": "imagenet"}, tmp_path / "t.pth")
+    other = load("timm/tf_efficientnet_b0", tmp_path / "t.pth", input_size=32)
+    assert other.identity()["arch"] == "timm/tf_efficientnet_b0"
+
+
 @pytest.mark.parametrize(
     "second, given, found",
     [
