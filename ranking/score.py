@@ -24,7 +24,7 @@ from utils.data.loader import EvalBatches, Resize
 from utils.nets.class_order import Answers
 from utils.run import distributed
 from utils.run.device import Runtime, transfer
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 from utils.run.files import replacing
 from utils.run.memory import ask
 from utils.run.progress import progress
@@ -151,7 +151,7 @@ def read(path: str | Path, folder: ImageFolder, of_crops: bool = False) -> pd.Da
                 path, dtype={"img_path": str, "class": str}, keep_default_na=False, encoding="utf-8", index_col=False
             )
     except (OSError, ValueError) as error:
-        raise UserError(f"--ranking-file {path}: not a readable CSV ({str(error).splitlines()[0]})") from None
+        raise UserError(f"--ranking-file {path}: not a readable CSV ({first_line(error)})") from None
     if missing := [name for name in COLUMNS if name not in table.columns]:
         raise UserError(
             f"--ranking-file {path}: lacks the column {', '.join(missing)} (it has "

@@ -23,7 +23,7 @@ from PIL import Image
 from utils import cli
 from utils.data.formats import is_hidden, is_image
 from utils.run import entry
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 from utils.run.outputs import built, check_output
 from utils.run.packages import how_to_install, needed
 
@@ -80,7 +80,7 @@ def read(datasets: Any, flags: Flags, cache: str) -> Any:
         else:
             found = datasets.load_dataset(str(path.resolve()), cache_dir=cache)
     except Exception as error:  # whatever the library makes of a damaged or foreign file
-        raise UserError(f"{path}: cannot be read by datasets ({error})") from None
+        raise UserError(f"{path}: cannot be read by datasets ({first_line(error)})") from None
     if not hasattr(found, "keys"):  # one split
         return found
     if flags.split not in found:
@@ -135,7 +135,7 @@ def ending(content: bytes, name: str) -> str:
         with Image.open(io.BytesIO(content)) as image:
             return {"JPEG": "jpg"}.get(image.format, image.format.lower())
     except Exception as error:
-        raise UserError(f"class '{name}' has an image that cannot be read ({error})") from None
+        raise UserError(f"class '{name}' has an image that cannot be read ({first_line(error)})") from None
 
 
 if __name__ == "__main__":

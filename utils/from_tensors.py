@@ -28,7 +28,7 @@ from utils.data.whitening import ZCA_EPS, unwhitened
 from utils.nets.class_order import read_names
 from utils.nets.harmless import STAND_INS, arrays_to_lists
 from utils.run import entry
-from utils.run.errors import UserError, listed
+from utils.run.errors import UserError, first_line, listed
 from utils.run.files import replacing
 from utils.run.outputs import built, check_output
 
@@ -112,8 +112,7 @@ def read(path: str) -> Any:
         with torch.serialization.safe_globals(list(STAND_INS)):
             return arrays_to_lists(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read as tensors ({reason})") from None
+        raise UserError(f"{path}: cannot be read as tensors ({first_line(error)})") from None
 
 
 def first_set(content: Any, path: str) -> Any:

@@ -21,7 +21,7 @@ from utils.data.image_folder import ImageFolder
 from utils.data.images import to_batch
 from utils.data.loader import AugmentedBatches
 from utils.data.tiles import edges
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 from utils.run.seeds import seeded
 from validate.protocols import Protocol
 
@@ -86,7 +86,7 @@ def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:
         transform = auto_augment.rand_augment_transform(config, {"translate_const": int(size * 0.45), "img_mean": fill})
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
-            f"--rand-augment {config}: not a configuration of timm's RandAugment ({error}); "
+            f"--rand-augment {config}: not a configuration of timm's RandAugment ({first_line(error)}); "
             f"for example rand-m6-n2-mstd1.0, or {TORCHVISION} for its own, or none"
         ) from None
     for operation in transform.ops:

@@ -111,7 +111,7 @@ def picture(tmp_path, size=24):
 
 @pytest.mark.parametrize("config", ["nonsense", "", "rand-x9", "rand-m6-n1.5", "rand-m6-n2-q7", "augmix-m3"])
 def test_bad_rand_augment(config):
-    with pytest.raises(UserError, match="--rand-augment"):
+    with pytest.raises(UserError, match=r"--rand-augment .* RandAugment \(.+\); for example"):
         augmentation(rand_augment=config)
 
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from utils.data.pixel_range import colour_layout, colour_to_8_bits, is_deep, seems_shallow, to_8_bits
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 from utils.run.files import replacing
 
 MAX_PIXELS = 100_000_000  # an image that claims more is refused before it is decoded
@@ -118,7 +118,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
         if isinstance(error, FileNotFoundError)
         else "not an image"
         if type(error).__name__ == "UnidentifiedImageError"
-        else str(error) or type(error).__name__
+        else first_line(error)
     )
     return UserError(f"{path}: cannot be read ({reason}); replace it or remove it")
 

@@ -18,15 +18,11 @@ import numpy as np
 
 from utils.data.datasets import DataSet
 from utils.data.formats import is_hidden, is_image
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 
 # The images of a class: their folder, a list of files, or a list of uint8 arrays (H, W, 3).
 Images = Path | list[Path] | list[np.ndarray]
 Splits = dict[str, dict[str, Images]]  # {"train": {class: images}, "val": {class: images}}
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def image_folder(folder: Path, dataset: DataSet) -> Splits | None:

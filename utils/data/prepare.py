@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from utils.data.datasets import DATASETS, DataSet
 from utils.data.formats import is_hidden, is_image
-from utils.data.layouts import LAYOUTS, Splits, first_line
-from utils.run.errors import UserError
+from utils.data.layouts import LAYOUTS, Splits
+from utils.run.errors import UserError, first_line
 from utils.run.files import flush, flush_folder
 from utils.run.outputs import locked
 

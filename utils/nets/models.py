@@ -19,7 +19,7 @@ from torch import nn
 from utils.data.datasets import SMALL_SIZE
 from utils.nets.wide_resnet import WideResNet
 from utils.run import entry
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 
 STEMS = ("cifar", "imagenet")
 CONV_WIDTH = 128
@@ -88,7 +88,7 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
         except (RuntimeError, AssertionError, ValueError) as error:
             raise UserError(
                 f"architecture '{arch}' with the {stem} stem cannot take images of {input_size} pixels "
-                f"({str(error).splitlines()[0]}); give another --input-size or another architecture"
+                f"({first_line(error)}); give another --input-size or another architecture"
             ) from None
     return _make(arch, num_classes, input_size, stem, weights)
 

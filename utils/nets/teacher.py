@@ -13,7 +13,7 @@ from torch import nn
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, first_known, known
 from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.nets import checkpoints, class_order, models, weights
-from utils.run.errors import UserError, listed
+from utils.run.errors import UserError, first_line, listed
 from utils.run.files import sha256
 
 _OF_TEACHER = " of teacher "
@@ -238,7 +238,7 @@ def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
         network = models.build(arch, 1000, 224, "imagenet", weights=found.name)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"torchvision's weights for {arch} cannot be fetched ({str(error).splitlines()[0]}); download them "
+            f"torchvision's weights for {arch} cannot be fetched ({first_line(error)}); download them "
             "elsewhere and give the file as --teacher-path"
         ) from None
     except (ValueError, KeyError):

@@ -20,7 +20,7 @@ import torch.utils.deterministic
 
 from utils.run import distributed, threads
 from utils.run.cpus import available_cpus
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 COMPILE = ("auto", "on", "off")
@@ -254,7 +254,7 @@ def _start_gpu(device: torch.device) -> None:
         torch.cuda.set_device(device)
         torch.zeros(1, device=device).add_(1).item()
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if "no kernel image" in reason:
             capability = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
             reason += (

@@ -18,7 +18,7 @@ from typing import Callable
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from utils.run import distributed, threads, waiting
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 from utils.run.signals import SIGNALS, Stopped
 
 # What a disk does to a correct program, whatever it was writing; and a limit on open files or their size.
@@ -137,9 +137,7 @@ def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
             if distributed.is_timeout(error):
                 raise UserError(waiting.expired()) from error
             # Without the C++ frames.
-            raise distributed.ConnectionLost(
-                f"the connection to the other ranks: {str(error).splitlines()[0]}"
-            ) from None
+            raise distributed.ConnectionLost(f"the connection to the other ranks: {first_line(error)}") from None
 
     return guarded
 

@@ -1,4 +1,4 @@
-"""The error that a user can correct, and how its line lists names."""
+"""The error that a user can correct, what other errors say in a line, and how a line lists names."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ def listed(names: Sequence[str], most: int) -> str:
     """At most so many of the names, and how many there are more: "a, b and 3 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from utils.run.cpus import job_cpus
 from utils.run.distributed import LAUNCHER, ConnectionLost
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 from utils.run.signals import grace
 
 USER_ERROR, CONNECTION_LOST = (f"{kind.__name__}: " for kind in (UserError, ConnectionLost))  # as in error files
@@ -42,7 +42,7 @@ def main() -> None:
         where = (
             f"{args.rdzv_endpoint or args.master_addr} (--rdzv-endpoint, MASTER_ADDR in scripts), or lost one another"
         )
-        reason = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         sys.stderr.write(f"\nerror: the {args.nnodes} machines did not meet at {where}: {reason}; {RESUMES}\n")
         sys.exit(1)
     except ChildFailedError as failed:

@@ -23,7 +23,7 @@ from utils.nets.features import FeatureReader, extractor
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
 from utils.run import entry
-from utils.run.errors import UserError
+from utils.run.errors import UserError, first_line
 from utils.run.files import write_text
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output
@@ -51,7 +51,7 @@ def read(path: str | Path) -> pd.DataFrame:
         table["similarity"] = table["similarity"].astype(float)
         table = table[COLUMNS]
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
     else:
         if len(table):
             return table
