@@ -10,7 +10,6 @@ longer. Memory is about what a stage holds at once.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from recover.earlylate import EarlyLate
 from recover.flags import share
 from recover.settings import Settings
 from utils.data.datasets import DATASETS, known
+from utils.data.formats import folders_in, is_image, walked
 from utils.data.sizes import size_at_a_glance
 from utils.run.cpus import job_cpus
 from utils.run.errors import UserError
@@ -192,8 +192,7 @@ def of_folder(train: Path, test: Path | None, size: int | None) -> Images:
     """The numbers of an ImageFolder, counted; the input size that squeeze takes for it, if none is given."""
 
     def images(folder: Path) -> list[int]:
-        found = [entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
-        return [sum(1 for _ in os.scandir(path)) for path in found]
+        return [sum(is_image(name) for _, names in walked(path) for name in names) for path in folders_in(folder)]
 
     if not train.is_dir():
         raise UserError(f"--train-dir {train}: no such folder")

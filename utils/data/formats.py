@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Iterator
 
 from utils.run.errors import UserError
 
@@ -61,6 +62,26 @@ def is_image(name: str | Path) -> bool:
     """Whether a file of this name is taken as an image."""
     name = os.path.basename(name)
     return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
+
+
+def folders_in(root: str | Path) -> list[Path]:
+    """The folders in `root` that are part of a data set, sorted: its classes, where it is an ImageFolder."""
+    return sorted(path for path in Path(root).iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def walked(folder: str | Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder of a data set from `folder` down, links followed, and the names of its files.
+
+    Raises UserError for a link that leads back up, and for a folder's name that is not UTF-8.
+    """
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for link in (os.path.join(place, name) for name in folders):
+            require_unicode(link)
+            around = os.path.realpath(link)
+            if os.path.islink(link) and os.path.commonpath([around, os.path.realpath(place)]) == around:
+                raise UserError(f"{link}: is a link that leads back to {around}, a folder around it; remove it")
+        yield place, names
 
 
 def could_be_image(path: str | Path) -> bool:

@@ -14,7 +14,16 @@ import numpy as np
 from PIL import Image
 
 from utils.data import manifest
-from utils.data.formats import ARCHIVES, EXTENSIONS, TENSORS, could_be_image, is_hidden, is_image, require_unicode
+from utils.data.formats import (
+    ARCHIVES,
+    EXTENSIONS,
+    TENSORS,
+    could_be_image,
+    is_hidden,
+    is_image,
+    require_unicode,
+    walked,
+)
 from utils.data.images import probe, read_rgb, size_of
 from utils.run import distributed
 from utils.run.cpus import available_cpus
@@ -290,16 +299,7 @@ def _image_files(root: Path, name: str, left_out: list[str]) -> list[str]:
     Raises UserError for a link that leads back up, and for a name that is not UTF-8.
     """
     found = []
-    for folder, subfolders, files in os.walk(root / name, followlinks=True):
-        subfolders[:] = sorted(sub for sub in subfolders if not is_hidden(sub))
-        for link in (os.path.join(folder, sub) for sub in subfolders):
-            require_unicode(link)
-            if os.path.islink(link) and os.path.commonpath(
-                [os.path.realpath(link), os.path.realpath(folder)]
-            ) == os.path.realpath(link):
-                raise UserError(
-                    f"{link}: is a link that leads back to {os.path.realpath(link)}, a folder around it; remove it"
-                )
+    for folder, files in walked(root / name):
         relative = Path(folder).relative_to(root).as_posix()
         for file in files:
             if is_image(file):

@@ -17,7 +17,7 @@ from typing import Any, Callable, Sequence
 import numpy as np
 
 from utils.data.datasets import DataSet
-from utils.data.formats import is_hidden, is_image
+from utils.data.formats import folders_in, is_image
 from utils.run.errors import UserError, first_line
 
 # The images of a class: their folder, a list of files, or a list of uint8 arrays (H, W, 3).
@@ -33,13 +33,9 @@ def image_folder(folder: Path, dataset: DataSet) -> Splits | None:
     return {"train": _class_folders(folder / "train", dataset.only), "val": _class_folders(test, dataset.only)}
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(d for d in folder.iterdir() if d.is_dir() and not is_hidden(d.name))
-
-
 def _class_folders(split: Path, only: Sequence[str] = ()) -> dict[str, Path]:
     """{class: its folder of images}, all of them or the classes `only`."""
-    folders = {d.name: d for d in _folders(split) if not only or d.name in only}
+    folders = {d.name: d for d in folders_in(split) if not only or d.name in only}
     missing = sorted(set(only) - set(folders))
     if (missing or not folders) and any(map(is_image, split.iterdir())):
         raise UserError(

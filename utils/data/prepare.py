@@ -29,7 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from utils.data.datasets import DATASETS, DataSet
-from utils.data.formats import is_hidden, is_image
+from utils.data.formats import folders_in, is_image
 from utils.data.layouts import LAYOUTS, Splits
 from utils.run.errors import UserError, first_line
 from utils.run.files import flush, flush_folder
@@ -138,7 +138,7 @@ def read(source: Path, dataset: DataSet, scratch: Path) -> Splits:
         unpack(source, scratch)
         source = scratch
     # What an archive or a download holds is often one folder down.
-    folders = [source, *sorted(d for d in source.iterdir() if d.is_dir() and not is_hidden(d.name))]
+    folders = [source, *folders_in(source)]
     for layout in dataset.layouts:
         for folder in folders:
             splits = LAYOUTS[layout](folder, dataset)
@@ -229,7 +229,7 @@ def print_summary(name: str, output: Path) -> None:
     shown = output.relative_to(ROOT) if output.is_relative_to(ROOT) else output
     counts = []
     for split in "train", "val":
-        classes = [d for d in (output / split).iterdir() if d.is_dir() and not is_hidden(d.name)]
+        classes = folders_in(output / split)
         if len(classes) != dataset.classes:
             raise UserError(
                 f"{output / split} has {len(classes)} classes, and {name} has {dataset.classes}: "

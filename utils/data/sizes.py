@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Iterator, Sequence
 
 from PIL import Image
 
 from utils.data.datasets import SMALL_SIZE
+from utils.data.formats import folders_in, is_image, walked
 from utils.run.errors import UserError
 
 MIN_SIZE = 8  # pixels of an input
@@ -22,22 +22,23 @@ def common_size(sizes: Sequence[tuple[int, int]]) -> int:
 
 
 def size_at_a_glance(folder: Path) -> int:
-    """`common_size` by the first image of each class of an ImageFolder. Raises UserError where there is none."""
+    """`common_size` by the first image of each class of an ImageFolder.
+
+    Raises UserError where there is none, or a link leads back up.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    sizes = [size for path in classes if (size := next(_sizes(path), None))]
+    sizes = [size for path in folders_in(folder) if (size := next(_sizes(path), None))]
     if not sizes:
         raise UserError(f"{folder}: holds no images in class folders")
     return common_size(sizes)
 
 
 def _sizes(folder: Path) -> Iterator[tuple[int, int]]:
-    for place, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        for name in sorted(names):
+    for place, names in walked(folder):
+        for name in sorted(filter(is_image, names)):
             try:
                 with Image.open(Path(place, name)) as image:
                     yield image.size
             except (OSError, ValueError, Image.DecompressionBombError):
-                continue  # no image, or one that the stages themselves will speak of
+                continue  # one that the stages themselves will speak of
