@@ -12,7 +12,7 @@ import lzma
 import pickle
 import zlib
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -57,13 +57,23 @@ def tiny_imagenet(folder: Path, dataset: DataSet) -> Splits | None:
     if not annotations.is_file() or not (folder / "val" / "images").is_dir():
         return None
     val: dict[str, list[Path]] = {}
-    for line in sorted(annotations.read_text().splitlines()):
-        name, wnid = line.split("\t")[:2]
+    for name, wnid in sorted(_annotated(annotations)):
         image = folder / "val" / "images" / name
         if not image.is_file():
             raise UserError(f"{image} is missing, and {annotations.name} lists it")
         val.setdefault(wnid, []).append(image)
     return {"train": _class_folders(folder / "train"), "val": val}
+
+
+def _annotated(path: Path) -> Iterator[tuple[str, str]]:
+    """The name and the class of each image in a file of annotations."""
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        words = line.decode("utf-8", "replace").split("\t")
+        if len(words) < 2 or not all(words[:2]):
+            raise UserError(
+                f"{path}, line {number}: names no image and its class, with a tab between them; fetch the file again"
+            )
+        yield words[0], words[1]
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -83,12 +93,17 @@ class _ArraysOnly(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _unpickle(path: Path) -> dict[bytes, Any]:
+def _entries(path: Path, *names: bytes) -> list[Any]:
+    """What one of CIFAR's files has under these names."""
     try:
         with open(path, "rb") as file:
-            return _ArraysOnly(file, encoding="bytes").load()
+            content = _ArraysOnly(file, encoding="bytes").load()
     except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a batch of CIFAR: {first_line(error)}") from error
+    missing = [name for name in names if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise UserError(f"{path} cannot be read as a batch of CIFAR: it lacks {missing[0].decode()}; fetch it again")
+    return [content[name] for name in names]
 
 
 # The file of the labels' names: the names' key, the labels' key, and the batches of each split.
@@ -108,17 +123,15 @@ def cifar(folder: Path, dataset: DataSet) -> Splits | None:
     if meta is None:
         return None
     names, labels, batches_of = _CIFAR[meta]
-    classes = [name.decode() for name in _unpickle(folder / meta)[names]]
+    classes = [name.decode() for name in _entries(folder / meta, names)[0]]
     splits = {}
     for split, files in batches_of.items():
         missing = [file for file in files if not (folder / file).is_file()]
         if missing:
             raise UserError(f"{folder} lacks {missing[0]}")
-        batches = [_unpickle(folder / file) for file in files]
-        images = np.concatenate([np.asarray(batch[b"data"]) for batch in batches]).reshape(-1, 3, 32, 32)
-        splits[split] = _by_class(
-            images.transpose(0, 2, 3, 1), [y for batch in batches for y in batch[labels]], classes
-        )
+        batches = [_entries(folder / file, b"data", labels) for file in files]
+        images = np.concatenate([np.asarray(data) for data, _ in batches]).reshape(-1, 3, 32, 32)
+        splits[split] = _by_class(images.transpose(0, 2, 3, 1), [y for _, own in batches for y in own], classes)
     return splits
 
 
@@ -155,7 +168,10 @@ def array(folder: Path, dataset: DataSet) -> Splits | None:
     path = folder / dataset.source
     if not path.is_file():
         return None
-    of_classes = np.load(io.BytesIO(lzma.decompress(path.read_bytes())))
+    try:
+        of_classes = np.load(io.BytesIO(lzma.decompress(path.read_bytes())))
+    except (lzma.LZMAError, EOFError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({first_line(error)}): fetch it again") from error
     train = dataset.images[0] // dataset.classes
     names = dataset.class_names or _numbers(dataset.classes)
     return {

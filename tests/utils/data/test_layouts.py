@@ -97,6 +97,16 @@ def test_cifar_that_is_incomplete(cifar10):
         LAYOUTS["cifar"](cifar10, TEN)
 
 
+@pytest.mark.parametrize("content", [{b"labels": [0]}, {}, [1, 2]])
+def test_cifar_that_lacks_an_entry(cifar10, content):
+    write(cifar10 / "test_batch", pickle.dumps(content, protocol=2))
+    with pytest.raises(UserError, match="test_batch cannot be read as a batch of CIFAR: it lacks data"):
+        LAYOUTS["cifar"](cifar10, TEN)
+    write(cifar10 / "batches.meta", pickle.dumps(content, protocol=2))
+    with pytest.raises(UserError, match="batches.meta cannot be read as a batch of CIFAR: it lacks label_names"):
+        LAYOUTS["cifar"](cifar10, TEN)
+
+
 def test_labels_without_a_name_are_refused(cifar10):
     cifar_file(cifar10 / "test_batch", data=cifar_data([0]), labels=[10])
     with pytest.raises(UserError, match="1 images, 1 labels and 10 classes do not fit"):
@@ -118,6 +128,15 @@ def test_tiny_imagenet_takes_validation_classes_from_the_annotations(tmp_path):
     images[1].unlink()
     with pytest.raises(UserError, match="val_1.JPEG is missing"):
         LAYOUTS["tiny_imagenet"](tmp_path, DataSet(3, 64))
+
+
+@pytest.mark.parametrize("line", [b"", b"  ", b"val_0.JPEG", b"val_0.JPEG\t", b"\tn01", b"\xff\xfe"])
+def test_a_line_that_annotates_no_image_is_named(tmp_path, line):
+    write(tmp_path / "train" / "n01" / "images" / "n01_0.JPEG")
+    write(tmp_path / "val" / "images" / "val_0.JPEG")
+    write(tmp_path / "val" / "val_annotations.txt", b"val_0.JPEG\tn01\t0\t0\t1\t1\n" + line + b"\n")
+    with pytest.raises(UserError, match=f"{tmp_path}/val/val_annotations.txt, line 2: "):
+        LAYOUTS["tiny_imagenet"](tmp_path, DataSet(1, 64))
 
 
 def idx(array):
@@ -211,6 +230,17 @@ def test_array_holds_training_images_first(tmp_path):
         "val": {"cat": [[3] * 3, [4] * 3], "dog": [[8] * 3, [9] * 3]},
     }
     assert splits["val"]["dog"][1].sum() == 9 * 28 * 28 * 3  # the frame is zero
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no xz", lzma.compress(b"no array"), lzma.compress(b"x" * 99)[:-20]],
+    ids=["empty", "no xz", "no array", "cut"],
+)
+def test_array_that_is_damaged(tmp_path, content):
+    write(tmp_path / "toy.npy.xz", content)
+    with pytest.raises(UserError, match="toy.npy.xz is damaged"):
+        LAYOUTS["array"](tmp_path, DataSet(2, 32, source="toy.npy.xz", images=(6, 4)))
 
 
 @pytest.mark.skipif(not FASHION_GZ.is_dir(), reason="Fashion-MNIST's original files are not on this machine")
