@@ -27,6 +27,10 @@ begin() {
     line+=(-m "$1")
     option --dataset "$DATASET"
     option --seed "$SEED"
+    machine_options
+}
+
+machine_options() {    # of all that computes
     option --device "$DEVICE"
     option --precision "$PRECISION"
     option --compile "$COMPILE"
@@ -137,7 +141,7 @@ train_students() {    # COUNT PROTOCOL...: labelled by the first COUNT teachers
 measure_diversity() {    # OUTPUT_DIR
     line=("$PYTHON_BIN" -m validate.report.diversity "${sets[@]}" --method "${names[@]}")
     option --dataset "$DATASET"
-    option --device "$DEVICE"
+    machine_options
     option --classes-by "$CLASSES_BY"
     teacher_flags "$TEACHER_EPOCH" 0 1
     option --output-dir "$1"

@@ -105,6 +105,16 @@ def test_each_set_is_made_once_and_measured_under_each_protocol(compare):
     assert Counter(stages)["squeeze"] == 1
 
 
+def test_all_that_computes_has_the_machine_s_options(compare):
+    given = dict(DELT_DEVICE="cuda:1", PRECISION="fp16", COMPILE="off", DETERMINISTIC="off", DELT_WORKERS=3)
+    calls, process = compare(METHODS="gvbsm", BASELINES="random", **given)
+    assert process.returncode == 0, process.err
+    flags = dict(device="cuda:1", precision="fp16", compile="off", deterministic="off", workers="3")
+    computing = {"squeeze", "squeeze.statistics", "ranking", "recover", "validate", "validate.report.diversity"}
+    assert {stage for stage, found in calls if flags.items() <= found.items()} == computing
+    assert not [stage for stage, found in calls if stage in computing and not flags.items() <= found.items()]
+
+
 def test_the_same_command_skips_what_is_finished(compare):
     assert compare(**FEW)[1].returncode == 0
     calls, process = compare(**FEW)

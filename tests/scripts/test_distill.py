@@ -104,8 +104,8 @@ def test_stage_command_lines(distill, tmp_path):
     calls, process = distill("cifar10_resnet18_ipc10", cwd=tmp_path, SQUEEZE_ARGS="--extra 1", DELT_SEED=4, **variables)
     assert process.returncode == 0, process.stderr
     run = tmp_path / "run"
-    common = {"before": ["-m"], "dataset": "cifar10", "seed": "4", "device": "auto"}
-    common |= {"precision": "auto", "compile": "auto"}
+    machine = {"device": "auto", "precision": "auto", "compile": "auto"}
+    common = {"before": ["-m"], "dataset": "cifar10", "seed": "4", **machine}
     teacher = {"teacher-arch": "resnet18", "teacher-path": f"{run}/teacher.pth"}
 
     def ranking(criterion, folder):
@@ -122,7 +122,7 @@ def test_stage_command_lines(distill, tmp_path):
     validate = {"syn-dir": f"{run}/syn {run}/random", "method": "delt random", "val-dir": f"{tmp_path}/val"}
     validate |= {"student-arch": "resnet18 conv3", "protocol": "delt hard", "output-dir": str(run), "seeds": "3"}
     diversity = {"before": ["-m"], "after": f"{run}/syn {run}/random", "method": "delt random"}
-    diversity |= {"dataset": "cifar10", "device": "auto", "output-dir": str(run)}
+    diversity |= {"dataset": "cifar10", "output-dir": str(run), **machine}
     assert calls == [
         ("squeeze", {**common, **squeeze, "output": f"{run}/teacher.pth"}),
         ranking("medium", "init"),
