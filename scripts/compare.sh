@@ -147,8 +147,9 @@ starts=() own_protocols=
 
 # METHODS; all if it is empty, but those that need a package which is not here: it is said now, and in the end.
 find_methods() {
-    local method found=
-    for method in ${METHODS:-$("$PYTHON_BIN" -m recover.methods)}; do
+    local method methods found=
+    methods=${METHODS:-$("$PYTHON_BIN" -m recover.methods 2> /dev/null)} || broken "$?" recover.methods
+    for method in $methods; do
         needs_of "$method"
         if [ -z "$NEEDS_MISSING" ]; then
             found+="$method "

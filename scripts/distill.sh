@@ -225,12 +225,13 @@ OUTPUT_DIR=${OUTPUT_DIR:-$RUN_DIR/init}
 if [ "$NEEDS_RECOVERS" = false ]; then SYN_PATH=$OUTPUT_DIR; else SYN_PATH=${SYN_PATH:-$RUN_DIR/syn}; fi
 # A set that is there already has the name of what made it, or one that is no method's.
 if wants validate && ! wants recover; then
-    made=$("$PYTHON_BIN" -m recover.methods --made "$SYN_PATH")
+    made=$("$PYTHON_BIN" -m recover.methods --made "$SYN_PATH" 2> /dev/null) ||
+        broken "$?" recover.methods --made "$SYN_PATH"
     if [ -z "$named" ] && [ -n "$made" ]; then
         METHOD=$made
         needs_of "$METHOD"
     elif [ -n "$made" ] && [ "$made" != "$METHOD" ]; then
-        ! "$PYTHON_BIN" -m recover.methods "$METHOD" > /dev/null 2>&1 ||
+        [ "$NEEDS_KNOWN" = false ] ||
             fail "METHOD: $SYN_PATH was made by $made, not by $METHOD: set DELT_METHOD=$made, or a name of your own"
     fi
 fi

@@ -173,6 +173,10 @@ known() {    # VARIABLE MODULE WORD...: the registry of the module knows these w
     message=$("$PYTHON_BIN" -m "$module" "$@" 2>&1 > /dev/null | tail -n 1) || fail "$variable: ${message#error: }"
 }
 
+broken() {    # CODE MODULE WORD...: a module that is asked something ended with that code, as it is not to
+    fail "python -m ${*:2} ended with exit code $1: $("$PYTHON_BIN" -m "${@:2}" 2>&1 > /dev/null | tail -n 1)"
+}
+
 folder() {    # VARIABLE WHAT
     local hint="set $1 to $2"
     [ -z "$DATASET" ] || hint="run 'bash scripts/prepare_data.sh $DATASET', or $hint"
@@ -204,14 +208,19 @@ check_ranking_args() {    # ADVICE
 # What METHOD needs besides recover: NEEDS_RANKING and NEEDS_STATISTICS are flags of these stages (of ranking none for a
 # start from noise); NEEDS_BARYCENTERS and NEEDS_RECOVERS are true or false; NEEDS_PROTOCOL is that of its own students,
 # NEEDS_TEACHERS one or several; NEEDS_ITERATIONS and NEEDS_ROUND_ITERATIONS are its recipe's; NEEDS_MISSING is a package
-# that is not installed, and how to get it. Of images that are no method's of this project it is delt's.
+# that is not installed, and how to get it. Of images that are no method's of this project it is delt's, and NEEDS_KNOWN
+# false.
 needs_of() {    # METHOD
-    local found
+    local found code=0
+    NEEDS_KNOWN=true
     NEEDS_RANKING="--criterion medium" NEEDS_STATISTICS= NEEDS_BARYCENTERS=false NEEDS_RECOVERS=true
     NEEDS_PROTOCOL=delt NEEDS_TEACHERS=one NEEDS_MISSING= NEEDS_ITERATIONS=0 NEEDS_ROUND_ITERATIONS=0
-    if found=$("$PYTHON_BIN" -m recover.methods --needs "$1" "${DATASET:-$TRAIN_DIR}" 2> /dev/null); then
-        eval "$found"
-    fi
+    found=$("$PYTHON_BIN" -m recover.methods --needs "$1" "${DATASET:-$TRAIN_DIR}" 2> /dev/null) || code=$?
+    case $code in
+        0) eval "$found" ;;
+        2) NEEDS_KNOWN=false ;;
+        *) broken "$code" recover.methods --needs "$1" "${DATASET:-$TRAIN_DIR}" ;;
+    esac
     case " $RECOVER_ARGS " in
         *" --init images "*) NEEDS_RANKING=${NEEDS_RANKING:---criterion medium} ;;
         *" --init noise "*) NEEDS_RANKING= ;;
