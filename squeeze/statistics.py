@@ -109,7 +109,7 @@ def main() -> None:
             state_of(job, settings).remove()
             print(f"statistics: {job.output} is complete")
             return
-        folder.load(workers)
+        folder.load(workers, alone=True)  # the other ranks have ended
         print(
             f"statistics: {len(folder):,} images of {len(folder.classes)} classes by {teacher.arch} "
             f"({teacher.geometry.input_size} px), {runtime}"

@@ -240,6 +240,18 @@ class Grouped(nn.Module):
         return self.fc(self.squeeze(self.norm(self.stem(x)).relu().mean((2, 3), keepdim=True)).flatten(1))
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_rank_0_alone_decodes_every_image_before_the_pass(place, line, monkeypatch, name):
+    monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("utils.data.image_folder.SLICE", 7)  # a class
+    damaged = place.train / name / f"{name}6.png"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    given = line(input_size=INPUT)
+    outcome = place.start("squeeze.statistics", *given, env={"RANK": "0", "WORLD_SIZE": "3"})
+    assert outcome.code == 2 and str(damaged) in outcome.err
+    assert f"{IMAGES} images" not in outcome.out, "which is said when the pass begins"
+
+
 def test_a_network_without_batchnorm(place, line, monkeypatch):
     torch.manual_seed(0)
     network = Grouped()

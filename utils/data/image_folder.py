@@ -217,18 +217,18 @@ class ImageFolder:
                 bar.update(len(found))
                 distributed.keep_alive()
 
-    def load(self, workers: int | None = None) -> list[tuple[int, int]]:
+    def load(self, workers: int | None = None, alone: bool = False) -> list[tuple[int, int]]:
         """Decode every image once, before any long work; return the (width, height) of each.
 
         The decoded images are kept for `read` while they fit into IN_MEMORY_BYTES together; a larger folder is
-        only checked, of which each rank does a part. A second call costs nothing. Raises UserError for the first image
-        that is damaged.
+        only checked, of which each rank does a part; `alone` this process does all of it, as the others do not read the
+        images with it. A second call costs nothing. Raises UserError for the first image that is damaged.
         """
         if self._sizes:
             return self._sizes
         kept: list[Image.Image] = []
         sizes: list[tuple[int, int]] = []
-        rank, world_size = distributed.rank_from_environment()
+        rank, world_size = (0, 1) if alone else distributed.rank_from_environment()
 
         def reader(number: int) -> Callable[[Path], Any]:
             return read_rgb if len(kept) == len(sizes) else probe if number % world_size == rank else size_of

@@ -120,7 +120,7 @@ def main() -> None:
     output = Path(flags.output_dir) / FILE
     check_output(output)
     for folder in folders:
-        folder.load(machine.workers)
+        folder.load(machine.workers, alone=True)
     [teacher] = teacher_flags.load(geometry_flags, flags.syn_dir[0], "DIR", machine.workers)
     reader = feature_reader(teacher, machine, output)
     with explain_out_of_memory(reader.batch_size):

@@ -119,6 +119,10 @@ def test_processes_check_a_part_each_of_a_set_too_large_for_memory_and_know_all_
             messages.append(str(error))
     [message] = messages
     assert str(cut) in message
+    for rank in "012":
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(UserError, match="08.png"):
+            ImageFolder(tmp_path, "--train-dir").load(2, alone=True)
 
 
 # --- the fingerprint ----------------------------------------------------------------------------------------------

@@ -101,6 +101,19 @@ def test_a_batch_size_that_is_found_gives_the_same(place):
     assert (place / "auto" / "diversity.csv").read_bytes() == (place / "out" / "diversity.csv").read_bytes()
 
 
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_process_among_several_decodes_every_image_before_it_measures(place, monkeypatch, name):
+    """They share nothing, so that nobody does a part for another."""
+    monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("utils.data.image_folder.SLICE", 4)  # a class
+    monkeypatch.setattr(diversity, "measure", lambda *_: pytest.fail("begun before all images were decoded"))
+    damaged = place.init / name / f"{name}3.png"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    words = [place.init, "--teacher-path", place.teacher, "--output-dir", place / "found", "--device", "cpu"]
+    outcome = place.start("validate.report.diversity", *words, env={"RANK": "0", "WORLD_SIZE": "3"})
+    assert outcome.code == 2 and str(damaged) in outcome.err
+
+
 def test_other_classes_are_refused(place):
     (place.init / "zebra").rename(place.init / "yak")
     outcome = measure(place)
