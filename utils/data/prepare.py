@@ -32,8 +32,7 @@ from utils.data.datasets import DATASETS, DataSet
 from utils.data.formats import folders_in, is_image
 from utils.data.layouts import LAYOUTS, Splits
 from utils.run.errors import UserError, first_line
-from utils.run.files import flush, flush_folder
-from utils.run.outputs import locked
+from utils.run.outputs import beside, locked
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60  # seconds that a download waits for a server
@@ -92,21 +91,14 @@ def prepare(name: str, source: Path | None, output: Path) -> None:
     Raises UserError where the source is missing, damaged or another data set, or the download fails.
     """
     dataset = DATASETS[name]
-    partial = output.with_name(output.name + ".partial")
-    scratch = partial / "source"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        scratch.mkdir(parents=True)
+    with beside(output) as partial:
+        scratch = partial / "source"
+        scratch.mkdir()
         source = source.resolve() if source else download(name, dataset, scratch)
         splits = read(source, dataset, scratch)
         check(splits, name, source)
         write(splits, partial, scratch)
         shutil.rmtree(scratch)
-        flush_folder(partial)
-        os.rename(partial, output)
-        flush([output])
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def download(name: str, dataset: DataSet, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Iterator
 from filelock import FileLock, Timeout
 
 from utils.run.errors import UserError
-from utils.run.files import NAME_BYTES, PARTIAL, differences, flush_folder, make_folder, read_json, write_json
+from utils.run.files import NAME_BYTES, PARTIAL, differences, flush, flush_folder, make_folder, read_json, write_json
 
 BESIDE_BYTES = 40  # of what is added to an output's name for hidden files beside it
 
@@ -102,18 +102,29 @@ def built(output: str | Path) -> Iterator[Path]:
     writes it.
     """
     output = Path(os.path.realpath(output))
-    partial = output.with_name(f".{output.name}.partial")
     with locked(output):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UserError(f"{output} exists and is not empty; choose another folder")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            make_folder(partial)
+        with beside(output) as partial:
             yield partial
-            flush_folder(partial)
-            os.replace(partial, output)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def beside(output: Path) -> Iterator[Path]:
+    """`built` for who holds the lock, and knows that there is nothing in `output`, which is no link.
+
+    All of it is on disk before it gets its name, and the name when this ends.
+    """
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        make_folder(partial)
+        yield partial
+        flush_folder(partial)
+        os.replace(partial, output)
+        flush([output])
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

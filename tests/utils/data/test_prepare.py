@@ -67,7 +67,7 @@ def refused(capsys, output, *words):
     assert run(*words, "--output", output) == 2
     error = capsys.readouterr().err.strip()
     assert len(error.splitlines()) == 1 and error.startswith("error: ")
-    assert not (output / "train").exists() and not Path(f"{output}.partial").exists()
+    assert not (output / "train").exists() and not output.with_name(f".{output.name}.partial").exists()
     return error
 
 
@@ -164,7 +164,7 @@ def test_image_folder_archive_with_test_split(tmp_path):
     assert run("cifar10", "--source", archive, "--output", out) == 0
     assert files(out) == sorted(f"{split}/{name}/{k}.png" for split in ("train", "val") for name in TEN for k in "01")
     assert not any(path.is_symlink() for path in out.rglob("*"))
-    assert not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / ".out.partial").exists()
 
 
 @pytest.mark.parametrize("name", ["imagenette", "imagenet100"])
@@ -188,9 +188,9 @@ def test_finished_output_is_left_alone(tmp_path, imagenet, capsys):
 
 
 def test_leftover_of_a_killed_run_is_no_output(tmp_path, imagenet):
-    put(tmp_path / "out.partial" / "train" / "half" / "0.png")
+    put(tmp_path / ".out.partial" / "train" / "half" / "0.png")
     assert run("imagenette", "--source", imagenet, "--output", tmp_path / "out") == 0
-    assert not (tmp_path / "out" / "train" / "half").exists() and not (tmp_path / "out.partial").exists()
+    assert not (tmp_path / "out" / "train" / "half").exists() and not (tmp_path / ".out.partial").exists()
 
 
 def test_another_data_set_as_source(tmp_path, capsys):

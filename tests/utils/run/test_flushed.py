@@ -3,12 +3,16 @@
 import contextlib
 import errno
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from conftest import images
 from helpers import tree
+from utils import from_tensors
+from utils.data import prepare
 from utils.run import files
 from utils.run.files import flush_folder, make_folder, replacing, write_text
 
@@ -33,7 +37,7 @@ def disk(monkeypatch):
 
     monkeypatch.setattr(os, "fsync", flushing)
     monkeypatch.setattr(os, "replace", renaming)
-    for module in ("ranking.selection", "utils.data.prepare", "utils.run.outputs"):
+    for module in ("ranking.selection", "utils.run.outputs"):
         monkeypatch.setattr(f"{module}.flush_folder", flushing_all)
     return asked
 
@@ -117,6 +121,19 @@ def test_a_selection_is_on_disk_before_its_manifest_says_that_it_is_finished(pla
     assert max(copied) < everything < max(manifests)
     flushed = {Path(path).parent.name for what, path, *_ in disk if what == "flush"}
     assert not flushed & {"ant", "moth", "zebra"}, "not one by one"
+
+
+@pytest.mark.parametrize("module", ["utils.data.prepare", "utils.from_tensors"])
+def test_a_folder_is_on_disk_before_it_has_its_name_and_the_one_above_afterwards(tmp_path, disk, monkeypatch, module):
+    output = tmp_path / "data" / "out"
+    if module == "utils.data.prepare":
+        prepare.prepare("fashion_mnist_cut", None, output)
+    else:
+        np.savez(tmp_path / "s.npz", images=np.zeros((4, 3, 8, 8), np.float32), labels=np.arange(4) // 2)
+        monkeypatch.setattr(sys, "argv", [module, str(tmp_path / "s.npz"), str(output)])
+        from_tensors.main()
+    [(at, partial)] = [(at, what[2]) for at, what in enumerate(disk) if what[0] == "rename" and what[1] == str(output)]
+    assert ("all", partial) in disk[:at] and ("flush", str(output.parent)) in disk[at:]
 
 
 @pytest.mark.parametrize("stage, output", [("squeeze", "squeezed.pth"), ("validate", "measured/results.csv")])
