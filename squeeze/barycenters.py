@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from utils.run.outputs import check_output, locked
 from utils.run.packages import how_to_install
 from utils.run.seeds import generator
 from utils.run.shared_work import SharedWork
+from utils.run.stopwatch import Stopwatch
 
 BATCH_SIZE = 256
 KIND = "barycenters"
@@ -135,15 +135,14 @@ def find(job: Job, reader: FeatureReader, folder: ImageFolder, settings: dict[st
         return work.record(label) is not None or (not job.overwrite and job.output.exists())
 
     with SharedWork(job.parts, settings, len(folder.classes), is_done) as work:
-        started = time.monotonic()
+        watch = Stopwatch()
         for label, features in reader.by_class(folder, "barycenters", work.take()):
             name = folder.classes[label]
             stream = generator(job.seed, "barycenter", name)
             start = torch.randn(job.ipc, features.shape[1], generator=stream, dtype=torch.float64)
             points, weights = barycenter(features.double().numpy(), start.numpy(), job.learn_weights)
             found = {"points": torch.from_numpy(points).float(), "weights": torch.from_numpy(weights).float()}
-            seconds, started = time.monotonic() - started, time.monotonic()
-            work.save(label, {"tensors": packed(found), "seconds": seconds})
+            work.save(label, {"tensors": packed(found), "seconds": watch.lap()})
         return work.records()
 
 

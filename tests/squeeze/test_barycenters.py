@@ -1,5 +1,6 @@
 """squeeze.barycenters as its users meet it: one file of a class's points, whatever interrupts the work."""
 
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from conftest import CLASSES, INPUT, MEAN, PIXELS, ROOT, STD, snapshot
 from squeeze import barycenters, transport
 from utils.nets import statistics
 from utils.run.seeds import stream_seed
+from utils.run.stopwatch import Stopwatch
 
 ot = pytest.importorskip("ot")
 
@@ -133,6 +135,16 @@ def test_killed_after_some_classes_it_goes_on_to_the_same_bytes(place, done):
     assert len(computed) == len(CLASSES) - done
     assert (place / "points.safetensors").read_bytes() == (place / "whole.safetensors").read_bytes()
     assert not list(place.root.glob(".*"))
+
+
+def test_the_seconds_are_those_of_all_classes_whatever_interrupts_them(place, monkeypatch):
+    monkeypatch.setattr(Stopwatch, "lap", lambda self: 2.5)  # of a class
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(barycenters, "write", lambda *_: 1 / 0)
+        run(place)
+    works(place)
+    told = json.loads(statistics.seconds_path(place / "points.safetensors").read_text())
+    assert told == {"seconds": 2.5 * len(CLASSES)}
 
 
 @pytest.mark.slow
