@@ -16,7 +16,7 @@ from ranking.existing import Existing
 from ranking.flags import BATCH_SIZE, Job, parse
 from ranking.score import Scorer
 from ranking.selection import Selection
-from utils import cli
+from utils.data.class_folders import folder_for
 from utils.data.image_folder import ImageFolder
 from utils.data.images import resize_for_test
 from utils.data.loader import EvalBatches, Resize
@@ -55,7 +55,7 @@ class Asked:
     def of(cls, job: Job) -> Asked:
         runtime = job.machine.runtime()
         [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", job.machine.workers)
-        folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
+        folder = folder_for(teacher.geometry, job.train_dir, "--train-dir")
         batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
         images = offered(job, folder, teacher.geometry.input_size)
         return cls(runtime, teacher, folder, images, batch_size, {**record.settings_of(teacher, folder), **job.drawn})

@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from ranking import record, score
-from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
 from utils.data import manifest
+from utils.data.class_folders import folder_for
 from utils.data.datasets import known
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
@@ -73,7 +73,7 @@ class Existing:
                 # The same file: the images need not be decoded to know their size, as their bytes are compared.
                 given = replace(given, input_size=given.input_size or scored.get("input_size"))
         teacher = self._load(given)
-        return drawn | record.settings_of(teacher, cli.folder_for(teacher.geometry, self.train_dir, ROLE))
+        return drawn | record.settings_of(teacher, folder_for(teacher.geometry, self.train_dir, ROLE))
 
     def table(self, folder: ImageFolder) -> pd.DataFrame:
         """Its scores of the images in `folder`; its `attrs` have what is known of `seconds` and `input_size`.
@@ -93,7 +93,7 @@ class Existing:
         )
         self._say_chance(table, len(folder.classes))
         if self.has_teacher and (teacher := self._load(self.geometry)).order is not None:
-            own = cli.folder_for(teacher.geometry, self.train_dir, ROLE)
+            own = folder_for(teacher.geometry, self.train_dir, ROLE)
             judge.by_sample("ranking", teacher, own, self.machine.runtime(), self.machine.workers)
         return table
 

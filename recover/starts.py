@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from recover.units import Member, Unit
-from utils import cli
 from utils.data import manifest
+from utils.data.class_folders import folder_for
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.images import read_rgb, resize_whole, to_batch
@@ -53,7 +53,7 @@ class Starts:
                 "the teacher does not name its classes; give an ImageFolder with the class folders as --init-dir"
             )
         is_read = init_dir and (is_judged or geometry.classes is None)
-        named = cli.folder_for(geometry, init_dir, "--init-dir", classes_by) if is_read else None
+        named = folder_for(geometry, init_dir, "--init-dir", classes_by) if is_read else None
         return cls(geometry, list(geometry.classes or named.classes), ipc or NOISE_IPC, None, named=named)
 
     @classmethod
@@ -61,7 +61,7 @@ class Starts:
         cls, init_dir: str, geometry: Geometry, ipc: int | None, workers: int | None, classes_by: str = "name"
     ) -> Starts:
         """Raises UserError where the folder does not fit the teacher, or an image is damaged."""
-        folder = cli.folder_for(geometry, init_dir, "--init-dir", classes_by)
+        folder = folder_for(geometry, init_dir, "--init-dir", classes_by)
         advice = f"give at most --ipc {folder.fewest()}, or select with python -m ranking --short-classes repeat"
         uneven, kept = ipc is None and folder.fewest() < folder.most(), manifest.kept_ipc(init_dir)
         if uneven and kept:

@@ -17,6 +17,7 @@ from utils.fit import curves
 from utils.fit.batch_size import find_batch_size, try_training_step
 from utils.fit.loop import History, Training
 from utils.nets import checkpoints, models
+from utils.nets.teacher import geometry_of_images
 from utils.run import distributed, entry
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
@@ -135,7 +136,7 @@ def squeeze(job: Job, runtime: Runtime) -> None:
             state_of(job, settings).remove()
             print(f"squeeze: {job.output} is complete (top-1 {top1:.2f} %)")
             return
-        geometry = cli.geometry_of_images(job.geometry, folder, job.machine.workers)
+        geometry = geometry_of_images(job.geometry, folder, job.machine.workers)
         for images in (folder, test_folder):
             images.load(job.machine.workers)
         distributed.barrier()
@@ -220,7 +221,7 @@ def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime:
         # The images are read first: they stay in memory, and are a part of what is needed.
         for images_read in (folder, test_folder):
             images_read.load(job.machine.workers)
-        geometry = cli.geometry_of_images(job.geometry, folder, job.machine.workers)
+        geometry = geometry_of_images(job.geometry, folder, job.machine.workers)
         model = models.build(job.arch, geometry.num_classes, geometry.input_size, geometry.stem)
         batches = batches_of(folder, geometry.input_size, job.recipe.crop_padding, runtime.device, job.machine.workers)
         try_training_step(model, images, geometry.input_size, runtime)

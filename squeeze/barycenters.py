@@ -14,6 +14,7 @@ from squeeze import source
 from squeeze.transport import barycenter, pot
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
+from utils.data.class_folders import folder_for
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.nets import judge, statistics
@@ -85,7 +86,7 @@ def main() -> None:
     check_output(job.output, job.train_dir)
     runtime, workers = job.machine.runtime(), job.machine.workers
     [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)
-    folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
+    folder = folder_for(teacher.geometry, job.train_dir, "--train-dir")
     with locked(job.output):
         batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
         settings = identity(job, folder, teacher, runtime, batch_size)

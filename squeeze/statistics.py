@@ -13,6 +13,7 @@ from squeeze.augment import batches_of
 from squeeze.collect import Measured, Totals, What
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
+from utils.data.class_folders import folder_for
 from utils.data.datasets import SMALL_SIZE
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
@@ -99,7 +100,7 @@ def main() -> None:
     [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)
     if not statistics.measurable(teacher.network):
         raise UserError(f"{teacher.arch}: has neither convolutions nor BatchNorms, whose inputs could be measured")
-    folder = cli.folder_for(teacher.geometry, job.train_dir, "--train-dir")
+    folder = folder_for(teacher.geometry, job.train_dir, "--train-dir")
     with locked(job.output):
         batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
         small = teacher.geometry.input_size <= SMALL_SIZE

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Sequence, TypeVar
 
-from utils.data.datasets import DATASETS, IMAGENET_MEAN, IMAGENET_STD, known
+from utils.data.datasets import DATASETS
 from utils.data.formats import require_unicode
 from utils.data.geometry import Geometry, GeometryFlags
-from utils.data.image_folder import ImageFolder, by_number, has_mixed_numbers
+from utils.data.image_folder import ImageFolder
 from utils.data.sizes import MIN_SIZE, common_size
 from utils.fit import curves
 from utils.fit.batch_size import find_evaluation_batch_size
 from utils.fit.curves import Curves
-from utils.nets.class_order import SORTED
-from utils.nets.models import STEMS, default_stem
+from utils.nets.ensemble import agreed
+from utils.nets.models import STEMS
 from utils.nets.teacher import Teacher, load_teacher
 from utils.run import waiting
 from utils.run.device import COMPILE, DETERMINISTIC, PRECISIONS, Runtime
@@ -117,9 +117,7 @@ class TeacherFlags:
             if teachers[-1].assumed:
                 name = path or f"torchvision's {arch}"
                 print(f"{name}: does not say everything; assumed {', '.join(teachers[-1].assumed)}")
-        teachers = _with_names(teachers)
-        _require_same(teachers, [path for path, _ in self._files()])
-        return teachers
+        return agreed(teachers, [path for path, _ in self._files()])
 
     def again(self, given: GeometryFlags, geometry: Geometry) -> list[Teacher]:
         """The teachers that `load` gave, with their input size in `geometry`, as the files have them: unchanged."""
@@ -138,38 +136,6 @@ class TeacherFlags:
         if len(archs) != len(paths):
             raise UserError(f"{len(paths)} --teacher-path need one --teacher-arch or {len(paths)}, not {len(archs)}")
         return list(zip(paths, archs))
-
-
-def _with_names(teachers: Sequence[Teacher]) -> list[Teacher]:
-    """The teachers; one that names no class gets another's names where these are in the order that it is taken in."""
-    names = next((teacher.geometry.classes for teacher in teachers if teacher.geometry.classes), None)
-    if names is None or list(names) != sorted(names):
-        return list(teachers)
-    return [
-        replace(teacher, geometry=replace(teacher.geometry, classes=names))
-        if teacher.order == SORTED and teacher.geometry.num_classes == len(names)
-        else teacher
-        for teacher in teachers
-    ]
-
-
-def _require_same(teachers: Sequence[Teacher], paths: Sequence[str]) -> None:
-    first = teachers[0].geometry
-    for teacher, path in zip(teachers[1:], paths[1:]):
-        for name in ("num_classes", "input_size", "classes"):
-            own, other = getattr(teacher.geometry, name), getattr(first, name)
-            if own == other:
-                continue
-            what = "the names or the order of its classes" if name == "classes" else f"{name} ({own}, not {other})"
-            if None in (own, other):
-                what += (
-                    f" (one of them names none, and is taken in {SORTED}, which is not the other's; --classes FILE "
-                    "with the other's order says that it is its own, too)"
-                )
-            raise UserError(
-                f"{path}: differs from {paths[0]} in {what}; teachers that work together agree on their classes and "
-                "input size"
-            )
 
 
 def positive(text: str) -> int:
@@ -335,65 +301,3 @@ def add_classes_by(parser: Parser, folder: str, owner: str) -> None:
 def refuse_single_images(parser: Parser, args: argparse.Namespace) -> None:
     if args.batch_size == 1:
         parser.error("--batch-size 1: a single image has no variance for BatchNorm; give 2 or more")
-
-
-def geometry_of_images(given: GeometryFlags, folder: ImageFolder, workers: int | None) -> Geometry:
-    """The geometry where no teacher has one yet: the flags', else the data set's, else the images'.
-
-    Raises UserError if the folder has not as many classes as the data set.
-    """
-    facts = known(given.dataset)
-    if facts and facts.classes != len(folder.classes):
-        raise UserError(
-            f"{folder.role} {folder.root}: has {len(folder.classes)} classes, {given.dataset} has {facts.classes}; "
-            "leave out --dataset for a data set of your own"
-        )
-    size = given.input_size or (facts.input_size if facts else common_size(folder.load(workers)))
-    return Geometry(
-        input_size=size,
-        mean=tuple(given.mean or (facts.mean if facts else IMAGENET_MEAN)),
-        std=tuple(given.std or (facts.std if facts else IMAGENET_STD)),
-        num_classes=len(folder.classes),
-        classes=tuple(folder.classes),
-        stem=given.stem or default_stem(size),
-    )
-
-
-def by_position(path: str, role: str, classes: Sequence[str] | None) -> ImageFolder:
-    """The ImageFolder at `path`, its k-th class folder, by number or sorted, taken for classes[k].
-
-    Folders that have the classes' very names are matched by these; where nobody names classes, the folders' own are
-    taken in that order. Raises UserError where the numbers of classes differ.
-    """
-    folder = ImageFolder(path, role)
-    if classes is None or set(classes) == set(folder.classes):
-        return ImageFolder(path, role, classes or by_number(folder.classes))
-    folder = folder.renamed(classes)
-    pairs = ", ".join(f"{own} is {name}" for own, name in list(zip(folder.folders, folder.classes))[:3])
-    print(f"{role} {path}: classes by position: {pairs}, ...")
-    return folder
-
-
-def folder_for(geometry: Geometry, path: str, role: str, classes_by: str | None = None) -> ImageFolder:
-    """The ImageFolder at `path` with labels in the teacher's order. Raises UserError where its classes differ.
-
-    `classes_by` is the value of --classes-by, in stages that have it.
-    """
-    advice = "give --classes FILE with the folders' names in the teacher's label order if they are the same classes"
-    if classes_by:
-        advice += ", or --classes-by position if its k-th class is the teacher's k-th"
-    if classes_by == "position":
-        folder = by_position(path, role, geometry.classes)
-    else:
-        folder = ImageFolder(path, role, geometry.classes, advice=advice)
-    if len(folder.classes) != geometry.num_classes:
-        raise UserError(
-            f"{role} {path}: has {len(folder.classes)} classes, the teacher knows {geometry.num_classes}; "
-            "give the images that it was trained on, or another --teacher-path"
-        )
-    if geometry.classes is None and classes_by != "position" and has_mixed_numbers(folder.classes):
-        print(
-            f"{role} {path}: its classes are numbers of different lengths, and sorted as text: "
-            f"{', '.join(folder.classes[:4])}, ...; if the teacher counts by number, give --classes FILE"
-        )
-    return folder

@@ -10,8 +10,8 @@ from typing import Any, Callable, ContextManager, Mapping
 import torch
 from torch import nn
 
-from utils import cli
 from utils.data import manifest
+from utils.data.class_folders import folder_for
 from utils.data.datasets import first_known
 from utils.data.geometry import Geometry, plain
 from utils.data.image_folder import ImageFolder
@@ -20,7 +20,7 @@ from utils.fit.batch_size import find_batch_size, try_evaluation, try_training_s
 from utils.fit.loop import NotFinite, Training
 from utils.nets import class_order, models
 from utils.nets.class_order import Answers
-from utils.nets.teacher import beside
+from utils.nets.teacher import beside, geometry_of_images
 from utils.run import distributed, entry
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
@@ -103,7 +103,7 @@ def validate(job: Job, runtime: Runtime) -> None:
     dataset = dataset_of(job, teachers)
     job = job.of_images(dataset, geometry.input_size)
     require_one_process(job)
-    test_folder = cli.folder_for(geometry, job.val_dir, "--val-dir")
+    test_folder = folder_for(geometry, job.val_dir, "--val-dir")
     sets = [set_of(path, test_folder, job.classes_by) for path in job.sets]
     check_output(job.output_dir / "results.csv")
     if job.ipc:
@@ -156,7 +156,7 @@ def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> 
     if job.teacher.teacher_path or job.has_soft_labels:
         first = next(iter(job.sets))
         return Teachers.of(job.teacher.load(job.geometry, first, "--syn-dir", workers), runtime)
-    return Teachers(cli.geometry_of_images(job.geometry, ImageFolder(job.val_dir, "--val-dir"), workers))
+    return Teachers(geometry_of_images(job.geometry, ImageFolder(job.val_dir, "--val-dir"), workers))
 
 
 def dataset_of(job: Job, teachers: Teachers) -> str | None:

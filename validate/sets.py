@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from utils import cli
 from utils.data import manifest
+from utils.data.class_folders import by_position
 from utils.data.image_folder import ImageFolder
 from utils.run import distributed
 from utils.run.errors import UserError
@@ -15,7 +15,7 @@ def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
     Raises UserError where its classes differ, or where its images are not those of its manifest.
     """
     if classes_by == "position":
-        folder = cli.by_position(path, "--syn-dir", test_folder.classes)
+        folder = by_position(path, "--syn-dir", test_folder.classes)
     else:
         advice = "give --classes-by position if its k-th class is the k-th of these"
         folder = ImageFolder(path, "--syn-dir", test_folder.classes, f"--val-dir {test_folder.root}", advice)

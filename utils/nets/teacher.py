@@ -12,6 +12,8 @@ from torch import nn
 
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, first_known, known
 from utils.data.geometry import Geometry, GeometryFlags, plain
+from utils.data.image_folder import ImageFolder
+from utils.data.sizes import common_size
 from utils.nets import checkpoints, class_order, models, weights
 from utils.run.errors import UserError, first_line, listed
 from utils.run.files import sha256
@@ -101,6 +103,28 @@ def load_teacher(
         given.dataset or facts.dataset,
         _unsaid(facts, arch, geometry),
         facts.crop_padding,
+    )
+
+
+def geometry_of_images(given: GeometryFlags, folder: ImageFolder, workers: int | None) -> Geometry:
+    """The geometry where no teacher has one yet: the flags', else the data set's, else the images'.
+
+    Raises UserError if the folder has not as many classes as the data set.
+    """
+    facts = known(given.dataset)
+    if facts and facts.classes != len(folder.classes):
+        raise UserError(
+            f"{folder.role} {folder.root}: has {len(folder.classes)} classes, {given.dataset} has {facts.classes}; "
+            "leave out --dataset for a data set of your own"
+        )
+    size = given.input_size or (facts.input_size if facts else common_size(folder.load(workers)))
+    return Geometry(
+        input_size=size,
+        mean=tuple(given.mean or (facts.mean if facts else IMAGENET_MEAN)),
+        std=tuple(given.std or (facts.std if facts else IMAGENET_STD)),
+        num_classes=len(folder.classes),
+        classes=tuple(folder.classes),
+        stem=given.stem or models.default_stem(size),
     )
 
 

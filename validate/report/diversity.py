@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 
 from utils import cli
 from utils.data import manifest
+from utils.data.class_folders import by_position
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.images import resize_whole
@@ -138,8 +139,8 @@ def main() -> None:
 def read_folders(paths: tuple[str, ...], classes_by: str = "name") -> list[ImageFolder]:
     """Raises UserError where their classes differ, or one has a single image."""
     if classes_by == "position":
-        first = cli.by_position(paths[0], "DIR", None)
-        folders = [first, *(cli.by_position(path, "DIR", first.classes) for path in paths[1:])]
+        first = by_position(paths[0], "DIR", None)
+        folders = [first, *(by_position(path, "DIR", first.classes) for path in paths[1:])]
     else:
         classes = ImageFolder(paths[0], "DIR").classes
         folders = [ImageFolder(path, "DIR", classes, paths[0]) for path in paths]

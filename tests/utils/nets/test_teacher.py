@@ -7,8 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from helpers import CONV3_FACTS, gray
-from utils import cli
+from helpers import CONV3_FACTS
 from utils.data.geometry import GeometryFlags
 from utils.nets import checkpoints, models
 from utils.nets.teacher import beside, load_teacher, unsaid_in, unsaid_of
@@ -180,13 +179,6 @@ def test_another_number_of_classes(tmp_path, conv):
     torch.save({"model": conv.state_dict(), "num_classes": 5}, path)
     with pytest.raises(UserError, match="5 classes"):
         load("conv3", path, input_size=16)
-
-    torch.save(conv.state_dict(), path)
-    teacher = load("conv3", path, input_size=16)
-    for name in "ab":
-        gray(tmp_path / "data" / name / "0.png", 0)
-    with pytest.raises(UserError, match="--val-dir.* 2 classes.* 3"):
-        cli.folder_for(teacher.geometry, str(tmp_path / "data"), "--val-dir")
 
 
 def test_an_input_size_that_the_conv_net_was_not_made_for(tmp_path, conv):
