@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Callable, Iterator, Sequence
 
 import torch
@@ -69,6 +70,32 @@ class Learner:
         return {**found, "average": self.average} if self.average else found
 
 
+@dataclass
+class _Course:
+    """How far a training has come: what is saved of it, and resumed."""
+
+    learner: Learner
+    scaler: torch.amp.GradScaler
+    state: State
+    total: torch.Tensor  # (), of this epoch's losses
+    history: History = field(default_factory=History)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {**self.learner.parts(), "scaler": self.scaler, "history": self.history}
+
+    def resume(self) -> dict[str, Any]:
+        """Go to where the state has it; return the `number` of steps done and, of an `untested` epoch, its end."""
+        saved = self.state.restore(self.parts) or {"number": 0, "total": 0.0}
+        self.history.numbers = sorted({*self.history.numbers, distributed.get_world_size()})
+        self.total.fill_(saved["total"])
+        return saved
+
+    def save_if_due(self, number: int, total: Callable[[], float], **more: Any) -> None:
+        """As the state's, after `number` steps; `total()` is asked where it is due."""
+        self.state.save_if_due(lambda: {**state_dicts(self.parts), "number": number, "total": total(), **more})
+
+
 @dataclass(frozen=True)
 class Training:
     """What is the same for all steps of a training."""
@@ -100,43 +127,16 @@ class Training:
         `losses(forward, batch)` gives the loss of each image of this rank's batch, or of one of its `parts`, fp32
         (B,). Raises UserError if the loss is not finite.
         """
-        schedule, runtime = self.schedule, self.runtime
+        schedule, device = self.schedule, self.runtime.device
         per_epoch = schedule.steps_per_epoch
-        scaler, history, state = runtime.grad_scaler(), History(), state or NoState()
-        parts = {**learner.parts(), "scaler": scaler, "history": history}
-        saved = state.restore(parts) or {"number": 0, "total": 0.0}
-        history.numbers = sorted({*history.numbers, distributed.get_world_size()})
-        start, total = saved["number"], torch.tensor(saved["total"], device=runtime.device)  # of this epoch's losses
-        model, optimizer = learner.model, learner.optimizer
-        network = distributed.data_parallel(model, runtime.device)
-        forward = runtime.compiled(network, schedule.steps, graphs=self.parts is None)
-        measured = evaluated_epochs(schedule.epochs, self.evaluations) | set(self.kept)
-        model.train()
-
-        def end_epoch(entry: dict, rate: float) -> None:
-            """Measure the epoch and note it. Its steps are saved before, so that an interrupted test loses none."""
-            epoch = entry["epoch"]
-            if epoch in measured:
-
-                def before_test() -> dict[str, Any]:
-                    total = entry["loss"] * per_epoch
-                    return {
-                        **state_dicts(parts),
-                        "number": epoch * per_epoch,
-                        "total": total,
-                        "untested": [entry, rate],
-                    }
-
-                self._measure(learner.tested, epoch, history, lambda: state.save_if_due(before_test))
-                entry = {**entry, "top1": history.top1}
-                model.train()
-            if epoch in self.kept:
-                self.on_kept(epoch, history)
-            self.curves.add(epoch, **entry, lr=rate)
-            history.epochs.append(entry)
-
+        course = _Course(learner, self.runtime.grad_scaler(), state or NoState(), torch.zeros((), device=device))
+        saved = course.resume()
+        start = saved["number"]
+        network = distributed.data_parallel(learner.model, device)
+        forward = self.runtime.compiled(network, schedule.steps, graphs=self.parts is None)
+        learner.model.train()
         if "untested" in saved:
-            end_epoch(*saved["untested"])
+            self._end_epoch(course, *saved["untested"])
 
         with progress(
             total=schedule.epochs * schedule.images_per_epoch,
@@ -145,44 +145,58 @@ class Training:
             unit="img",
         ) as bar:
             for number, batch in enumerate(batches(start), start):
-                epoch, step, size = number // per_epoch + 1, number % per_epoch + 1, schedule.size(number)
+                epoch, step = number // per_epoch + 1, number % per_epoch + 1
                 if step == 1:
-                    total = torch.zeros((), device=runtime.device)
+                    course.total.zero_()
                 rate = learner.scheduler.get_last_lr()[0]
-                optimizer.zero_grad(set_to_none=True)
-                first = 0  # of the part's images
-                # Dropout and stochastic depth draw from the global generators.
-                with seeded(*self.stream, "forward", number, distributed.get_rank(), device=runtime.device):
-                    for part in self.parts(batch) if self.parts else [batch]:
-                        with runtime.autocast():
-                            found = losses(forward, part)
-                            loss = distributed.global_mean(found, size, first)
-                        scaler.scale(loss).backward()
-                        total += loss.detach()
-                        first += len(found)
-                scaler.step(optimizer)
-                scaler.update()
-                learner.scheduler.step()
-                if learner.average:
-                    learner.average.update_parameters(model)
-                bar.update(size)
+                self._step(course, partial(losses, forward), number, batch)
+                bar.update(schedule.size(number))
                 # Seldom, because reading the loss makes the host wait for the GPU.
                 if step % 25 == 0 or step == per_epoch:
-                    top1 = f", top-1 {history.top1:.2f}" if history.top1 else ""
-                    mean = self._mean_loss(total, epoch, step)
+                    top1 = f", top-1 {course.history.top1:.2f}" if course.history.top1 else ""
+                    mean = self._mean_loss(course.total, epoch, step)
                     bar.set_postfix_str(
                         f"epoch {epoch}/{schedule.epochs}, loss {mean:.4f}, lr {rate:.4f}{top1}", refresh=False
                     )
                 if step == per_epoch:
-                    end_epoch({"epoch": epoch, "loss": self._mean_loss(total, epoch, step)}, rate)
-                state.save_if_due(
-                    lambda: {
-                        **state_dicts(parts),
-                        "number": number + 1,
-                        "total": self._mean_loss(total, epoch, step) * step,
-                    }
-                )
-        return history
+                    self._end_epoch(course, {"epoch": epoch, "loss": mean}, rate)
+                course.save_if_due(number + 1, lambda: self._mean_loss(course.total, epoch, step) * step)
+        return course.history
+
+    def _step(self, course: _Course, losses: Callable[[Any], torch.Tensor], number: int, batch: Any) -> None:
+        """One update by step `number`'s batch; its loss is added to the epoch's."""
+        learner, scaler, size = course.learner, course.scaler, self.schedule.size(number)
+        learner.optimizer.zero_grad(set_to_none=True)
+        first = 0  # of the part's images
+        # Dropout and stochastic depth draw from the global generators.
+        with seeded(*self.stream, "forward", number, distributed.get_rank(), device=self.runtime.device):
+            for part in self.parts(batch) if self.parts else [batch]:
+                with self.runtime.autocast():
+                    found = losses(part)
+                    loss = distributed.global_mean(found, size, first)
+                scaler.scale(loss).backward()
+                course.total += loss.detach()
+                first += len(found)
+        scaler.step(learner.optimizer)
+        scaler.update()
+        learner.scheduler.step()
+        if learner.average:
+            learner.average.update_parameters(learner.model)
+
+    def _end_epoch(self, course: _Course, entry: dict, rate: float) -> None:
+        """Measure the epoch and note it. Its steps are saved before, so that an interrupted test loses none."""
+        epoch, history, per_epoch = entry["epoch"], course.history, self.schedule.steps_per_epoch
+        if epoch in evaluated_epochs(self.schedule.epochs, self.evaluations) or epoch in self.kept:
+            save_if_due = partial(
+                course.save_if_due, epoch * per_epoch, lambda: entry["loss"] * per_epoch, untested=[entry, rate]
+            )
+            self._measure(course.learner.tested, epoch, history, save_if_due)
+            entry = {**entry, "top1": history.top1}
+            course.learner.model.train()
+        if epoch in self.kept:
+            self.on_kept(epoch, history)
+        self.curves.add(epoch, **entry, lr=rate)
+        history.epochs.append(entry)
 
     def _mean_loss(self, total: torch.Tensor, epoch: int, steps: int) -> float:
         """Of the epoch so far. Raises UserError if it is not finite."""
