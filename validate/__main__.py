@@ -86,6 +86,17 @@ class Experiment:
         return min(self.job.labels.top_k or classes, classes) if self.job.labels.save_labels else None
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Students of one architecture on one set under one protocol."""
+
+    title: str  # of the protocol
+    protocol: Protocol
+    arch: str
+    method: str
+    folder: ImageFolder
+
+
 def main() -> None:
     job = parse()
     runtime = job.machine.runtime()
@@ -126,13 +137,13 @@ def validate(job: Job, runtime: Runtime) -> None:
         for folder, method in zip(sets, job.sets.values()):
             for arch in archs:
                 protocol = protocol_of(experiment, settings, arch, folder)
-                name, protocol = fitted(experiment, title, protocol, arch, folder, method)
-                with explain_out_of_memory(protocol.batch_size, 2):
-                    if protocol.lr_search:
-                        measure_searched(experiment, name, protocol, arch, method, folder)
+                trial = fitted(experiment, Trial(title, protocol, arch, method, folder))
+                with explain_out_of_memory(trial.protocol.batch_size, 2):
+                    if trial.protocol.lr_search:
+                        measure_searched(experiment, trial)
                     else:
-                        with claimed_run(experiment, name, protocol, arch, method, folder) as run:
-                            measure(experiment, run, protocol, folder)
+                        with claimed_run(experiment, trial) as run:
+                            measure(experiment, run, trial)
 
 
 def require_one_process(job: Job) -> None:
@@ -178,55 +189,53 @@ def protocol_of(experiment: Experiment, settings: dict[str, Any], arch: str, fol
     return resolve(settings, arch, facts, experiment.job.evaluations)
 
 
-def fitted(
-    experiment: Experiment, title: str, protocol: Protocol, arch: str, folder: ImageFolder, method: str
-) -> tuple[str, Protocol]:
-    """With --batch-size auto the protocol with the largest batch that fits, and what to call it then."""
+def fitted(experiment: Experiment, trial: Trial) -> Trial:
+    """With --batch-size auto the trial with the largest batch that fits, and a title that says so."""
     if not experiment.job.machine.finds_batch_size:
-        return title, protocol
-    student, size = experiment.student(arch), experiment.geometry.input_size
+        return trial
+    student, size = experiment.student(trial.arch), experiment.geometry.input_size
 
-    def trial(images: int) -> None:
+    def attempt(images: int) -> None:
         for network in experiment.teachers.networks:
             try_evaluation(network, images, size, experiment.runtime)
         try_training_step(student, images, size, experiment.runtime)
 
-    output = experiment.job.output_dir / file_name(method, arch, title)
+    output = experiment.job.output_dir / file_name(trial.method, trial.arch, trial.title)
     work = {
         **plain(experiment.geometry),
         **experiment.runtime.kind,
-        "student": arch,
+        "student": trial.arch,
         "stem": experiment.job.geometry.stem,
     }
     work |= {"archs": list(experiment.teachers.archs), "teachers": list(experiment.teachers.digests)}
-    work["images"] = len(folder) + len(experiment.test.folder)
+    work["images"] = len(trial.folder) + len(experiment.test.folder)
     with locked(output, wait=600):  # one process tries, and notes what it found, before another one does
-        batch_size = find_batch_size(protocol.batch_size, 2, output, trial, **work)
-    if batch_size == protocol.batch_size:
-        return title, protocol
-    return f"{title} batch_size={batch_size}", replace(protocol, batch_size=batch_size)
+        batch_size = find_batch_size(trial.protocol.batch_size, 2, output, attempt, **work)
+    if batch_size == trial.protocol.batch_size:
+        return trial
+    protocol = replace(trial.protocol, batch_size=batch_size)
+    return replace(trial, title=f"{trial.title} batch_size={batch_size}", protocol=protocol)
 
 
-def measure_searched(
-    experiment: Experiment, title: str, protocol: Protocol, arch: str, method: str, folder: ImageFolder
-) -> None:
-    """`measure` at the best rate of `protocol.lr_search`, by the last epoch's top-1 of a student of the first seed.
+def measure_searched(experiment: Experiment, trial: Trial) -> None:
+    """`measure` at the best rate of `lr_search`, by the last epoch's top-1 of a student of the first seed.
 
     DD-Ranking's code does so for hard labels and for random images. Each rate's student is a run of its own, in
     OUTPUT_DIR/lr-search. Raises UserError where no rate gives a finite loss.
     """
-    job = experiment.job
-    trial = replace(experiment, job=replace(job, output_dir=job.output_dir / "lr-search", seeds=job.seeds[:1]))
+    job, protocol = experiment.job, trial.protocol
+    search = replace(experiment, job=replace(job, output_dir=job.output_dir / "lr-search", seeds=job.seeds[:1]))
     found: dict[float, Result] = {}
     for lr in protocol.lr_search:
-        name, candidate = title.replace(f"lr={SEARCH}", f"lr={lr:g}"), replace(protocol, lr=lr, lr_search=())
-        with claimed_run(trial, name, candidate, arch, method, folder) as run:
+        title = trial.title.replace(f"lr={SEARCH}", f"lr={lr:g}")
+        candidate = replace(trial, title=title, protocol=replace(protocol, lr=lr, lr_search=()))
+        with claimed_run(search, candidate) as run:
             try:
-                measure(trial, run, candidate, folder)
+                measure(search, run, candidate)
                 found[lr] = run.results[job.seeds[0]]
             except NotFinite as error:
                 print(f"validate: --lr {SEARCH}: {lr:g} is left out: {error}")
-                state_of(trial, run, job.seeds[0]).remove()
+                state_of(search, run, job.seeds[0]).remove()
                 failed = error
     if not found:
         raise failed
@@ -234,24 +243,23 @@ def measure_searched(
     top1 = {f"{lr:g}": result.top1 for lr, result in found.items()}
     listed = ", ".join(f"{lr} {value:.2f} %" for lr, value in top1.items())
     print(f"validate: --lr {SEARCH}: {listed}: takes {best:g}")
-    protocol = replace(protocol, lr=best)
-    with claimed_run(experiment, title, protocol, arch, method, folder) as run:
+    trial = replace(trial, protocol=replace(protocol, lr=best))
+    with claimed_run(experiment, trial) as run:
         run.facts["lr_search"] = top1
-        measure(experiment, run, protocol, folder, {job.seeds[0]: found[best]})
+        measure(experiment, run, trial, {job.seeds[0]: found[best]})
 
 
-def claimed_run(
-    experiment: Experiment, title: str, protocol: Protocol, arch: str, method: str, folder: ImageFolder
-) -> ContextManager[Run]:
+def claimed_run(experiment: Experiment, trial: Trial) -> ContextManager[Run]:
     """The results of this student on this set, with those that are on disk already; this process's meanwhile."""
     job, test_folder = experiment.job, experiment.test.folder
+    title, protocol, folder = trial.title, trial.protocol, trial.folder
     weights = image_weights(folder) if protocol.image_weights == "on" else None
     geometry = plain(experiment.geometry)
     settings = {
         **said(protocol),
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
-        "method": method,
-        "student": arch,
+        "method": trial.method,
+        "student": trial.arch,
         "images": folder.fingerprint(manifest.image_digests(folder.root)),  # set_of has compared them with the files
         "test_images": test_folder.fingerprint(),
         "stem": job.geometry.stem,
@@ -269,10 +277,10 @@ def claimed_run(
         title += " stored" if kept == experiment.geometry.num_classes else f" stored top-{kept}"
     columns = {
         "dataset": experiment.dataset or Path(job.val_dir).resolve().parent.name,
-        "method": method,
+        "method": trial.method,
         "ipc": nominal_ipc(folder),
         "teacher": experiment.teachers.name,
-        "student": arch,
+        "student": trial.arch,
         "protocol": title,
         "epochs": protocol.epochs,
         "syn_dir": str(folder.root),
@@ -283,11 +291,9 @@ def claimed_run(
     return Run.claimed(job.output_dir, settings, columns)
 
 
-def measure(
-    experiment: Experiment, run: Run, protocol: Protocol, folder: ImageFolder, known: Mapping[int, Result] = {}
-) -> None:
+def measure(experiment: Experiment, run: Run, trial: Trial, known: Mapping[int, Result] = {}) -> None:
     """Train and store one student for each seed that is not stored yet, nor `known`; print the mean."""
-    job, runtime = experiment.job, experiment.runtime
+    job, runtime, protocol, folder = experiment.job, experiment.runtime, trial.protocol, trial.folder
     what = f"{run.facts['method']}, {run.facts['student']}, {run.facts['protocol']}"
     print(
         f"validate: {what}: {len(folder)} images, {run.facts['ipc']} a class, {protocol.epochs} epochs of batch "
