@@ -101,12 +101,7 @@ class Scorer:
         if all("predicted" in entry for entry in records):  # earlier versions kept none
             predicted = torch.tensor([label for entry in records for label in entry["predicted"]])
             judge(Answers.of(torch.tensor(folder.labels), predicted, self.geometry.num_classes))
-        table = rows_of(folder).assign(score=np.concatenate([entry["scores"] for entry in records]))
-        table["number"] = np.arange(len(table))
-        order = ["class", "score", "img_path", "number"]
-        table = table.sort_values(order, ascending=[True, False, True, True], ignore_index=True).drop(columns="number")
-        table.attrs["seconds"] = sum(entry.get("seconds", 0.0) for entry in records)
-        return table
+        return _sorted_rows(folder, records)
 
     def _scores(
         self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor
@@ -114,6 +109,16 @@ class Scorer:
         """The score of each image, and the class that the network takes it for, on the device."""
         logits = ask(network, images, self.geometry, self.runtime, self.may_split).float()
         return logits.softmax(1).gather(1, transfer(labels, self.runtime.device)[:, None])[:, 0], logits.argmax(1)
+
+
+def _sorted_rows(folder: ImageFolder, records: list[dict[str, Any]]) -> pd.DataFrame:
+    """The table of `Scorer.score`, by what was saved of all pieces."""
+    table = rows_of(folder).assign(score=np.concatenate([entry["scores"] for entry in records]))
+    table["number"] = np.arange(len(table))
+    order = ["class", "score", "img_path", "number"]
+    table = table.sort_values(order, ascending=[True, False, True, True], ignore_index=True).drop(columns="number")
+    table.attrs["seconds"] = sum(entry.get("seconds", 0.0) for entry in records)
+    return table
 
 
 def rows_of(folder: ImageFolder) -> pd.DataFrame:
@@ -144,6 +149,29 @@ def read(path: str | Path, folder: ImageFolder, of_crops: bool = False) -> pd.Da
     Raises UserError if it is no CSV, lacks a column, has a score or a place that is no number, or names an image or a
     class that the folder does not hold.
     """
+    table = _table(path)
+    if (BOX[0] in table.columns) != of_crops:
+        own, other = ("crops", "whole images") if BOX[0] in table.columns else ("whole images", "crops")
+        raise UserError(
+            f"--ranking-file {path}: has the scores of {own}, and {other} are asked for; give another file, or "
+            f"{'leave out --crops' if of_crops else 'the --crops that it was made with'}"
+        )
+    numbers = pd.to_numeric(table["score"], errors="coerce")
+    if (bad := ~np.isfinite(numbers.to_numpy(float))).any():
+        row = int(bad.argmax())
+        raise UserError(f"--ranking-file {path}: line {row + 2}: score '{table['score'].iloc[row]}' is not a number")
+    _require_images(path, table, folder)
+    if of_crops:
+        return table.assign(score=numbers, **_boxes(path, table))[[*COLUMNS, *BOX]]
+    if table["img_path"].duplicated().any():
+        raise UserError(
+            f"--ranking-file {path}: names {table['img_path'][table['img_path'].duplicated()].iloc[0]} twice"
+        )
+    return table.assign(score=numbers)[COLUMNS]
+
+
+def _table(path: str | Path) -> pd.DataFrame:
+    """What a ranking file holds. Raises UserError if it is no CSV, or lacks one of COLUMNS."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of rows longer than the header: they name no image of the folder
@@ -157,16 +185,11 @@ def read(path: str | Path, folder: ImageFolder, of_crops: bool = False) -> pd.Da
             f"--ranking-file {path}: lacks the column {', '.join(missing)} (it has "
             f"{', '.join(map(str, table.columns))}); needed: {', '.join(COLUMNS)}"
         )
-    if (BOX[0] in table.columns) != of_crops:
-        own, other = ("crops", "whole images") if BOX[0] in table.columns else ("whole images", "crops")
-        raise UserError(
-            f"--ranking-file {path}: has the scores of {own}, and {other} are asked for; give another file, or "
-            f"{'leave out --crops' if of_crops else 'the --crops that it was made with'}"
-        )
-    numbers = pd.to_numeric(table["score"], errors="coerce")
-    if (bad := ~np.isfinite(numbers.to_numpy(float))).any():
-        row = int(bad.argmax())
-        raise UserError(f"--ranking-file {path}: line {row + 2}: score '{table['score'].iloc[row]}' is not a number")
+    return table
+
+
+def _require_images(path: str | Path, table: pd.DataFrame, folder: ImageFolder) -> None:
+    """Raises UserError where the table names an image or a class that the folder does not hold."""
     owner = {image: folder.classes[label] for image, label in zip(folder.paths, folder.labels)}
     for line, (image, name) in enumerate(zip(table["img_path"], table["class"]), start=2):
         if image not in owner:
@@ -179,13 +202,6 @@ def read(path: str | Path, folder: ImageFolder, of_crops: bool = False) -> pd.Da
                 f"--ranking-file {path}: line {line} gives {image} the class '{name}', but it lies in "
                 f"the folder of '{owner[image]}'"
             )
-    if of_crops:
-        return table.assign(score=numbers, **_boxes(path, table))[[*COLUMNS, *BOX]]
-    if table["img_path"].duplicated().any():
-        raise UserError(
-            f"--ranking-file {path}: names {table['img_path'][table['img_path'].duplicated()].iloc[0]} twice"
-        )
-    return table.assign(score=numbers)[COLUMNS]
 
 
 def _boxes(path: str | Path, table: pd.DataFrame) -> dict[str, np.ndarray]:
