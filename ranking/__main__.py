@@ -148,6 +148,11 @@ def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | No
     if not job.output_dir:
         remove_parts(job)
         return None
+    return Selection(chosen_from(job, folder, table), table.attrs.get("seconds", 0.0), size, request)
+
+
+def chosen_from(job: Job, folder: ImageFolder, table: pd.DataFrame) -> dict[str, list[Tile]]:
+    """What is chosen of each class from the rows of `table`. Raises UserError where a class has too few images."""
     if job.patches.candidates and not job.patches.crops:  # a ranking file has all images
         table = table[table["img_path"].isin(crops.candidates(folder, job.patches.candidates, job.seed).paths)]
     rows = {name: group for name, group in table.groupby("class")}
@@ -165,7 +170,7 @@ def by_scores(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | No
         boxes = [tuple(map(int, box)) for box in found[BOX].to_numpy()] if job.patches.crops else [None] * len(found)
         tiles = list(map(Tile, found["img_path"], boxes))
         chosen[name] = choose(job, tiles, Candidates(found["img_path"].tolist(), stream, found["score"].tolist()))
-    return Selection(chosen, table.attrs.get("seconds", 0.0), size, request)
+    return chosen
 
 
 def choose(job: Job, tiles: list[Tile], images: Candidates) -> list[Tile]:
