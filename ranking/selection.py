@@ -38,23 +38,9 @@ class Selection:
 
 def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) -> None:
     """Write the chosen images or their collages, and say in the manifest how they were chosen, and their bytes."""
-    settings = {
-        "criterion": job.criterion,
-        "ipc": job.ipc,
-        "images": {name: [tile.path for tile in tiles] for name, tiles in chosen.tiles.items()},
-    }
-    if job.criterion == "random" or job.patches.candidates or job.patches.crops:
-        settings["seed"] = job.seed
     if job.short_classes != "error":
-        settings["short_classes"] = job.short_classes
-        say_short_classes(job, settings["images"])
-    if job.patches.candidates:
-        settings["candidates"] = job.patches.candidates
-    if job.patches.makes_images:
-        settings |= {"crops": job.patches.crops, "tiles": job.patches.tiles}
-        settings["size"] = output_size(job, folder, chosen.size)
-    if job.patches.crops:
-        settings["boxes"] = {name: [list(tile.box) for tile in tiles] for name, tiles in chosen.tiles.items()}
+        say_short_classes(job, chosen)
+    settings = _settings(job, folder, chosen)
     found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
     path, before = Path(job.output_dir) / MANIFEST, chosen.seconds
     if "seconds" in found:  # of an earlier process, which had those of the scores
@@ -87,6 +73,27 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
     )
 
 
+def _settings(job: Job, folder: ImageFolder, chosen: Selection) -> dict[str, Any]:
+    """What identifies the folder in its manifest: how the images were chosen, and which they are."""
+    settings = {
+        "criterion": job.criterion,
+        "ipc": job.ipc,
+        "images": {name: [tile.path for tile in tiles] for name, tiles in chosen.tiles.items()},
+    }
+    if job.criterion == "random" or job.patches.candidates or job.patches.crops:
+        settings["seed"] = job.seed
+    if job.short_classes != "error":
+        settings["short_classes"] = job.short_classes
+    if job.patches.candidates:
+        settings["candidates"] = job.patches.candidates
+    if job.patches.makes_images:
+        settings |= {"crops": job.patches.crops, "tiles": job.patches.tiles}
+        settings["size"] = output_size(job, folder, chosen.size)
+    if job.patches.crops:
+        settings["boxes"] = {name: [list(tile.box) for tile in tiles] for name, tiles in chosen.tiles.items()}
+    return settings
+
+
 def _write_images(job: Job, chosen: Selection, settings: dict) -> tuple[int, dict[str, dict]]:
     """How many images were not there yet, and what the manifest is going to say of each."""
     train_dir, output_dir = Path(job.train_dir), Path(job.output_dir)
@@ -114,9 +121,10 @@ def output_size(job: Job, folder: ImageFolder, scored: int | None) -> int:
     return facts.input_size if facts else common_size(folder.load(workers))
 
 
-def say_short_classes(job: Job, chosen: dict[str, list[str]]) -> None:
+def say_short_classes(job: Job, chosen: Selection) -> None:
     least = -(-job.needed // job.patches.per_image)
-    short = [f"{name} ({len(set(paths))})" for name, paths in chosen.items() if len(set(paths)) < least]
+    counts = {name: len({tile.path for tile in tiles}) for name, tiles in chosen.tiles.items()}
+    short = [f"{name} ({count})" for name, count in counts.items() if count < least]
     if short:
         done = "their images are repeated" if job.short_classes == "repeat" else "what they have is selected"
         print(f"ranking: fewer than {least} images in class {listed(short, 5)}: {done}")
