@@ -46,11 +46,7 @@ def main() -> None:
     job = job.of_images(dataset_of(job, teachers), geometry.input_size)
     settings = job.settings
     Stages.of(settings, geometry.input_size).check(teachers)
-    if settings.init == "noise":
-        is_judged = any(teacher.order is not None for teacher in teachers)
-        starts = Starts.of_noise(job.init_dir, geometry, job.ipc, job.classes_by, is_judged)
-    else:
-        starts = Starts.of_folder(job.init_dir, geometry, job.ipc, workers, job.classes_by)
+    starts = starts_of(job, teachers)
     schedule = EarlyLate(starts.ipc, **settings.schedule)
     check_output(job.syn_dir)
     check_output(job.contact_sheet)
@@ -58,39 +54,54 @@ def main() -> None:
         check_class_order(job, teachers, starts, runtime)
 
     with locked(job.syn_dir):
-        least = fewest(settings, starts)
-        batch_size = unit_size(job, teachers, schedule, runtime, starts)
-        units = split(len(starts.classes), starts.ipc, batch_size, settings.batch_by)
-        # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
-        steps = settings.iterations * len(units)
-        objective = OBJECTIVES[settings.objective](teachers, settings)
-        objective.check(starts.ipc, settings.batch_by)
-        found = {**identity(job, objective, teachers, runtime), "batch_size": batch_size}
-        found |= {"ipc": starts.ipc, "init": starts.identity()}
-        if not starts.folder:
-            found["classes"] = starts.classes  # which nothing else may say: two runs would mix in one folder
-        originals = Originals.of(starts) if objective.needs_originals else None
-        if originals:
-            found["originals"] = originals.identity()
-        names = {member: starts.output_name(member, job.image_format) for member in starts.members}
-        synthetic_set = SyntheticSet(job.syn_dir, found, units, names)
-        synthetic_set.claim(job.overwrite, *([job.init_dir] if job.init_dir else []))
+        recover(job, teachers, schedule, starts, runtime)
 
-        missing = synthetic_set.missing()
-        if not missing and synthetic_set.finished and job.contact_sheet.exists():
-            synthetic_set.work.remove()
-            print(f"recover: {job.syn_dir} is complete")
-            return
-        if missing:
-            print(
-                f"recover: {job.method}: {len(starts.classes)} classes x {starts.ipc} images, {schedule.rounds} "
-                f"round{'s' * (schedule.rounds > 1)}, {settings.iterations} iterations, {len(missing)} of {len(units)} "
-                f"units to do, {', '.join(t.arch for t in teachers)} {geometry.input_size} px, {runtime}"
-            )
-            engine = Engine(objective, geometry, schedule, runtime, settings, steps)
-            with explain_out_of_memory(batch_size, least):
-                synthesise(job, engine, starts, originals, synthetic_set, missing)
-        finish(job, teachers, schedule, starts, synthetic_set, runtime)
+
+def starts_of(job: Job, teachers: list[Teacher]) -> Starts:
+    """Noise, or the images of --init-dir, in the geometry of the first teacher."""
+    geometry = teachers[0].geometry
+    if job.settings.init == "noise":
+        is_judged = any(teacher.order is not None for teacher in teachers)
+        return Starts.of_noise(job.init_dir, geometry, job.ipc, job.classes_by, is_judged)
+    return Starts.of_folder(job.init_dir, geometry, job.ipc, job.machine.workers, job.classes_by)
+
+
+def recover(job: Job, teachers: list[Teacher], schedule: EarlyLate, starts: Starts, runtime: Runtime) -> None:
+    """Recover the units that the set lacks; the process that finds all done finishes the set."""
+    settings, geometry = job.settings, teachers[0].geometry
+    least = fewest(settings, starts)
+    batch_size = unit_size(job, teachers, schedule, runtime, starts)
+    units = split(len(starts.classes), starts.ipc, batch_size, settings.batch_by)
+    # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
+    steps = settings.iterations * len(units)
+    objective = OBJECTIVES[settings.objective](teachers, settings)
+    objective.check(starts.ipc, settings.batch_by)
+    found = {**identity(job, objective, teachers, runtime), "batch_size": batch_size}
+    found |= {"ipc": starts.ipc, "init": starts.identity()}
+    if not starts.folder:
+        found["classes"] = starts.classes  # which nothing else may say: two runs would mix in one folder
+    originals = Originals.of(starts) if objective.needs_originals else None
+    if originals:
+        found["originals"] = originals.identity()
+    names = {member: starts.output_name(member, job.image_format) for member in starts.members}
+    synthetic_set = SyntheticSet(job.syn_dir, found, units, names)
+    synthetic_set.claim(job.overwrite, *([job.init_dir] if job.init_dir else []))
+
+    missing = synthetic_set.missing()
+    if not missing and synthetic_set.finished and job.contact_sheet.exists():
+        synthetic_set.work.remove()
+        print(f"recover: {job.syn_dir} is complete")
+        return
+    if missing:
+        print(
+            f"recover: {job.method}: {len(starts.classes)} classes x {starts.ipc} images, {schedule.rounds} "
+            f"round{'s' * (schedule.rounds > 1)}, {settings.iterations} iterations, {len(missing)} of {len(units)} "
+            f"units to do, {', '.join(t.arch for t in teachers)} {geometry.input_size} px, {runtime}"
+        )
+        engine = Engine(objective, geometry, schedule, runtime, settings, steps)
+        with explain_out_of_memory(batch_size, least):
+            synthesise(job, engine, starts, originals, synthetic_set, missing)
+    finish(job, teachers, schedule, starts, synthetic_set, runtime)
 
 
 def dataset_of(job: Job, teachers: list[Teacher]) -> str | None:
