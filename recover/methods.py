@@ -101,7 +101,7 @@ METHODS = {
         "milestone": 0.0,
         "jitter": 32,
         "jitter_low": 0,
-        "per_class": False,  # BatchNorm statistics class by class; needs a file of squeeze.statistics --per-class, too
+        "per_class": True,  # BatchNorm statistics class by class, of a file of squeeze.statistics --per-class
     },
     "cim": _CIM,
     # This project's (docs/recipes.md#mosaic): CIM's features in a fifth of its steps, of originals that are neither the
@@ -234,7 +234,7 @@ NEEDS: dict[str, Needs] = {
     "delt+": Needs("--criterion easy-herding"),
     "cda": Needs(protocol="cda"),
     "sre2l": Needs(protocol="sre2l"),
-    "wmdd": Needs(barycenters=True, protocol="wmdd", package="POT"),
+    "wmdd": Needs(statistics="--per-class", barycenters=True, protocol="wmdd", package="POT"),
     "gvbsm": Needs(statistics="--batch-size 64", protocol="gvbsm", teachers="several"),
     "edc": Needs("--criterion random", "--batch-size 64 --per-class", protocol="edc", teachers="several"),
     "fadrm": _FADRM_NEEDS,

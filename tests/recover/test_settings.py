@@ -161,7 +161,7 @@ def test_rolls_lie_between_both_bounds(settings, rolls):
             dict(min_crop=0.08, milestone=0, round_iterations=0, batch_by="class"),
         ),
         ("wmdd", ("imagenette",), dict(iterations=2000, lr=0.25, r_bn=10)),
-        ("wmdd", ("tinyimagenet",), dict(iterations=2000, lr=0.1, r_bn=1)),
+        ("wmdd", ("tinyimagenet",), dict(iterations=2000, lr=0.1, r_bn=1, options={"per_class": True})),
         ("cim", ("imagenet1k",), dict(iterations=200, optimizer="adamw", lr=0.01, weight_decay=0.01, clamp=False)),
         ("cim", ("cifar10",), dict(learn="difference", options={"augment": "crop_cutout_flip"})),
         ("delt+", ("cifar10",), dict(iterations=100, round_iterations=20, lr=0.1, r_bn=0.01, milestone=1)),
@@ -206,6 +206,7 @@ def ask(*words):
         (["sre2l"], ["", "", "true", "sre2l"]),
         (["cda", "cifar10"], ["--criterion medium", "", "true", "cda"]),
         (["cda", "imagenet1k"], ["", "", "true", "cda"]),
+        (["wmdd", "cifar10"], ["", "--per-class", "true", "wmdd"]),
     ],
 )
 def test_bash_reads_what_a_method_needs(words, expected):

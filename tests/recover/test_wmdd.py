@@ -11,6 +11,7 @@ import torch
 
 from conftest import CLASSES, images, snapshot
 from recover.engine import Recovery
+from recover.methods import needs
 from utils.data.images import read_rgb, to_batch
 from utils.nets import statistics
 from utils.nets.features import extractor
@@ -31,8 +32,11 @@ def barycenters(place, output="points.safetensors", **changes):
     return place / output
 
 
-def collected(place, output="classes.safetensors", *more):
-    words = ["--train-dir", place.train, "--teacher-path", place.teacher, "--output", place / output, *more]
+def collected(place, output="classes.safetensors", flags=None, **changes):
+    """A file of statistics by the flags that the method asks for, if no others are given."""
+    line = {**dict(train_dir=place.train, teacher_path=place.teacher, output=place / output), **changes}
+    words = [w for k, v in line.items() for w in ("--" + k.replace("_", "-"), v)]
+    words += needs("wmdd").statistics.split() if flags is None else flags
     outcome = place.start("squeeze.statistics", *words, "--device", "cpu", "--precision", "fp32", "--compile", "off")
     assert outcome.code == 0, outcome.err
     return place / output
@@ -55,6 +59,7 @@ def features(place):
 def test_images_come_to_the_points_of_their_class(place):
     points = statistics.read(barycenters(place)).tensors["points"]
     line = {**LINE, "iterations": 150, "r_bn": 0, "min_crop": 1.0, "jitter": 0, "jitter_low": 0, "flip": "off"}
+    line["option"] = "per_class=false"
     place.works("recover", **line, lr=0.1, statistics=place / "points.safetensors")
     distances = torch.cdist(features(place).flatten(0, 1), points.flatten(0, 1))
     # Of all points of all classes an image is closest to its own.
@@ -62,17 +67,19 @@ def test_images_come_to_the_points_of_their_class(place):
 
 
 def test_the_set_says_what_it_was_made_of(place):
-    path = barycenters(place)
-    place.works("recover", **LINE, statistics=path)
+    paths = [barycenters(place), collected(place)]
+    place.works("recover", **LINE, statistics=paths)
     found = manifest(place.syn)
-    assert found["method"] == "wmdd iterations=8" and found["settings"]["statistics"] == [statistics.read(path).sha256]
+    digests = [statistics.read(path).sha256 for path in paths]
+    assert found["method"] == "wmdd iterations=8" and found["settings"]["statistics"] == digests
     assert len(found["images"]) == len(CLASSES) * IPC and not any(
         "weight" in entry for entry in found["images"].values()
     )
     before = snapshot(place.syn)
-    assert "complete" in place.works("recover", **LINE, statistics=path)
+    assert "complete" in place.works("recover", **LINE, statistics=paths)
     assert snapshot(place.syn) == before
-    outcome = place.run("recover", **LINE, statistics=barycenters(place, "others.safetensors", seed=1))
+    others = [barycenters(place, "others.safetensors", seed=1), paths[1]]
+    outcome = place.run("recover", **LINE, statistics=others)
     assert outcome.code == 2 and "statistics:" in outcome.err and "another run" in outcome.err
 
 
@@ -80,7 +87,7 @@ def test_learned_weights_reach_the_students(place):
     """Set by set: weights of the file, of the manifest, and of what the students' losses are weighed by."""
     path = barycenters(place, learn_weights=True)
     weights = statistics.read(path).tensors["weights"].flatten().tolist()
-    place.works("recover", **LINE, statistics=path)
+    place.works("recover", **LINE, statistics=[path, collected(place)])
     entries = manifest(place.syn)["images"]
     assert [entries[name]["weight"] for name in sorted(entries)] == pytest.approx(weights)
 
@@ -101,8 +108,9 @@ def test_interrupted_inside_a_unit_it_ends_with_the_same_bytes(place, per_class)
     files = [barycenters(place)]
     line = {**LINE, "statistics": files, "syn_dir": place / "whole"}
     if per_class:
-        files.append(collected(place, "classes.safetensors", "--per-class"))
-        line["option"] = "per_class=true"
+        files.append(collected(place))
+    else:
+        line["option"] = "per_class=false"
     place.works("recover", **line)
     assert manifest(place / "whole")["settings"]["per_class"] is per_class
 
@@ -122,12 +130,14 @@ def test_interrupted_inside_a_unit_it_ends_with_the_same_bytes(place, per_class)
 
 
 def test_statistics_of_the_classes_change_the_images(place):
-    points, classes = barycenters(place), collected(place, "classes.safetensors", "--per-class")
-    place.works("recover", **LINE, r_bn=1, statistics=points)
-    line = {**LINE, "r_bn": 1, "option": "per_class=true", "syn_dir": place / "by_class"}
-    place.works("recover", **line, statistics=[classes, points])  # in any order
-    assert manifest(place / "by_class")["method"] == "wmdd iterations=8 r_bn=1.0 per_class=True"
-    assert images(place.syn) != images(place / "by_class")
+    """They are the recipe's; without them the points alone will do, and the set's name says so."""
+    points, classes = barycenters(place), collected(place)
+    place.works("recover", **LINE, r_bn=1, statistics=[classes, points])  # in any order
+    assert manifest(place.syn)["method"] == "wmdd iterations=8 r_bn=1.0"
+    line = {**LINE, "r_bn": 1, "option": "per_class=false", "syn_dir": place / "without"}
+    place.works("recover", **line, statistics=points)
+    assert manifest(place / "without")["method"] == "wmdd iterations=8 r_bn=1.0 per_class=False"
+    assert images(place.syn) != images(place / "without")
 
 
 def test_several_teachers_have_files_of_their_own(place):
@@ -137,6 +147,7 @@ def test_several_teachers_have_files_of_their_own(place):
     words = [w for k, v in words.items() for w in ("--" + k.replace("_", "-"), v)]
     assert place.start("squeeze.barycenters", *words, "--device", "cpu", "--precision", "fp32").code == 0
     files.insert(0, place / "o.safetensors")
+    files += [collected(place), collected(place, "other_classes.safetensors", teacher_path=place / "other.pth")]
     place.works("recover", **LINE, teacher_path=[place.teacher, place / "other.pth"], statistics=files)
     assert len(images(place.syn)) == len(CLASSES) * IPC
 
@@ -145,10 +156,10 @@ def test_several_teachers_have_files_of_their_own(place):
     "case, changes, told",
     [
         ("none", {}, "needs a file of the barycenters of its features: python -m squeeze.barycenters"),
-        ("points", dict(ipc=3), "--ipc 2"),
-        ("points", dict(batch_by="index"), "--batch-by class"),
-        ("points", dict(option="per_class=true"), "python -m squeeze.statistics --per-class"),
-        ("both", dict(option="per_class=true"), "--per-class"),
+        ("points", dict(ipc=3, option="per_class=false"), "--ipc 2"),
+        ("points", dict(batch_by="index", option="per_class=false"), "--batch-by class"),
+        ("points", {}, "python -m squeeze.statistics --per-class"),
+        ("both", {}, "--per-class"),
         ("other", {}, "with another teacher"),
         ("other", {}, "collect them anew: python -m squeeze.barycenters"),
         ("damaged", {}, "damaged"),
@@ -157,7 +168,7 @@ def test_several_teachers_have_files_of_their_own(place):
 def test_what_does_not_fit_is_one_line_before_any_work(place, case, changes, told):
     files = [] if case == "none" else [barycenters(place)]
     if case == "both":
-        files.append(collected(place, "classes.safetensors"))
+        files.append(collected(place, flags=[]))
     if case == "other":
         place.works("squeeze", output=place.teacher, seed=1, overwrite=True)
     if case == "damaged":
