@@ -47,9 +47,9 @@ def _steps(done: float, protocol: Protocol) -> float:
 
 
 def _half_cosine_linear(done: float, protocol: Protocol) -> float:
-    """The half cosine, and in the last sixth a line from there to 0 (EDC's code)."""
+    """The half cosine; in the last sixth what it had there times the share of the epochs that is left (EDC's code)."""
     bend = 5 / 6
-    return _half_cosine(done, protocol) if done <= bend else _half_cosine(bend, protocol) * (1 - done) / (1 - bend)
+    return _half_cosine(done, protocol) if done <= bend else _half_cosine(bend, protocol) * (1 - done)
 
 
 # Share of the epochs that are done, from 0 -> share of the learning rate.

@@ -48,7 +48,7 @@ def test_edcs_students_against_a_plain_loop(tmp_path, dataset):
     for number, step in enumerate(batches.draw(range(EPOCHS))):
         epoch = number // 3
         half_cosine = [0.5 * (1 + math.cos(math.pi * min(epoch, 5 / 6 * EPOCHS) / (2 * EPOCHS)))]
-        linear = min(1, 6 * (1 - epoch / EPOCHS))
+        linear = 1 if epoch <= 5 / 6 * EPOCHS else 1 - epoch / EPOCHS
         rate = (
             0.001 * 0.5 ** ((epoch >= 16) + (epoch >= 18) + (epoch >= 19)) if adamw else 0.1 * half_cosine[0] * linear
         )

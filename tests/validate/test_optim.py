@@ -160,13 +160,13 @@ def test_a_cosine_ends_at_0():
 
 
 def test_half_a_cosine_with_a_linear_end_is_edcs():
-    """The half cosine until five sixths of the epochs, from there a line that would meet 0 after the last one."""
-    found, plain = rates("half-cosine-linear"), rates("half-cosine")
-    assert found[:251] == pytest.approx(plain[:251])
+    """Its cos2: the half cosine in the first five sixths, then what it had there times (6 E - 6 e) / (6 E)."""
+    found = rates("half-cosine-linear", 1000)
+    assert found[:834] == pytest.approx(rates("half-cosine", 1000)[:834])
+    expected = {833: 0.630, 834: 0.104, 900: 0.063, 999: 0.0006}
+    assert {epoch: found[epoch] for epoch in expected} == pytest.approx(expected, abs=5e-4)
     bend = 0.5 * (1 + math.cos(math.pi * 5 / 12))  # 0.6294
-    assert found[275] == pytest.approx(bend / 2) and found[299] == pytest.approx(bend / 50)
-    falls = [one - other for one, other in zip(found[250:], found[251:])]
-    assert falls == pytest.approx([bend / 50] * 49)
+    assert found[834:] == pytest.approx([bend * (6 * 1000 - 6 * epoch) / (6 * 1000) for epoch in range(834, 1000)])
 
 
 @pytest.mark.parametrize("epochs", [10, 300, 400, 1000])
