@@ -165,9 +165,9 @@ _FADRM_SMALL = {"stage_sizes": (1.0,), "jitter": 4}
 # By method, then by data set; `small`: those that are not named here, of SMALL_SIZE pixels and less.
 DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "cda": {
-        # CDA's code: SRe2L's views and noise, with the curriculum.
+        # CDA's code: SRe2L's views and noise, with the curriculum; for Tiny-ImageNet a roll one way.
         **{name: {"init": "noise", **_IMAGENET_ROLL} for name in _IMAGENETS},
-        "tinyimagenet": {"init": "noise", "lr": 0.4, "r_bn": 0.05, "jitter": 4},
+        "tinyimagenet": {"init": "noise", "lr": 0.4, "r_bn": 0.05, "jitter": 4, "jitter_low": 0},
     },
     "sre2l": {
         **{name: _IMAGENET_ROLL for name in _IMAGENETS},

@@ -149,6 +149,7 @@ def test_rolls_lie_between_both_bounds(settings, rolls):
         ("sre2l", (None, 224), dict(iterations=4000, crop="resized", flip=True, jitter=0)),
         ("cda", ("imagenet1k",), dict(iterations=4000, lr=0.25, r_bn=0.01, milestone=1, init="noise", jitter=32)),
         ("cda", ("tinyimagenet",), dict(iterations=4000, lr=0.4, r_bn=0.05, milestone=1, init="noise")),
+        ("cda", ("tinyimagenet",), dict(jitter=4, jitter_low=0)),
         ("fadrm", ("imagenet1k",), dict(iterations=2000, stages=4, lr=0.25, r_bn=0.01, jitter=32, jitter_low=0)),
         ("fadrm", ("imagenette",), dict(iterations=2000, stages=4, lr=0.05)),
         ("fadrm", ("tinyimagenet",), dict(iterations=1000, stages=2, stage_sizes=(1.0,), lr=0.01, jitter=4)),
