@@ -211,7 +211,7 @@ _FADRM_TEN = {"lr": 0.0005, "lr_schedule": lambda facts: "cosine" if 10 <= facts
 
 _SGD = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4}
 
-# By EDC's code: CIFAR-10, and CIFAR-100. Its RandAugment is torchvision's, of 2 operations and magnitude 9.
+# By EDC's code: CIFAR-10, CIFAR-100, ImageNet-10. Its RandAugment is torchvision's, of 2 operations and magnitude 9.
 _EDC_TEN = {
     "epochs": 1000,
     "batch_size": lambda facts: 10 if facts.ipc == 1 else 25,
@@ -222,6 +222,12 @@ _EDC_TEN = {
 _EDC_SMALL = {
     **_SGD,
     "momentum": 0.875,
+    "epochs": 1000,
+    "batch_size": 50,
+    "lr_schedule": "half-cosine-linear",
+    "rand_augment": "torchvision",
+}
+_EDC_TEN_LARGE = {
     "epochs": 1000,
     "batch_size": 50,
     "lr_schedule": "half-cosine-linear",
@@ -242,6 +248,8 @@ DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "fashion_mnist_cut": _EDC_TEN,
         "tinyimagenet": {**_EDC_SMALL, "epochs": 300, "batch_size": 100, "lr_schedule": "half-cosine"},
         SMALL: _EDC_SMALL,
+        "imagenette": _EDC_TEN_LARGE,
+        "imagewoof": _EDC_TEN_LARGE,
     },
     "fadrm": {
         # By its code, which has more epochs for one image a class of Tiny-ImageNet, and half the rate for CIFAR-100's.

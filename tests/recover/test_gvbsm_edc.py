@@ -163,6 +163,7 @@ PUBLISHED = {
     ("gvbsm", "imagenet1k"): dict(iterations=4000, lr=0.1, batch_size=80, crop="resized", momentum=0.4, drop=0.0),
     ("gvbsm", "cifar10"): dict(iterations=4000, lr=0.05, batch_size=100, crop="padded", momentum=0.8, drop=0.4),
     ("edc", "imagenet1k"): dict(iterations=2000, batch_size=80, r_bn=0.1, min_crop=0.5),
+    ("edc", "imagenette"): dict(iterations=1000, batch_size=100, r_bn=0.1, min_crop=0.5),
     ("edc", "cifar10"): dict(iterations=75, batch_size=0, r_bn=0.01, min_crop=0.08),
     ("edc", "cifar100"): dict(iterations=2000, batch_size=100, r_bn=0.01, min_crop=0.5),
     ("edc", "tinyimagenet"): dict(iterations=2000, batch_size=100, r_bn=0.01, min_crop=0.5),

@@ -73,6 +73,7 @@ def test_edcs_students_against_a_plain_loop(tmp_path, dataset):
 EDC = dict(loss="mse", class_weight=0.025, weight_average=0.99, mix="cutmix", flip=0.5, max_scale=1)
 SGD = dict(optimizer="sgd", lr=0.1, weight_decay=5e-4, momentum=0.875)
 FACTS = {"cifar10": (10, 32), "cifar100": (100, 32), "tinyimagenet": (200, 64), "imagenet1k": (1000, 224)}
+FACTS |= {"imagenette": (10, 224), "imagewoof": (10, 224)}
 PUBLISHED = {
     ("edc", "cifar10"): dict(
         epochs=1000, batch_size=25, optimizer="adamw", lr=0.001, weight_decay=0.01, min_scale=0.08, **EDC
@@ -84,6 +85,11 @@ PUBLISHED = {
     | dict(rand_augment="torchvision"),
     ("edc", "imagenet1k"): dict(epochs=300, batch_size=100, optimizer="adamw", lr=0.001, weight_decay=0.01, **EDC)
     | dict(lr_schedule="half-cosine", rand_augment="none", min_scale=0.5),
+    **{
+        ("edc", name): dict(epochs=1000, batch_size=50, optimizer="adamw", lr=0.001, weight_decay=0.01, **EDC)
+        | dict(lr_schedule="half-cosine-linear", rand_augment="torchvision", min_scale=0.5)
+        for name in ("imagenette", "imagewoof")
+    },
     ("gvbsm", "cifar10"): dict(epochs=1000, batch_size=100, optimizer="adamw", lr=0.001, lr_schedule="cosine")
     | dict(loss="mse", class_weight=0.15, weight_average=0, rand_augment="none", min_scale=0.08, mix="cutmix"),
 }
