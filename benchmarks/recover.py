@@ -79,7 +79,7 @@ def our_recovery(
             measured = replace(teacher, network=copy.deepcopy(teacher.network))
             files = (str(statistics_files.targets(Path(place) / "targets.safetensors", measured)),)
         settings = Settings.of(recipe, files)
-        objective = OBJECTIVES[settings.objective]([teacher], settings)
+        objective = OBJECTIVES[settings.objective].build([teacher], settings)
     engine = Engine(objective, geometry, EarlyLate(1, **settings.schedule), runtime, settings, LONG)
     return lambda: Recovery(engine, Start(images, labels, starts), 0)
 

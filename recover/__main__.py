@@ -43,7 +43,7 @@ def main() -> None:
     runtime, workers = job.machine.runtime(), job.machine.workers
     teachers = job.teacher.load(job.geometry, job.init_dir, "--init-dir", workers)
     geometry = teachers[0].geometry  # of the pixels that are optimised
-    job = job.of_images(dataset_of(job, teachers), geometry.input_size)
+    job = job.of_images(dataset_of(job, teachers), geometry.input_size, len(teachers))
     settings = job.settings
     Stages.of(settings, geometry.input_size).check(teachers)
     starts = starts_of(job, teachers)
@@ -74,7 +74,7 @@ def recover(job: Job, teachers: list[Teacher], schedule: EarlyLate, starts: Star
     units = split(len(starts.classes), starts.ipc, batch_size, settings.batch_by)
     # Decided by all units, not by those that are left, so that a resumed run computes the same bytes.
     steps = settings.iterations * len(units)
-    objective = OBJECTIVES[settings.objective](teachers, settings)
+    objective = OBJECTIVES[settings.objective].build(teachers, settings)
     objective.check(starts.ipc, settings.batch_by)
     found = {**identity(job, objective, teachers, runtime), "batch_size": batch_size}
     found |= {"ipc": starts.ipc, "init": starts.identity()}
@@ -224,7 +224,7 @@ def unit_size(job: Job, teachers: list[Teacher], schedule: EarlyLate, runtime: R
     def trial(images: int) -> None:
         """One step of a unit of so many images, all of them active."""
         one_stage = replace(settings, iterations=1, stages=1, stage_sizes=(1.0,))
-        objective = OBJECTIVES[settings.objective](copy.deepcopy(teachers), settings)
+        objective = OBJECTIVES[settings.objective].build(copy.deepcopy(teachers), settings)
         short = replace(schedule, iterations=1, round_iterations=0)
         geometry = teachers[0].geometry
         engine = Engine(objective, geometry, short, replace(runtime, compile="off"), one_stage, 1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Mapping
 
-from recover import methods
+from recover import methods, objectives
 from recover.earlylate import CURRICULA, LR_SCHEDULES
 from recover.engine import LEARN, OPTIMIZERS
 from recover.methods import METHODS
@@ -22,11 +22,9 @@ from utils.data.geometry import GeometryFlags
 from utils.run import registry
 from utils.run.errors import UserError
 
-# A setting, its values with which the flags behind them do nothing, and one that would do.
+# A setting, its values with which the flags behind them do nothing, and one that would do. What an objective reads, its
+# entry says.
 UNREAD: tuple[tuple[str, tuple[Any, ...], str, tuple[str, ...]], ...] = (
-    ("objective", ("batchnorm", "features"), "statistics", ("statistics",)),
-    ("objective", ("features",), "batchnorm", ("r_bn", "first_bn_multiplier")),
-    ("r_bn", (0,), "above 0", ("first_bn_multiplier",)),
     ("crop", ("padded", "none"), "resized", ("min_crop", "milestone", "curriculum")),
     ("min_crop", (1,), "below 1", ("milestone", "curriculum")),
     ("milestone", (0,), "above 0", ("curriculum",)),
@@ -54,13 +52,14 @@ class Job:
     machine: MachineFlags
     arguments: dict[str, Any]  # as they were given, for the manifest
 
-    def of_images(self, dataset: str | None, input_size: int) -> Job:
+    def of_images(self, dataset: str | None, input_size: int, teachers: int) -> Job:
         """With the method's settings for a known data set, or for images of so many pixels where nobody names one.
 
-        Raises UserError where they do not fit together, and for a flag that they do not read.
+        `teachers` is how many there are. Raises UserError where the settings do not fit together, and for a flag or an
+        option that nothing reads.
         """
         method, settings = chosen_method(self.arguments, dataset, input_size)
-        refuse_unread(self.arguments, settings)
+        refuse_unread(self.arguments, settings, teachers)
         return replace(self, method=method, settings=settings)
 
 
@@ -224,16 +223,36 @@ def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | 
     return title, settings
 
 
-def refuse_unread(flags: dict[str, Any], settings: Settings) -> None:
-    """Raises UserError for a flag that the settings do not read: it would only give the same images another name."""
+def refuse_unread(flags: dict[str, Any], settings: Settings, teachers: int) -> None:
+    """Raises UserError for a flag or an option that nothing reads: it would only give the same images another name."""
+    given = {_words(flag): flag for flag, value in flags.items() if value is not None}
+    given |= {f"--option {text}": text.partition("=")[0] for text in flags["option"]}
+    for said, name in given.items():
+        if found := idle(name, settings, name in objectives.FLAGS or said.startswith("--option ")):
+            setting, advice = found
+            raise UserError(
+                f"{said} does nothing with {flags['method']}, as its {setting} is {getattr(settings, setting)}: leave "
+                f"it out{f', or give {_words(setting)} {advice}' if advice else ''}"
+            )
+    if flags["combine"] is not None and teachers == 1:
+        raise UserError(f"--combine {flags['combine']} does nothing with one teacher: leave it out, or give several")
+
+
+def _words(flag: str) -> str:
+    return f"--{flag.replace('_', '-')}"
+
+
+def idle(name: str, settings: Settings, is_of_objective: bool) -> tuple[str, str] | None:
+    """The setting by which nothing reads the flag or option `name`, and what to give it instead, if there is any."""
+    own = OBJECTIVES[settings.objective]
+    if is_of_objective and name not in own.reads:
+        return "objective", " or ".join(other for other, entry in OBJECTIVES.items() if name in entry.reads)
+    if settings.r_bn == 0 and name in own.by_r_bn:
+        return "r_bn", "above 0"
     for setting, values, advice, unread in UNREAD:
-        value = getattr(settings, setting)
-        for flag in unread:
-            if flags[flag] is not None and value in values:
-                raise UserError(
-                    f"--{flag.replace('_', '-')} does nothing with {flags['method']}, as its {setting} is {value}: "
-                    f"leave it out, or give --{setting.replace('_', '-')} {advice}"
-                )
+        if name in unread and getattr(settings, setting) in values:
+            return setting, advice
+    return None
 
 
 def share(recipe: Mapping[str, Any], part: float) -> dict[str, int]:

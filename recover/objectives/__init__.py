@@ -1,10 +1,8 @@
-"""Objectives: what synthetic images minimise. One file a family, one entry in OBJECTIVES.
-
-An entry makes the objective from the teachers (their networks are its own to change) and the settings of the run.
-"""
+"""Objectives: what synthetic images minimise. One file a family, one entry in OBJECTIVES."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Callable, Sequence
 
 from recover.objectives import batchnorm, features, statistics, wasserstein
@@ -12,9 +10,28 @@ from recover.objectives.base import Objective
 from recover.settings import Settings
 from utils.nets.teacher import Teacher
 
-OBJECTIVES: dict[str, Callable[[Sequence[Teacher], Settings], Objective]] = {
-    "batchnorm": batchnorm.build,
-    "features": features.build,
-    "statistics": statistics.build,
-    "wasserstein": wasserstein.build,
+# Flags of recover that nothing but objectives reads.
+FLAGS = ("r_bn", "first_bn_multiplier", "combine", "statistics")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One objective, and what it reads of the command line: recover refuses the rest of FLAGS, and other options."""
+
+    build: Callable[[Sequence[Teacher], Settings], Objective]  # the teachers' networks are its own to change
+    reads: tuple[str, ...]  # of FLAGS, and options
+    by_r_bn: tuple[str, ...] = ()  # of these, what only acts on the terms that r_bn weighs
+
+
+_NORMS = ("r_bn", "first_bn_multiplier", "combine")
+
+OBJECTIVES: dict[str, Entry] = {
+    "batchnorm": Entry(batchnorm.build, _NORMS, ("first_bn_multiplier",)),
+    "features": Entry(features.build, ("combine", "augment")),
+    "statistics": Entry(
+        statistics.build,
+        (*_NORMS, "statistics", *statistics.OPTIONS),
+        ("first_bn_multiplier", "momentum", "drop"),
+    ),
+    "wasserstein": Entry(wasserstein.build, (*_NORMS, "statistics", "per_class"), ("first_bn_multiplier",)),
 }

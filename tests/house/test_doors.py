@@ -11,8 +11,9 @@ from PIL import Image
 from conftest import CLASSES, INPUT, MEAN, STD, images
 from ranking.criteria import CRITERIA, Criterion
 from recover.methods import METHODS
-from recover.objectives import OBJECTIVES
+from recover.objectives import OBJECTIVES, Entry
 from recover.objectives.base import Objective
+from refusals import refused
 from utils.data import prepare
 from utils.data.datasets import DATASETS, DataSet
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
@@ -100,7 +101,8 @@ def shade_of(path):
 
 
 def shade_method(monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "toy-shade", lambda teachers, settings: TowardsShade(settings.options["darkest"]))
+    build = lambda teachers, settings: TowardsShade(settings.options["darkest"])  # noqa: E731
+    monkeypatch.setitem(OBJECTIVES, "toy-shade", Entry(build, ("darkest",)))
     recipe = {**METHODS["delt"], "objective": "toy-shade", "iterations": 60, "round_iterations": 20, "darkest": 0.2}
     monkeypatch.setitem(METHODS, "toy-method", recipe)
     return dict(method="toy-method", iterations=None, round_iterations=None, min_crop=0.9)
@@ -127,11 +129,31 @@ def test_an_objective_and_a_method(place, monkeypatch, option, darkest):
 
 def test_an_objective_beside_another_method(place, monkeypatch):
     shade_method(monkeypatch)
-    monkeypatch.setitem(OBJECTIVES, "toy-shade", lambda teachers, settings: TowardsShade(0.2))
+    monkeypatch.setitem(OBJECTIVES, "toy-shade", Entry(lambda teachers, settings: TowardsShade(0.2), ()))
     place.works("recover", objective="toy-shade")
     manifest = json.loads((place.syn / "manifest.json").read_text())
     assert manifest["method"] == "delt objective=toy-shade iterations=8 round_iterations=2"
     assert manifest["settings"]["shade"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "reads, line, told",
+    [
+        ((), dict(r_bn=0.1), "--r-bn does nothing with toy-method, as its objective is toy-shade"),
+        ((), dict(combine="mean"), "--combine does nothing with toy-method, as its objective is toy-shade"),
+        ((), dict(option="darkest=0.3"), "--option darkest=0.3 does nothing with toy-method"),
+        (("r_bn", "darkest"), dict(r_bn=0.1, option="darkest=0.3"), None),
+    ],
+    ids=str,
+)
+def test_an_objective_says_what_it_reads(place, monkeypatch, reads, line, told):
+    line = {**shade_method(monkeypatch), **line}
+    monkeypatch.setitem(OBJECTIVES, "toy-shade", Entry(lambda teachers, settings: TowardsShade(0.2), reads))
+    if told:
+        refused(place, "recover", told, **line)
+    else:
+        place.works("recover", **line)
+        assert json.loads((place.syn / "manifest.json").read_text())["settings"]["r_bn"] == 0.1
 
 
 # --- validate: a protocol, a loss, a schedule and an optimiser ---------------------------------------------------

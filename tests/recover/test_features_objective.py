@@ -6,9 +6,8 @@ import torch
 from helpers import small_net
 from plain_augmentation import by_hand
 from recover.methods import METHODS
-from recover.objectives import OBJECTIVES
 from recover.objectives.base import Batch, combined
-from recover.objectives.features import FeatureMatching, enlarged_tiles
+from recover.objectives.features import FeatureMatching, build, enlarged_tiles
 from recover.settings import Settings
 from utils.data.geometry import Geometry
 from utils.nets.teacher import Teacher
@@ -184,5 +183,5 @@ def test_the_teacher_stays_whole():
 def test_an_augmentation_that_there_is_not_is_named():
     settings = Settings.of({**METHODS["cim"], "augment": "crop_blur"})
     with pytest.raises(UserError, match="augment=crop_blur: 'blur'.*cutout"):
-        OBJECTIVES["features"]([teacher()], settings)
-    assert OBJECTIVES["features"]([teacher()], Settings.of({**METHODS["cim"], "augment": "none"})).kinds == ()
+        build([teacher()], settings)
+    assert build([teacher()], Settings.of({**METHODS["cim"], "augment": "none"})).kinds == ()

@@ -75,7 +75,7 @@ def test_a_file_of_an_earlier_version_is_refused(two):
 def test_stages_of_several_sizes_do_not_go_with_a_file_of_one():
     settings = Settings.of({**recipes()["gvbsm"], "stages": 2, "stage_sizes": (0.75, 1.0)}, ("file.safetensors",))
     with pytest.raises(UserError, match="--stage-sizes: a file of statistics is of maps of one size"):
-        OBJECTIVES["statistics"]([None], settings)
+        OBJECTIVES["statistics"].build([None], settings)
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,10 @@ def test_a_part_of_the_work_has_as_many_rounds_and_stages(iterations, round_iter
 )
 def test_a_method_is_a_set_of_flags(place, name, flags):
     """The same flags given to another method compute the same, so that it is the same run."""
-    place.works("recover", **flags, ipc=2)
+    line = dict(teacher_path=[place.teacher] * 2, ipc=2)
+    place.works("recover", **flags, **line)
     before = snapshot(place.syn)
-    assert "complete" in place.works("recover", method=name, round_iterations=None, ipc=2)
+    assert "complete" in place.works("recover", method=name, round_iterations=None, **line)
     assert snapshot(place.syn) == before
 
 
@@ -93,15 +94,14 @@ def test_a_teacher_beside_itself_changes_nothing(place, combine):
 def test_several_teachers_are_named_and_make_another_set(two):
     sets = {}
     for name, teachers in (("ab", "teacher other"), ("ba", "other teacher"), ("a", "teacher"), ("b", "other")):
-        for combine in ("mean", "turn"):
-            two.syn = two / f"{name}_{combine}"
+        for combine in ("mean", "turn") if " " in teachers else (None,):
+            two.syn = two / (f"{name}_{combine}" if combine else name)
             paths = [two / f"{teacher}.pth" for teacher in teachers.split()]
             two.works("recover", teacher_path=paths, syn_dir=two.syn, combine=combine)
             sets[two.syn.name] = images(two.syn)
             digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
             assert [teacher["sha256"] for teacher in manifest(two.syn)["teachers"]] == digests
-    assert sets["a_mean"] == sets["a_turn"] and sets["b_mean"] == sets["b_turn"]
-    different = [sets[name] for name in ("ab_mean", "ab_turn", "ba_turn", "a_mean", "b_mean")]
+    different = [sets[name] for name in ("ab_mean", "ab_turn", "ba_turn", "a", "b")]
     assert all(one != other for k, one in enumerate(different) for other in different[:k])
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from conftest import CLASSES, COLOURS, INPUT, draw, images, snapshot
 from recover.methods import METHODS
-from recover.objectives import OBJECTIVES
+from recover.objectives import OBJECTIVES, Entry
 from recover.objectives.base import Objective, combined
 
 LINE = dict(method="drift", iterations=8, round_iterations=2, batch_size=8)  # two units: ant and moth, zebra
@@ -68,7 +68,7 @@ def calls(monkeypatch):
         return combined(terms, settings.combine)
 
     recipe = {**METHODS["delt"], "objective": "drift", "decay": 0.8, "bright": False}
-    monkeypatch.setitem(OBJECTIVES, "drift", build)
+    monkeypatch.setitem(OBJECTIVES, "drift", Entry(build, ("combine", "decay", "bright")))
     monkeypatch.setitem(METHODS, "drift", recipe)
     return calls
 
@@ -158,7 +158,8 @@ def test_several_objectives_keep_a_state_each(place, calls, combine):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_state_is_kept_when_it_is_compiled(place, calls, monkeypatch):
-    monkeypatch.setitem(OBJECTIVES, "drift", lambda teachers, settings: Drift(settings.options["decay"], None))
+    alone = Entry(lambda teachers, settings: Drift(settings.options["decay"], None), ("decay",))
+    monkeypatch.setitem(OBJECTIVES, "drift", alone)
     for compile in ("on", "off"):
         place.works("recover", syn_dir=place / compile, compile=compile, **LINE)
     for name in images(place / "on"):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from conftest import CLASSES, INPUT, MEAN, STD
 from helpers import scrambled
-from recover.objectives import OBJECTIVES, batchnorm
+from recover.objectives import OBJECTIVES, Entry, batchnorm
 from utils.nets import checkpoints, models
 from utils.nets.frozen import Untouched
 from utils.run.shared_work import SharedWork
@@ -137,6 +137,6 @@ def test_an_objective_that_holds_no_network_is_not_compared(place, monkeypatch):
         def forward(self, batch):
             return batch.pixels.square().mean()
 
-    monkeypatch.setitem(OBJECTIVES, "batchnorm", lambda teachers, settings: Dark())
+    monkeypatch.setitem(OBJECTIVES, "batchnorm", Entry(lambda teachers, settings: Dark(), ()))
     place.works("recover", **LINE)
     assert len(list(place.syn.glob("*/*.png"))) == 12

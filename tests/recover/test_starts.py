@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 
 from conftest import CLASSES, INPUT, ROOT, Place, images, snapshot
+from recover.methods import METHODS
+from recover.objectives import OBJECTIVES
+from recover.settings import Settings
 from refusals import refused
 from utils.data import gallery
 from utils.run.shared_work import SharedWork
@@ -163,6 +166,32 @@ def test_a_flag_that_nothing_reads(place, line):
     line = {"method": "delt", **line}
     flag = [name for name in line if name != "method"][0].replace("_", "-")
     refused(place, "recover", f"--{flag} does nothing with {line['method']}", "leave it out, or give --", **line)
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        (
+            dict(method="edc", objective="batchnorm", option="momentum=0.1"),
+            "--option momentum=0.1 does nothing with edc, as its objective is batchnorm: leave it out, or give "
+            "--objective statistics",
+        ),
+        (dict(method="cim", objective="batchnorm", option="augment=none"), "--objective features"),
+        (dict(method="wmdd", objective="batchnorm", option="per_class=false"), "--objective wasserstein"),
+        (dict(method="gvbsm", r_bn=0, option="drop=0.1", statistics=[ROOT / "LICENSE"]), "give --r-bn above 0"),
+        (dict(method="cda", combine="turn"), "--combine turn does nothing with one teacher"),
+        (dict(statistics=[ROOT / "LICENSE"]), "give --objective statistics or wasserstein"),
+    ],
+    ids=str,
+)
+def test_what_the_objective_does_not_read(place, line, told):
+    refused(place, "recover", told, **line)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_options_of_a_recipe_are_its_objectives(name):
+    settings = Settings.of(METHODS[name])
+    assert set(settings.options) <= set(OBJECTIVES[settings.objective].reads)
 
 
 @pytest.mark.parametrize(
