@@ -23,19 +23,22 @@ from validate.targets import LOSSES
 
 STATISTICS = ("running", "batch")
 
-# Flags that not every protocol reads: what it has to have for that, and whether one of these settings has it. Without
-# words a flag is never refused: several commands of a comparison share it.
+# Flags that not every protocol reads. These are read where an entry of one of the TABLES names them:
+OF_ENTRIES = ("class_weight", "momentum", "lr_steps", "lr_factor")
+TABLES = {"loss": LOSSES, "optimizer": OPTIMIZERS, "lr_schedule": LR_SCHEDULES}
+
+
+def _at_temperature(settings: dict[str, Any]) -> bool:
+    loss = LOSSES[settings["loss"] or "kl"]
+    return settings["labels"] == "soft" and (loss.target == "probabilities" or "temperature" in loss.reads)
+
+
+# And of these: what a protocol has to have, and whether one of these settings has it. Without words a flag is never
+# refused: several commands of a comparison share it.
 NEEDS: dict[str, tuple[str | None, Callable[[dict[str, Any]], bool]]] = {
-    "class_weight": ("--loss mse", lambda one: one["loss"] == "mse"),
     "teacher_statistics": ("--labels soft", lambda one: one["labels"] == "soft"),
-    "momentum": ("--optimizer sgd", lambda one: one["optimizer"] == "sgd"),
-    "lr_steps": ("--lr-schedule steps", lambda one: one["lr_schedule"] == "steps"),
-    "lr_factor": ("--lr-schedule steps", lambda one: one["lr_schedule"] == "steps"),
     "tile_share": ("--tiles set, 2 or more", lambda one: one["tiles"] != 1),
-    "temperature": (
-        None,
-        lambda one: one["labels"] == "soft" and LOSSES[one["loss"] or "kl"].target == "probabilities",
-    ),
+    "temperature": (None, _at_temperature),
 }
 
 
@@ -149,7 +152,9 @@ def add_protocol(parser: cli.Parser) -> None:
         "--loss", choices=tuple(LOSSES), help="kl or mse for soft labels, ce for hard ones; the protocol's if left out"
     )
     group.add_argument(
-        "--class-weight", type=cli.non_negative_float, help="with mse: of the cross-entropy to the image's class"
+        "--class-weight",
+        type=cli.non_negative_float,
+        help=f"with {need('class_weight')}: of the cross-entropy to the image's class",
     )
     group.add_argument("--image-weights", choices=("on", "off"), help="those of the set's manifest, where it has any")
     group.add_argument("--epochs", type=cli.positive)
@@ -165,12 +170,18 @@ def add_protocol(parser: cli.Parser) -> None:
         help="the protocol's, or the published one for the student, if left out; search: for each set the best of "
         f"{factors} times that, by the top-1 of a student of the first seed",
     )
-    group.add_argument("--momentum", type=cli.fraction, help="of sgd")
+    group.add_argument("--momentum", type=cli.fraction, help=f"with {need('momentum')}")
     group.add_argument("--lr-schedule", choices=tuple(LR_SCHEDULES), help="half-cosine ends at half the rate")
     group.add_argument(
-        "--lr-steps", type=cli.positive_fraction, nargs="+", metavar="SHARE", help="for steps: shares of the epochs"
+        "--lr-steps",
+        type=cli.positive_fraction,
+        nargs="+",
+        metavar="SHARE",
+        help=f"with {need('lr_steps')}: shares of the epochs",
     )
-    group.add_argument("--lr-factor", type=cli.positive_fraction, help="for steps: of the rate, at each of them")
+    group.add_argument(
+        "--lr-factor", type=cli.positive_fraction, help=f"with {need('lr_factor')}: of the rate, at each of them"
+    )
     group.add_argument("--weight-decay", type=cli.non_negative_float, help="of tensors with two dimensions or more")
     group.add_argument(
         "--weight-average",
@@ -242,18 +253,30 @@ def chosen_protocols(flags: dict[str, Any], dataset: str | None, input_size: int
 
 def reads(settings: dict[str, Any], flag: str) -> bool:
     """Whether a protocol of these settings reads the flag."""
-    return flag not in NEEDS or NEEDS[flag][1](settings)
+    if flag not in OF_ENTRIES:
+        return flag not in NEEDS or NEEDS[flag][1](settings)
+    # What is left open, or to the set, is none of those that read such a flag.
+    entries = (table.get(settings[name]) for name, table in TABLES.items())
+    return any(entry and flag in entry.reads for entry in entries)
+
+
+def need(flag: str) -> str | None:
+    """What a protocol has to have to read the flag, in words."""
+    if flag not in OF_ENTRIES:
+        return NEEDS[flag][0]
+    readers = {name: [key for key in table if flag in table[key].reads] for name, table in TABLES.items()}
+    return " or ".join(f"--{name.replace('_', '-')} {' or '.join(keys)}" for name, keys in readers.items() if keys)
 
 
 def say_unread(flags: dict[str, Any], protocols: dict[str, dict[str, Any]]) -> None:
     """Name the protocols that do not read what was given. Raises UserError where none of them does."""
-    for flag, (need, _) in NEEDS.items():
+    for flag in (*OF_ENTRIES, *NEEDS):
         if flags[flag] is None:
             continue
         name = f"--{flag.replace('_', '-')}"
         unread = [title for title, settings in protocols.items() if not reads(settings, flag)]
-        if need and len(unread) == len(protocols):
-            raise UserError(f"{name} does nothing without {need}")
+        if need(flag) and len(unread) == len(protocols):
+            raise UserError(f"{name} does nothing without {need(flag)}")
         print(*(f"validate: {title} reads no {name}\n" for title in unread), sep="", end="")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Callable
 
 import torch
@@ -11,6 +12,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from utils.fit.loop import Learner
 from validate.protocols import Protocol
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An optimiser or a schedule, and what it reads of the flags that not every one reads (validate/flags.py)."""
+
+    function: Callable
+    reads: tuple[str, ...] = ()
 
 
 def _adamw(groups: list[dict], protocol: Protocol) -> torch.optim.Optimizer:
@@ -25,10 +34,11 @@ def _sgd(groups: list[dict], protocol: Protocol) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, protocol.lr, momentum=protocol.momentum, fused=True)
 
 
-OPTIMIZERS: dict[str, Callable[[list[dict], Protocol], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adam": _adam,
-    "sgd": _sgd,
+# Groups of parameters, protocol -> torch.optim.Optimizer.
+OPTIMIZERS: dict[str, Entry] = {
+    "adamw": Entry(_adamw),
+    "adam": Entry(_adam),
+    "sgd": Entry(_sgd, ("momentum",)),
 }
 
 
@@ -52,18 +62,18 @@ def _half_cosine_linear(done: float, protocol: Protocol) -> float:
     return _half_cosine(done, protocol) if done <= bend else _half_cosine(bend, protocol) * (1 - done)
 
 
-# Share of the epochs that are done, from 0 -> share of the learning rate.
-LR_SCHEDULES: dict[str, Callable[[float, Protocol], float]] = {
-    "half-cosine": _half_cosine,
-    "cosine": _cosine,
-    "steps": _steps,
-    "half-cosine-linear": _half_cosine_linear,
+# Share of the epochs that are done, from 0, protocol -> share of the learning rate.
+LR_SCHEDULES: dict[str, Entry] = {
+    "half-cosine": Entry(_half_cosine),
+    "cosine": Entry(_cosine),
+    "steps": Entry(_steps, ("lr_steps", "lr_factor")),
+    "half-cosine-linear": Entry(_half_cosine_linear),
 }
 
 
 def learning_rate(epoch: int, protocol: Protocol) -> float:
     """The share of the rate in an epoch, counted from 0."""
-    return LR_SCHEDULES[protocol.lr_schedule](epoch / protocol.epochs, protocol)
+    return LR_SCHEDULES[protocol.lr_schedule].function(epoch / protocol.epochs, protocol)
 
 
 def learner(student: nn.Module, protocol: Protocol, steps_per_epoch: int) -> Learner:
@@ -75,7 +85,7 @@ def learner(student: nn.Module, protocol: Protocol, steps_per_epoch: int) -> Lea
         {"params": [p for p in student.parameters() if p.ndim > 1], "weight_decay": protocol.weight_decay},
         {"params": [p for p in student.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    optimizer = OPTIMIZERS[protocol.optimizer](groups, protocol)
+    optimizer = OPTIMIZERS[protocol.optimizer].function(groups, protocol)
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step // steps_per_epoch, protocol)
     )

@@ -30,6 +30,7 @@ class Loss:
 
     value: Callable[[torch.Tensor, torch.Tensor, Step, Protocol], torch.Tensor]
     target: str  # of a teacher: "probabilities" at the protocol's temperature, or "logits"
+    reads: tuple[str, ...] = ()  # of the flags that not every loss reads (validate/flags.py)
 
 
 def _kl(logits: torch.Tensor, target: torch.Tensor, step: Step, protocol: Protocol) -> torch.Tensor:
@@ -50,7 +51,11 @@ def _ce(logits: torch.Tensor, target: torch.Tensor, step: Step, protocol: Protoc
     return cross_entropy(logits, target, reduction="none")
 
 
-LOSSES = {"kl": Loss(_kl, "probabilities"), "mse": Loss(_mse, "logits"), "ce": Loss(_ce, "probabilities")}
+LOSSES = {
+    "kl": Loss(_kl, "probabilities"),
+    "mse": Loss(_mse, "logits", ("class_weight",)),
+    "ce": Loss(_ce, "probabilities"),
+}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from recover.objectives.base import Objective
 from refusals import refused
 from utils.data import prepare
 from utils.data.datasets import DATASETS, DataSet
+from validate import optim
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
 from validate.protocols import PROTOCOLS
 from validate.targets import LOSSES, Loss
@@ -175,8 +177,8 @@ def first_half(done, protocol):
 @pytest.fixture
 def toy_protocol(monkeypatch):
     monkeypatch.setitem(LOSSES, "toy-loss", Loss(always_the_first_class, "probabilities"))
-    monkeypatch.setitem(LR_SCHEDULES, "toy-schedule", first_half)
-    monkeypatch.setitem(OPTIMIZERS, "toy-optimizer", climbing)
+    monkeypatch.setitem(LR_SCHEDULES, "toy-schedule", optim.Entry(first_half))
+    monkeypatch.setitem(OPTIMIZERS, "toy-optimizer", optim.Entry(climbing))
     toys = {"loss": "toy-loss", "lr_schedule": "toy-schedule", "optimizer": "toy-optimizer"}
     plain = {**PROTOCOLS["noaug"], "epochs": 6, "batch_size": 12, "lr": 0.05, "weight_decay": 0.0}
     monkeypatch.setitem(PROTOCOLS, "toy-protocol", {**plain, **toys})
@@ -226,6 +228,36 @@ def test_a_loss_beside_another_protocol(place, toy_protocol):
     row, _ = measured(place, loss="toy-loss", epochs=30, lr=0.01)
     assert row["protocol"] == "delt epochs=30 lr=0.01 loss=toy-loss"
     assert float(row["top1"]) == pytest.approx(100 / 3, abs=0.01)
+
+
+READERS = {
+    "momentum": ("optimizer", "toy-optimizer", 0.5, "sgd"),
+    "class_weight": ("loss", "toy-loss", 0.5, "mse"),
+    "lr_steps": ("lr_schedule", "toy-schedule", 0.5, "steps"),
+    "lr_factor": ("lr_schedule", "toy-schedule", 0.25, "steps"),
+}
+
+
+@pytest.mark.parametrize("flag", READERS)
+def test_a_flag_is_for_the_entries_that_read_it(place, monkeypatch, toy_protocol, flag):
+    """A toy that does not say so is refused with the name of who does; one that does is run, and named so."""
+    setting, name, value, known = READERS[flag]
+    said = f"--{flag.replace('_', '-')} does nothing without --{setting.replace('_', '-')} {known}"
+    refused(place, "validate", said, protocol="toy-protocol", **{flag: value})
+    table = {"optimizer": OPTIMIZERS, "loss": LOSSES, "lr_schedule": LR_SCHEDULES}[setting]
+    monkeypatch.setitem(table, name, replace(table[name], reads=(flag,)))
+    row, found = measured(place, protocol="toy-protocol", epochs=1, **{flag: value})
+    assert flag in row["protocol"] and found["settings"][flag] in (value, [value])
+    refused(place, "validate", f"{said} or {name}", protocol="delt", **{flag: value})
+
+
+def test_a_loss_of_logits_may_read_the_temperature(place, monkeypatch):
+    monkeypatch.setitem(LOSSES, "toy-loss", Loss(always_the_first_class, "logits"))
+    row, _ = measured(place, loss="toy-loss", temperature=3)
+    assert "temperature" not in row["protocol"]
+    monkeypatch.setitem(LOSSES, "toy-loss", Loss(always_the_first_class, "logits", ("temperature",)))
+    row, _ = measured(place, loss="toy-loss", temperature=3)
+    assert "temperature=3" in row["protocol"]
 
 
 # --- a data set --------------------------------------------------------------------------------------------------
