@@ -59,7 +59,7 @@ def parse() -> Job:
     parser = cli.Parser("squeeze", "Train a teacher on the real data; write its checkpoint.")
     parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder to train on")
     parser.add_argument("--val-dir", required=True, metavar="DIR", help="ImageFolder to measure top-1 on")
-    parser.add_argument("--arch", default="resnet18", help=f"{models.OWN}, a torchvision model, or timm/NAME")
+    parser.add_argument("--arch", default="resnet18", help=f"{models.own()}, a torchvision model, or timm/NAME")
     parser.add_argument("--output", required=True, metavar="FILE.pth", help="checkpoint to write")
     parser.add_argument("--epochs", type=cli.positive, help="the data set's, or 50, if left out")
     parser.add_argument("--lr", type=cli.non_negative_float, default=0.1)

@@ -12,7 +12,7 @@ from utils.cli import MachineFlags, TeacherFlags, TrainingFlags
 from utils.data import manifest
 from utils.data.geometry import GeometryFlags
 from utils.fit import curves
-from utils.nets.models import OWN
+from utils.nets import models
 from utils.run import registry
 from utils.run.errors import UserError
 from utils.run.memory import AUTO
@@ -113,7 +113,7 @@ def parse() -> Job:
         "--student-arch",
         nargs="+",
         metavar="ARCH",
-        help=f"one or several: {OWN}, torchvision's names, timm/NAME; the teacher's if left out",
+        help=f"one or several: {models.own()}, torchvision's names, timm/NAME; the teacher's if left out",
     )
     parser.add_argument("--seeds", type=cli.positive, default=3, help="how many, counted from --seed")
     parser.add_argument("--ipc", type=cli.positive, help="take the first so many images of each class; all if left out")

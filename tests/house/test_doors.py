@@ -17,6 +17,7 @@ from recover.objectives.base import Objective
 from refusals import refused
 from utils.data import prepare
 from utils.data.datasets import DATASETS, DataSet
+from utils.nets.models import NETWORKS, Network
 from validate import optim
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
 from validate.protocols import PROTOCOLS
@@ -258,6 +259,30 @@ def test_a_loss_of_logits_may_read_the_temperature(place, monkeypatch):
     monkeypatch.setitem(LOSSES, "toy-loss", Loss(always_the_first_class, "logits", ("temperature",)))
     row, _ = measured(place, loss="toy-loss", temperature=3)
     assert "temperature=3" in row["protocol"]
+
+
+# --- a network ---------------------------------------------------------------------------------------------------
+
+
+def toy_network(match, num_classes, input_size):
+    width = int(match[1])
+    layers = [torch.nn.Conv2d(3, width, 3, stride=2), torch.nn.BatchNorm2d(width), torch.nn.ReLU()]
+    last = torch.nn.Linear(width * (input_size // 2 - 1) ** 2, num_classes)
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), last)
+
+
+def test_a_network_of_ones_own(place, monkeypatch):
+    """As a teacher and as a student; no other name leads to it."""
+    monkeypatch.setitem(NETWORKS, "toy_8 and the like", Network(r"toy_(\d+)", toy_network))
+    for stage in ("squeeze", "validate"):
+        assert "toy_8 and the like" in " ".join(help_of(place, stage).split())
+    refused(place, "squeeze", "'toy_' is not known; use conv1", "toy_8 and the like", arch="toy_")
+    place.works("squeeze", arch="toy_9")
+    teacher = torch.load(place / "squeezed.pth", weights_only=True)
+    assert teacher["arch"] == "toy_9" and teacher["model"]["0.weight"].shape == (9, 3, 3, 3)
+    place.works("recover", teacher_path=place / "squeezed.pth")
+    row, _ = measured(place, teacher_path=place / "squeezed.pth", student_arch="toy_4", epochs=1)
+    assert row["student"] == "toy_4"
 
 
 # --- a data set --------------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ import copy
 import functools
 import re
 import sys
+from dataclasses import dataclass
+from typing import Callable
 
 import torch
 import torchvision
@@ -24,9 +26,6 @@ from utils.run.errors import UserError, first_line
 STEMS = ("cifar", "imagenet")
 CONV_WIDTH = 128
 TIMM = "timm/"
-OWN = "conv1 to conv6 (conv3_w32: 32 channels wide), wrn_16_2"  # for messages
-_CONV = re.compile(r"conv([1-6])(?:_w([1-9]\d{0,3}))?")
-_WRN = re.compile(r"wrn_(10|16|22|28|34|40)_([1-9]\d?)")
 
 
 class ConvNet(nn.Module):
@@ -58,15 +57,47 @@ class ConvNet(nn.Module):
         return self.classifier(x.flatten(1))
 
 
+@dataclass(frozen=True)
+class Network:
+    """Networks of one kind, neither torchvision's nor timm's. They have one stem."""
+
+    pattern: str  # of their names, whole
+    make: Callable[[re.Match, int, int], nn.Module]  # (its match, num_classes, input_size) -> random weights
+
+
+# By what messages call them.
+NETWORKS: dict[str, Network] = {
+    "conv1 to conv6 (conv3_w32: 32 channels wide)": Network(
+        r"conv([1-6])(?:_w([1-9]\d{0,3}))?",
+        lambda match, classes, size: ConvNet(int(match[1]), classes, size, int(match[2] or CONV_WIDTH)),
+    ),
+    "wrn_16_2": Network(
+        r"wrn_(10|16|22|28|34|40)_([1-9]\d?)",
+        lambda match, classes, size: WideResNet(int(match[1]), int(match[2]), classes),
+    ),
+}
+
+
+def own() -> str:
+    """What NETWORKS has, for messages."""
+    return ", ".join(NETWORKS)
+
+
+def _maker(arch: str) -> Callable[[int, int], nn.Module] | None:
+    """(num_classes, input_size) -> the network of NETWORKS that has this name; None where none has."""
+    for network in NETWORKS.values():
+        if match := re.fullmatch(network.pattern, arch):
+            return functools.partial(network.make, match)
+    return None
+
+
 def is_known(arch: str) -> bool:
     """Whether `build` has a network of that name."""
     if arch.startswith(TIMM):
         import timm
 
         return timm.is_model(arch.removeprefix(TIMM))
-    return bool(_CONV.fullmatch(arch) or _WRN.fullmatch(arch)) or arch in torchvision.models.list_models(
-        module=torchvision.models
-    )
+    return bool(_maker(arch)) or arch in torchvision.models.list_models(module=torchvision.models)
 
 
 def default_stem(input_size: int) -> str:
@@ -77,7 +108,7 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     """A network with random weights (or torchvision's named `weights`) for (N, 3, input_size, input_size).
 
     `stem`: "imagenet" leaves torchvision's network as it is; "cifar" makes its first convolution 3x3 with
-    stride 1 and drops the pool behind it. Conv nets and WRNs have one stem. Raises UserError for an unknown `arch`, or
+    stride 1 and drops the pool behind it. Those of NETWORKS have one stem. Raises UserError for an unknown `arch`, or
     one that cannot take images of this size.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -106,10 +137,8 @@ def takes_size(network: nn.Module, size: int) -> bool:
 
 
 def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None) -> nn.Module:
-    if match := _CONV.fullmatch(arch):
-        return ConvNet(int(match[1]), num_classes, input_size, int(match[2] or CONV_WIDTH))
-    if match := _WRN.fullmatch(arch):
-        return WideResNet(int(match[1]), int(match[2]), num_classes)
+    if make := _maker(arch):
+        return make(num_classes, input_size)
     if arch.startswith(TIMM):
         model = _make_timm(arch.removeprefix(TIMM), num_classes, input_size)
     else:
@@ -122,7 +151,7 @@ def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
 def _make_torchvision(arch: str, num_classes: int, input_size: int, weights: str | None) -> nn.Module:
     if arch not in torchvision.models.list_models(module=torchvision.models):
         raise UserError(
-            f"architecture '{arch}' is not known; use {OWN}, a torchvision classification model such as resnet18, "
+            f"architecture '{arch}' is not known; use {own()}, a torchvision classification model such as resnet18, "
             "resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
         )
     options = {"image_size": input_size} if arch.startswith("vit_") and weights is None else {}
@@ -212,7 +241,7 @@ def _stems(arch: str) -> tuple[dict, dict, bool]:
         try:
             network = _make(arch, 2, 224, "imagenet", None)
             large, described = _shapes(network.state_dict()), str(network)
-            if not isinstance(network, (ConvNet, WideResNet)):
+            if not _maker(arch):
                 _give_small_stem(network)
             return large, _shapes(network.state_dict()), str(network) == described
         except (UserError, RuntimeError, AssertionError, ValueError):

@@ -164,7 +164,7 @@ class _Facts:
             raise UserError(f"{self.path}: does not name its architecture; give --teacher-arch")
         if given is None and not models.is_known(arch):
             raise UserError(
-                f"{self.path}: its arch '{arch}' is not known; give --teacher-arch: {models.OWN}, a "
+                f"{self.path}: its arch '{arch}' is not known; give --teacher-arch: {models.own()}, a "
                 "torchvision name such as resnet18, or timm/NAME"
             )
         return arch
