@@ -28,7 +28,7 @@ from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output, locked
 from utils.run.resume import JointState
 from utils.run.seeds import seeded
-from validate.augment import Augmentation, Views
+from validate.augment import Augmentation, Views, squared
 from validate.flags import Job, parse
 from validate.labels import StoredLabels, Writer, require_alike
 from validate.protocols import SEARCH, Protocol, SetFacts, resolve, said
@@ -266,6 +266,7 @@ def claimed_run(experiment: Experiment, trial: Trial) -> ContextManager[Run]:
         "teachers": list(experiment.teachers.digests),
         "weights": weights,
         "precision": experiment.runtime.precision,
+        **squared(protocol, folder),
     }
     # Of a teacher that says no stem the students' is taken, but for stored labels, which may be of another one.
     settings |= beside({**settings, "stem": experiment.stem}, experiment.teachers.unsaid)

@@ -23,7 +23,7 @@ from utils.data.loader import AugmentedBatches
 from utils.data.tiles import edges
 from utils.run.errors import UserError, first_line
 from utils.run.seeds import seeded
-from validate.protocols import Protocol
+from validate.protocols import SQUARED, Protocol
 
 BATCH_AUGMENTS = ("none", "dsa")
 ALPHA = {"cutmix": 1.0, "mixup": 0.8, "none": None}  # the parameter of both sides of the Beta distribution
@@ -38,7 +38,7 @@ class Augmentation:
     def __init__(self, protocol: Protocol, geometry: Geometry):
         """Raises UserError for another configuration of RandAugment than timm's, "torchvision" or "none"."""
         self.size, self.flip, self.patches = geometry.input_size, protocol.flip, protocol.shuffle_patches
-        self.scale = (protocol.min_scale, protocol.max_scale)
+        self.scale, self.is_whole = (protocol.min_scale, protocol.max_scale), shows_all(protocol)
         self.tiles, self.tile_share = protocol.tiles, protocol.tile_share
         self.augments_batches = protocol.batch_augment != "none"
         self.rand_augment = _rand_augment(protocol.rand_augment, self.size, geometry.mean)
@@ -51,17 +51,24 @@ class Augmentation:
     def distort(self, image: Image.Image) -> Image.Image:
         """RandAugment, then RDED's shuffle of the tiles; draws from the global generators."""
         if self.patches > 1:
+            if self.is_whole:  # or the square in the middle would be of strips that lost their places
+                top, left, height, width = _square(image.height, image.width)
+                image = image.crop((left, top, left + width, top + height))
             image = _shuffled(image, self.patches)
         return self.rand_augment(image) if self.rand_augment else image
 
     def draw(self, width: int, height: int) -> tuple[int, int, int, int, int]:
-        """A view of an image of this size: top, left, height and width of the crop in pixels, and 1 for a flip."""
-        crop = (0, 0, height, width)
+        """A view of an image of this size: top, left, height and width of the crop in pixels, and 1 for a flip.
+
+        Without crops it is the square in the middle, as the teacher and the other stages see an image, or its tile.
+        """
+        crop = _square(height, width) if self.is_whole else (0, 0, height, width)
         if self.tiles > 1 and torch.rand(()) < self.tile_share:
             row, column = torch.randint(self.tiles, (2,)).tolist()
+            top, left, height, width = crop
             heights, widths = edges(height, self.tiles), edges(width, self.tiles)
-            crop = (sum(heights[:row]), sum(widths[:column]), heights[row], widths[column])
-        if self.scale != (1.0, 1.0):
+            crop = (top + sum(heights[:row]), left + sum(widths[:column]), heights[row], widths[column])
+        if not self.is_whole:
             top, left, height, width = crop
             shape = torch.empty(3, height, width, device="meta")
             inner = RandomResizedCrop.get_params(shape, list(self.scale), list(RATIO))
@@ -72,6 +79,26 @@ class Augmentation:
         *crop, flip = view
         image = functional.resized_crop(image, *crop, [self.size, self.size])
         return functional.horizontal_flip(image) if flip else image
+
+
+def shows_all(protocol: Protocol) -> bool:
+    """Whether views are whole images, but for tiles, and not random crops."""
+    return (protocol.min_scale, protocol.max_scale) == (1.0, 1.0)
+
+
+def squared(protocol: Protocol, folder: ImageFolder) -> dict[str, str]:
+    """What tells records of the images in `folder` from those of earlier versions, which squashed whole images.
+
+    Nothing where they are square, or shown in random crops: there is no difference.
+    """
+    is_cut = shows_all(protocol) and any(width != height for width, height in folder.load())
+    return {SQUARED: "the square in the middle"} if is_cut else {}
+
+
+def _square(height: int, width: int) -> tuple[int, int, int, int]:
+    """The square in the middle: top, left, height and width in pixels, rounded as torchvision's CenterCrop does."""
+    side = min(height, width)
+    return round((height - side) / 2), round((width - side) / 2), side, side
 
 
 def _rand_augment(config: str, size: int, mean: tuple) -> Callable | None:

@@ -39,6 +39,7 @@ from utils.run.files import differences, read_json, replacing, sha256, write_jso
 from utils.run.outputs import claim, locked
 from utils.run.progress import progress
 from utils.run.shared_work import SharedWork
+from validate.augment import squared
 from validate.protocols import LATER, said
 from validate.stream import Stream
 from validate.targets import LOSSES, Labelled, Teachers
@@ -77,6 +78,7 @@ def identity(stream: Stream, **more: object) -> dict[str, Any]:
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
         "seed": stream.seed,
         "images": stream.views.folder.fingerprint(),
+        **squared(stream.protocol, stream.views.folder),
         **more,
     }
 

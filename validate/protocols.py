@@ -107,6 +107,8 @@ LATER = {
     "lr_search": [],
 }
 
+SQUARED = "whole_images"  # beside a protocol in records: how views show whole images that are not square
+
 
 def _fadrm_batch_size(facts: SetFacts) -> int:
     return 10 if facts.num_classes <= 10 else 16

@@ -11,6 +11,7 @@ from PIL import Image
 
 from helpers import few, noise
 from students import geometry, noise_folder, protocol
+from utils.data.images import resize_whole
 from utils.run.errors import UserError
 from validate import augment
 
@@ -102,7 +103,8 @@ def augmentation(size=16, **changes):
 
 
 def shown(augmented, image):
-    return augmented.view(augmented.distort(image), augmented.draw(*image.size))
+    image = augmented.distort(image)
+    return augmented.view(image, augmented.draw(*image.size))
 
 
 def picture(tmp_path, size=24):
@@ -150,6 +152,50 @@ def test_a_view_lies_in_the_image_and_takes_the_share_it_may(side, least, seed):
     top, left, tall, wide, flip = augmentation(min_scale=least, flip=0.5).draw(side, side)
     assert 0 <= top <= top + tall <= side and 0 <= left <= left + wide <= side and flip in (0, 1)
     assert tall * wide >= least * side**2 - 2 * side, "but for sides rounded to whole pixels"
+
+
+def photo(width, height):
+    """Noise: no part of it is like another one."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+@pytest.mark.parametrize("width, height", [(40, 16), (16, 40), (33, 16), (16, 16), (17 * 16, 16)])
+def test_without_crops_a_student_sees_what_the_other_stages_see(width, height):
+    """The square in the middle and not the whole squashed; a circle stays a circle."""
+    image = photo(width, height)
+    assert shown(augmentation(16), image).tobytes() == resize_whole(16)(image).tobytes()
+
+
+@pytest.mark.parametrize("width, height", [(80, 32), (32, 80)])
+def test_the_whole_view_is_resized_as_by_the_other_stages(width, height):
+    """But for what the resampling takes from beyond the square: a gradient has nothing else there."""
+    row = np.linspace(0, 250, max(width, height)).astype(np.uint8)
+    image = Image.fromarray(np.repeat(row[None, :, None], min(width, height), 0).repeat(3, 2))
+    image = image if width > height else image.transpose(Image.Transpose.ROTATE_90)
+    own, theirs = (np.asarray(one, int) for one in (shown(augmentation(16), image), resize_whole(16)(image)))
+    assert abs(own - theirs).max() <= 3 and theirs.max() - theirs.min() < 110, "a share of the gradient"
+
+
+def test_a_tile_is_one_of_the_square_in_the_middle():
+    image, square = photo(40, 16), photo(40, 16).crop((12, 0, 28, 16))
+    expected = {square.crop((x, y, x + 8, y + 8)).tobytes() for x in (0, 8) for y in (0, 8)}
+    torch.manual_seed(0)
+    tiled = augmentation(8, tiles=2, tile_share=1.0)
+    assert {shown(tiled, image).tobytes() for _ in range(40)} == expected
+
+
+def test_strips_are_shuffled_of_the_square_in_the_middle():
+    image, square = photo(40, 16), np.asarray(photo(40, 16))[:, 12:28]
+    torch.manual_seed(0)
+    for _ in range(8):
+        found = np.asarray(shown(augmentation(16, shuffle_patches=2), image))
+        assert sorted(found.reshape(-1, 3).tolist()) == sorted(square.reshape(-1, 3).tolist())
+
+
+def test_a_crop_may_be_from_anywhere():
+    torch.manual_seed(0)
+    lefts = [augmentation(16, min_scale=0.25).draw(48, 16)[1] for _ in range(60)]
+    assert min(lefts) < 10 and max(lefts) > 22
 
 
 def test_patches_are_shuffled_in_strips():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import COLOURS, INPUT, draw, snapshot
@@ -238,6 +239,24 @@ def test_labels_of_another_run_are_refused(saved, changes, words):
 
 def test_labels_of_other_images_are_refused(saved):
     refused(saved, "validate", "images", **{**saved.loading, "syn_dir": saved.train, "ipc": 4})
+
+
+def test_students_and_labels_of_squashed_images_are_not_taken_for_those_of_their_middle(place):
+    """Earlier versions squashed whole images that are not square; square ones are shown as ever."""
+    line = dict(LINE, seeds=1, **BARE)
+    place.works("validate", **line, save_labels=place / "square", output_dir=place / "square results")
+    for path in place.init.glob("ant/*.png"):
+        Image.open(path).resize((40, 16)).save(path)
+    place.works("validate", **line, save_labels=place / "labels")
+    path = place / "labels" / "seed0" / "index.json"
+    index = index_of(place)
+    own, square = result(place)["settings"], result(place, "square results")["settings"]
+    assert own.keys() - square.keys() == {"whole_images"} == index["settings"].keys() & {"whole_images"}
+    assert shard_of(place)["views"][:, :4].unique(dim=0).tolist() == [[0, 0, 16, 16], [0, 12, 16, 16]]
+    index["settings"].pop("whole_images")
+    path.write_text(json.dumps(index))
+    loading = dict(line, load_labels=place / "labels", teacher_path=None, output_dir=place / "loaded")
+    refused(place, "validate", "another run", "whole_images", **loading)
 
 
 def of_other_versions(place, **versions):

@@ -14,6 +14,7 @@ from utils.run.entry import one_line
 from utils.run.errors import UserError
 from utils.run.files import digest, read_json
 from utils.run.progress import say_once
+from validate.protocols import SQUARED
 
 NAMES = {
     "dataset": str,
@@ -28,7 +29,7 @@ NAMES = {
 
 
 # What a result's settings say of the images alone: sets that differ in nothing else are compared.
-OF_THE_SET = ("method", "images", "weights")
+OF_THE_SET = ("method", "images", "weights", SQUARED)
 TILES = ("tiles", "tile_share")  # of the set, too, where the protocol takes them from it
 RATE = ("lr", "lr_search")
 # What they say of neither the protocol nor how it is run.

@@ -241,6 +241,12 @@ def test_collages_are_compared_with_whole_images_where_the_protocol_leaves_the_t
     assert rows["collages", "own"]["margin"] == 10.0 and math.isnan(rows["others", "own"]["margin"])
 
 
+def test_square_images_are_compared_with_photographs_of_which_the_middle_is_shown(run):
+    measured(run, "delt", "noaug", (40.0, 44.0))
+    measured(run, "random", "noaug", (30.0, 30.0), {**SOFT, "whole_images": "the square in the middle"})
+    assert table(run)["delt", "noaug"]["margin"] == 12.0
+
+
 def test_random_images_of_another_number_are_no_baseline(run):
     """Settings say nothing of the IPC, and many protocols have one batch for several."""
     measured(run, "delt", "delt", (80.0, 82.0), ipc=4, name="delt 4")
