@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from utils import cli
 from utils.data.datasets import DATASETS, known
 from utils.data.formats import TENSORS
+from utils.data.geometry import fault_of_scale
 from utils.data.image_folder import ImageFolder
 from utils.data.whitening import ZCA_EPS, unwhitened
 from utils.nets.class_order import read_names
@@ -73,6 +74,8 @@ def parse() -> Flags:
     parser.add_argument("--zca", metavar="DIR", help="the training images, pixels from 0 to 1, that gave the whitening")
     parser.add_argument("--zca-eps", type=cli.positive_float, default=ZCA_EPS, help="of the whitening; MTT, DATM: 0.1")
     flags = cli.group(parser.parse_args(), Flags)
+    if fault := fault_of_scale(flags.mean, flags.std, "--"):
+        parser.error(fault)
     if flags.zca and (flags.mean or flags.std):
         parser.error("--zca: images are whitened, or normalised by --mean and --std; give one of them")
     return flags

@@ -82,6 +82,12 @@ def test_flags_and_values_that_no_stage_takes(place, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_a_normalisation_of_pixels_from_0_to_255(place, stage):
+    refused(place, stage, "--mean 127.5 51 0", "--mean 0.5 0.2 0", mean=(127.5, 51, 0), std=(0.2, 0.2, 0.2))
+    refused(place, stage, "--std 51 51 51", "--std 0.2 0.2 0.2", std=(51, 51, 51), mean=None)
+
+
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("device", ["cuda:7", "toaster", "meta", ""])
 def test_a_device_that_is_not_there(place, stage, device):
     assert torch.cuda.device_count() < 8

@@ -63,6 +63,15 @@ def test_a_checkpoint_of_another_size(place):
     refused(place, "ranking", place.teacher, "classifier.weight", 16)
 
 
+@pytest.mark.parametrize("stage", TEACHERS)
+def test_a_checkpoint_whose_normalisation_is_of_pixels_from_0_to_255(place, stage):
+    replace_teacher(place, mean=[127.5, 51.0, 0.0], std=[51.0, 51.0, 51.0])
+    words = "its mean 127.5 51 0", "its mean 0.5 0.2 0 its std 0.2 0.2 0.2"
+    refused(place, stage, place.teacher, *words)
+    replace_teacher(place, mean=[0.5, 0.5, 0.5], std=[51.0, 51.0, 51.0])
+    refused(place, stage, place.teacher, "its std 51 51 51", "its std 0.2 0.2 0.2")
+
+
 @pytest.mark.parametrize(
     "content",
     [

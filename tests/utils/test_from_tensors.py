@@ -60,6 +60,9 @@ def test_normalised_images_need_the_normalisation(place):
     torch.save({"images": normalised(), "labels": torch.from_numpy(LABELS)}, place / "s.pt")
     outcome = place.start("utils.from_tensors", place / "s.pt", place / "set")
     assert outcome.code == 2 and "--mean and --std" in outcome.err and not (place / "set").exists()
+    large = [[255 * value for value in values] for values in (MEAN, STD)]
+    outcome = place.start("utils.from_tensors", place / "s.pt", place / "set", "--mean", *large[0], "--std", *large[1])
+    assert outcome.code == 2 and "divided by 255" in outcome.err and not (place / "set").exists()
     words = ["--mean", *MEAN, "--std", *STD]
     assert place.start("utils.from_tensors", place / "s.pt", place / "set", *words).code == 0
     check(place / "set")

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Sequence
 
 import torch
+
+from utils.run.errors import UserError
+
+# Pixels from 0 to 1 deviate by 0.5 at most, and 1 leaves them as they are; but a network may want them smaller still.
+# From here on it is a deviation of pixels from 0 to 255: of a hundredth of these, or more.
+LARGE_STD = 2.55
 
 
 @dataclass(frozen=True)
@@ -52,13 +58,45 @@ class Geometry:
 
 @dataclass(frozen=True)
 class GeometryFlags:
-    """What the command line says of the geometry; None where it says nothing."""
+    """What the command line says of the geometry; None where it says nothing.
+
+    Raises UserError where mean or std are not of pixels from 0 to 1.
+    """
 
     dataset: str | None = None
     input_size: int | None = None
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     stem: str | None = None
+
+    def __post_init__(self) -> None:
+        if fault := fault_of_scale(self.mean, self.std, "--"):
+            raise UserError(fault)
+
+
+def fault_of_scale(mean: Sequence[float] | None, std: Sequence[float] | None, prefix: str = "") -> str | None:
+    """Why these are no mean and std, per channel, of pixels from 0 to 1, and what they are if divided by 255.
+
+    None where they can be. `prefix` stands before their names.
+    """
+    if mean and not all(0 <= value <= 1 for value in mean):
+        name, values, rule = "mean", mean, "from 0 to 1"
+    elif std and max(std) >= LARGE_STD:
+        name, values, rule = "std", std, f"below {LARGE_STD}"
+    else:
+        return None
+    fault = f"{prefix}{name} {_numbers(values)}: of pixels from 0 to 1, as they are here, it is {rule}"
+    if max(values) <= 1:
+        return fault
+    # A std below 1 is of pixels from 0 to 1 already; that of 1, of Caffe's networks, is not.
+    pairs = [("mean", mean)] if mean and max(mean) > 1 else []
+    pairs += [("std", std)] if std and max(std) >= 1 else []
+    divided = " ".join(f"{prefix}{name} {_numbers([value / 255 for value in values])}" for name, values in pairs)
+    return f"{fault}; divided by 255, if it is of pixels from 0 to 255: {divided}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.6g}" for value in values)
 
 
 def plain(values: object) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from utils.data.geometry import fault_of_scale
 from utils.data.sizes import MIN_SIZE
 from utils.nets import weights
 from utils.nets.harmless import STAND_INS, arrays_to_lists
@@ -123,6 +124,8 @@ def check_facts(path: str | Path, facts: dict[str, Any]) -> None:
     for name, (kind, holds) in FACTS.items():
         if facts.get(name) is not None and not holds(facts[name]):
             raise UserError(f"{path}: its {name} is not {kind}")
+    if fault := fault_of_scale(facts.get("mean"), facts.get("std"), "its "):
+        raise UserError(f"{path}: {fault}; correct the file")
 
 
 def _read_torch(path: str | Path) -> Any:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from helpers import few
 from utils.data.datasets import DATASETS
-from utils.data.geometry import Geometry, plain
+from utils.data.geometry import Geometry, GeometryFlags, plain
+from utils.run.errors import UserError
 
 CPU = torch.device("cpu")
 MEAN, STD = (0.4, 0.5, 0.6), (0.3, 0.25, 0.2)
@@ -108,3 +109,40 @@ def test_plain_values_are_what_json_has(classes, written):
 )
 def test_the_normalisation_of_a_data_set_is_the_fields(name, mean, std):
     assert (DATASETS[name].mean, DATASETS[name].std) == (mean, std)
+
+
+@pytest.mark.parametrize(
+    "mean, std",
+    [
+        (None, None),
+        ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # Inception, timm: -1 to 1
+        ((0, 0, 0), (1, 1, 1)),  # none
+        ((0.5, 0.5, 0.5), (2, 2, 2)),  # smaller still
+        ((0.406, 0.456, 0.485), (1 / 255, 1 / 255, 1 / 255)),  # Caffe's, as it has to be said
+        ((1, 1, 1), None),
+        (None, (0.25, 0.25, 0.25)),
+    ],
+)
+def test_a_normalisation_of_pixels_from_0_to_1(mean, std):
+    assert GeometryFlags(mean=mean, std=std).mean == mean
+
+
+@pytest.mark.parametrize(
+    "mean, std, words",
+    [
+        # mmcv's, Caffe's, TensorFlow's, and a std alone
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
+        ((123.675, 116.28, 103.53), (1, 1, 1), "--mean 0.485 0.456 0.406 --std 0.00392157 0.00392157 0.00392157"),
+        ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), "--mean 0.5 0.5 0.5 --std 0.5 0.5 0.5"),
+        ((127.5, 127.5, 127.5), (0.5, 0.5, 0.5), "--mean 0.5 0.5 0.5"),
+        ((0, 0, 127.5), None, "--mean 0 0 0.5"),
+        ((0, 0, 0), (255, 255, 255), "--std 1 1 1"),
+        (None, (51, 51, 51), "--std 0.2 0.2 0.2"),
+        ((0.5, -0.5, 0.5), (0.5, 0.5, 0.5), "from 0 to 1"),  # divided by 255 it is no better
+    ],
+)
+def test_another_normalisation_is_refused_with_what_would_work(mean, std, words):
+    with pytest.raises(UserError) as error:
+        GeometryFlags(mean=mean, std=std)
+    assert str(error.value).endswith(words) and "\n" not in str(error.value)
