@@ -61,8 +61,7 @@ def starts_of(job: Job, teachers: list[Teacher]) -> Starts:
     """Noise, or the images of --init-dir, in the geometry of the first teacher."""
     geometry = teachers[0].geometry
     if job.settings.init == "noise":
-        is_judged = any(teacher.order is not None for teacher in teachers)
-        return Starts.of_noise(job.init_dir, geometry, job.ipc, job.classes_by, is_judged)
+        return Starts.of_noise(job.init_dir, geometry, job.ipc, job.classes_by)
     return Starts.of_folder(job.init_dir, geometry, job.ipc, job.machine.workers, job.classes_by)
 
 

@@ -68,8 +68,8 @@ def parse() -> Job:
     parser.add_argument(
         "--init-dir",
         metavar="DIR",
-        help="ImageFolder of the selection, file names in order; with --init noise it only names the classes, and may "
-        "be left out if the teacher does",
+        help="ImageFolder of the selection, file names in order; with --init noise it only names the classes, which "
+        "are the teacher's, and may be left out if the teacher names them",
     )
     cli.add_classes_by(parser, "--init-dir", "the teacher")
     parser.add_argument("--syn-dir", required=True, metavar="DIR", help="ImageFolder to write")

@@ -36,24 +36,14 @@ class Starts:
     named: ImageFolder | None = None  # of noise: a folder of the same classes
 
     @classmethod
-    def of_noise(
-        cls,
-        init_dir: str | None,
-        geometry: Geometry,
-        ipc: int | None,
-        classes_by: str = "name",
-        is_judged: bool = False,
-    ) -> Starts:
-        """`is_judged`: the images of `init_dir` are needed, whoever names the classes.
-
-        Raises UserError where nothing names them, or the folder does not fit the teacher.
-        """
+    def of_noise(cls, init_dir: str | None, geometry: Geometry, ipc: int | None, classes_by: str = "name") -> Starts:
+        """Raises UserError where nothing names the classes, or the folder does not fit the teacher."""
         if geometry.classes is None and init_dir is None:
             raise UserError(
                 "the teacher does not name its classes; give an ImageFolder with the class folders as --init-dir"
             )
-        is_read = init_dir and (is_judged or geometry.classes is None)
-        named = folder_for(geometry, init_dir, "--init-dir", classes_by) if is_read else None
+        # Whoever names the classes: a folder of others is a mistake.
+        named = folder_for(geometry, init_dir, "--init-dir", classes_by) if init_dir else None
         return cls(geometry, list(geometry.classes or named.classes), ipc or NOISE_IPC, None, named=named)
 
     @classmethod

@@ -66,7 +66,6 @@ def test_the_order_is_judged_from_noise_too_by_real_images(place):
     assert "% of 72 images of 12 classes" in said
     without = dict(syn_dir=place / "without", init_dir=None, classes=place / "classes.txt", **FLAGS)
     assert "is right about" not in place.works("recover", **noise, **without), "there are no images"
-    (place.train / "11").rename(place.train / "eleven")
     named = dict(syn_dir=place / "named", init_dir=place.train, teacher_path=place / "named.pth")
     assert "is right about" not in place.works("recover", **noise, **named), "the teacher says it"
 

@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +144,20 @@ def test_classes_that_only_a_folder_names_are_a_part_of_a_run_from_noise(place):
         path.rename(path.with_name(f"another {path.name}"))
     refused(place, "recover", "classes", init_dir=place.train, **line)
     assert len(list(place.syn.glob("*/*.png"))) == 6
+
+
+def test_a_folder_beside_noise_is_one_of_the_teachers_classes(place):
+    """Who gives it means these images, also where the teacher names its classes."""
+    line = dict(method="sre2l", iterations=1, round_iterations=None, ipc=1)
+    refused(place, "recover", "--init-dir", place / "nowhere", "no such folder", init_dir=place / "nowhere", **line)
+    (place.train / "ant").rename(place.train / "anteater")
+    refused(place, "recover", "missing: ant", "unknown: anteater", init_dir=place.train, **line)
+    place.works("recover", init_dir=place.train, classes_by="position", syn_dir=place / "by position", **line)
+    (place.train / "wasp").mkdir()
+    shutil.copy(next(place.train.glob("moth/*")), place.train / "wasp")
+    refused(place, "recover", "4 classes, not 3", init_dir=place.train, **line)
+    place.works("recover", init_dir=place.init, **line)
+    assert images(place.syn) == images(place / "by position")
 
 
 @pytest.mark.parametrize(
