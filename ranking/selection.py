@@ -61,6 +61,7 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
         "dataset": job.geometry.dataset,
         "ranking_sha256": sha256(job.ranking_file) if job.has_ranking else None,
         "request": chosen.request,
+        "input_size": chosen.size,
         "seconds": seconds,
         **facts,
         "finished": True,

@@ -6,14 +6,15 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Sequence, TypeVar
 
+from utils.data import input_size
 from utils.data.datasets import DATASETS
 from utils.data.formats import require_unicode
 from utils.data.geometry import Geometry, GeometryFlags
-from utils.data.image_folder import ImageFolder
-from utils.data.sizes import MIN_SIZE, common_size
+from utils.data.sizes import MIN_SIZE
 from utils.fit import curves
 from utils.fit.batch_size import find_evaluation_batch_size
 from utils.fit.curves import Curves
@@ -102,18 +103,18 @@ class TeacherFlags:
     teacher_path: tuple[str, ...] | None
     classes: str | None = None  # the file that gives the order of its classes
 
-    def load(self, given: GeometryFlags, images_dir: str | None, role: str, workers: int | None) -> list[Teacher]:
-        """The teachers. The images in `images_dir` tell the input size if nothing else does.
+    def load(
+        self, given: GeometryFlags, images_dir: str | None, role: str, workers: int | None, others: Sequence[str] = ()
+    ) -> list[Teacher]:
+        """The teachers. The images in `images_dir`, or its manifest or those in `others`, tell the input size if
+        nothing else does.
 
         Raises UserError where they differ in classes or input size, or one of them does not fit.
         """
-
-        def size_of_images() -> int:
-            return common_size(ImageFolder(images_dir, role).load(workers))
-
+        size = partial(input_size.of_images, images_dir, role, workers, others) if images_dir else None
         teachers = []
         for path, arch in self._files():
-            teachers.append(load_teacher(arch, path, given, size_of_images if images_dir else None, self.classes))
+            teachers.append(load_teacher(arch, path, given, size, self.classes))
             if teachers[-1].assumed:
                 name = path or f"torchvision's {arch}"
                 print(f"{name}: does not say everything; assumed {', '.join(teachers[-1].assumed)}")
@@ -121,11 +122,8 @@ class TeacherFlags:
 
     def again(self, given: GeometryFlags, geometry: Geometry) -> list[Teacher]:
         """The teachers that `load` gave, with their input size in `geometry`, as the files have them: unchanged."""
-
-        def size_of_images() -> int:
-            return geometry.input_size
-
-        return [load_teacher(arch, path, given, size_of_images, self.classes) for path, arch in self._files()]
+        size = geometry.input_size, "before"
+        return [load_teacher(arch, path, given, lambda: size, self.classes) for path, arch in self._files()]
 
     def _files(self) -> list[tuple[str | None, str | None]]:
         """The path and the architecture of each teacher. Raises UserError where their numbers differ."""
@@ -213,7 +211,7 @@ def add_geometry(group: argparse._ActionsContainer) -> None:
         "--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(DATASETS)}"
     )
     group.add_argument(
-        "--input-size", type=pixels, metavar="PIXELS", help="read from the teacher or the images if left out"
+        "--input-size", type=pixels, metavar="PIXELS", help="the teacher's, a manifest's or the images' if left out"
     )
     for name, kind in (("--mean", finite_float), ("--std", positive_float)):
         group.add_argument(

@@ -20,7 +20,7 @@ from utils.fit.batch_size import find_batch_size, try_evaluation, try_training_s
 from utils.fit.loop import NotFinite, Training
 from utils.nets import class_order, models
 from utils.nets.class_order import Answers
-from utils.nets.teacher import beside, geometry_of_images
+from utils.nets.teacher import beside
 from utils.run import distributed, entry
 from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
@@ -33,7 +33,7 @@ from validate.flags import Job, parse
 from validate.labels import StoredLabels, Writer, require_alike
 from validate.protocols import SEARCH, Protocol, SetFacts, resolve, said
 from validate.results import Result, Run, file_name, summary
-from validate.sets import nominal_ipc, require_same_size, set_of
+from validate.sets import geometry_without_teacher, nominal_ipc, require_same_size, set_of
 from validate.stream import Stream
 from validate.targets import Labelled, Teachers, accumulated, hard_labelled, image_weights
 from validate.train import train
@@ -166,8 +166,8 @@ def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> 
     workers = job.machine.workers
     if job.teacher.teacher_path or job.has_soft_labels:
         first = next(iter(job.sets))
-        return Teachers.of(job.teacher.load(job.geometry, first, "--syn-dir", workers), runtime)
-    return Teachers(geometry_of_images(job.geometry, ImageFolder(job.val_dir, "--val-dir"), workers))
+        return Teachers.of(job.teacher.load(job.geometry, first, "--syn-dir", workers, tuple(job.sets)), runtime)
+    return Teachers(geometry_without_teacher(job.sets, job.val_dir, job.geometry, workers))
 
 
 def dataset_of(job: Job, teachers: Teachers) -> str | None:
@@ -296,9 +296,10 @@ def measure(experiment: Experiment, run: Run, trial: Trial, known: Mapping[int, 
     """Train and store one student for each seed that is not stored yet, nor `known`; print the mean."""
     job, runtime, protocol, folder = experiment.job, experiment.runtime, trial.protocol, trial.folder
     what = f"{run.facts['method']}, {run.facts['student']}, {run.facts['protocol']}"
+    weighted = ", weighted images" if run.settings["weights"] else ""
     print(
         f"validate: {what}: {len(folder)} images, {run.facts['ipc']} a class, {protocol.epochs} epochs of batch "
-        f"{protocol.batch_size}, {runtime}{', weighted images' if run.settings['weights'] else ''}"
+        f"{protocol.batch_size}, {experiment.geometry.input_size} px, {runtime}{weighted}"
     )
     views = Views(folder, Augmentation(protocol, experiment.geometry), job.machine.workers)
     streams = [Stream(views, protocol, seed, experiment.geometry, runtime) for seed in job.seeds]

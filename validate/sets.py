@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from utils.data import manifest
+from dataclasses import replace
+from typing import Iterable
+
+from utils.data import input_size, manifest
 from utils.data.class_folders import by_position
+from utils.data.geometry import Geometry, GeometryFlags
 from utils.data.image_folder import ImageFolder
+from utils.data.sizes import common_size
+from utils.nets.teacher import geometry_of_images
 from utils.run import distributed
 from utils.run.errors import UserError
+
+
+def geometry_without_teacher(sets: Iterable[str], val_dir: str, given: GeometryFlags, workers: int | None) -> Geometry:
+    """The classes of the test images, and the input size that the flags say, else a set's manifest, else these images.
+
+    Raises UserError where two manifests say another size, or the data set has another number of classes.
+    """
+    folder = ImageFolder(val_dir, "--val-dir")
+    if given.input_size is None and given.dataset is None:
+        size, source = input_size.said(sets) or (common_size(folder.load(workers)), f"the images in {val_dir}")
+        print(f"validate: no teacher says the input size; assumed {size} (from {source}); --input-size gives another")
+        given = replace(given, input_size=size)
+    return geometry_of_images(given, folder, workers)
 
 
 def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:

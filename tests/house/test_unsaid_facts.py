@@ -1,9 +1,11 @@
 """What a checkpoint leaves to flags decides its answers: nothing that was made with others is taken for the same."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from conftest import CLASSES, INPUT, MEAN, STD
 from refusals import refused
@@ -117,3 +119,60 @@ def test_labels_of_two_teachers(two):
     two.works("validate", **loading, **QUICK)
     [saved] = [one for one in (two / "measured" / "results").glob("*.json") if "mean of teacher 2" in settings(one)]
     assert result(two, "loaded")["settings"] == settings(saved)
+
+
+# --- the input size ----------------------------------------------------------------------------------------------
+
+
+def sizeless(path):
+    """A teacher that takes images of any size, and does not say which."""
+    torch.manual_seed(0)
+    facts = {name: value for name, value in MOBILE.items() if name != "input_size"}
+    checkpoints.save(path, models.build("mobilenet_v2", 3, INPUT, "cifar"), stem="cifar", **facts)
+    return path
+
+
+@pytest.fixture
+def mixed(place):
+    """A train folder with one image of 40 pixels, the least likely of its class, and a selection of the likeliest."""
+    sizeless(place.teacher)
+    line = dict(criterion="top", ipc=1)
+    place.works("ranking", ranking_file=place / "before.csv", output_dir=None, input_size=40, **line)
+    last = (place / "before.csv").read_text().splitlines()[-1].split(",")[0]
+    Image.open(place.train / last).resize((40, 40)).save(place.train / last)
+    assert "input_size 40 (from the images)" in place.works("ranking", **line)
+    assert {Image.open(path).size for path in (place / "selected").glob("*/*.png")} == {(16, 16)}
+    place.lines["recover"].update(init_dir=place / "selected", iterations=2)
+    place.lines["validate"].update(syn_dir=place / "selected", **QUICK)
+    return place
+
+
+def test_all_stages_show_a_teacher_images_of_one_size(mixed):
+    source = f"input_size 40 (from {mixed / 'selected' / 'manifest.json'})"
+    assert source in mixed.works("recover")
+    assert {Image.open(path).size for path in mixed.syn.glob("*/*.png")} == {(40, 40)}
+    assert source in mixed.works("validate")
+    shutil.copytree(mixed / "selected", mixed / "plain", ignore=shutil.ignore_patterns("manifest.json"))
+    line = dict(output_dir=mixed / "again", syn_dir=[mixed / "plain", mixed.syn])
+    assert str(mixed.syn / "manifest.json") in mixed.works("validate", **line)
+    found = [json.loads(path.read_text()) for path in mixed.root.glob("*/results/*.json")]
+    assert [one["settings"]["input_size"] for one in found] == [40] * 3
+
+
+def test_a_selection_by_features_says_the_size_too(mixed):
+    mixed.works("ranking", criterion="herding", ipc=1, ranking_file=None, output_dir=mixed / "herding")
+    assert "input_size 40 (from " in mixed.works("recover", init_dir=mixed / "herding")
+
+
+def test_a_given_size_wins(mixed):
+    assert " 24 px" in mixed.works("recover", input_size=24)
+    line = dict(syn_dir=[mixed / "selected", mixed.syn])
+    refused(mixed, "validate", mixed.syn, "24 pixels", mixed / "selected", "40", "--input-size", **line)
+    assert " 24 px" in mixed.works("validate", input_size=24, **line)
+
+
+def test_a_teacher_that_says_its_size_is_asked_at_that(place):
+    """Whatever a manifest says: the images may have been chosen by another one."""
+    place.works("ranking", teacher_path=sizeless(place / "other.pth"), input_size=40)
+    assert f" {INPUT} px" in place.works("recover", init_dir=place / "selected")
+    assert f" {INPUT} px" in place.works("validate", syn_dir=[place / "selected", place.syn], **QUICK)

@@ -134,6 +134,34 @@ def test_hard_labels_need_no_teacher_and_students_can_be_many(place):
     assert len(list((place / "measured" / "results").glob("*.json"))) == 2
 
 
+def test_without_a_teacher_sets_are_shown_at_the_size_that_they_were_made_for(place):
+    """Test images and those of a set of nobody's may have another size."""
+    place.works("recover", iterations=4)
+    for path in [*place.val.glob("*/*.png"), *place.init.glob("*/*.png")]:
+        Image.open(path).resize((40, 40)).save(path)
+    line = dict(QUICK, teacher_path=None)
+    said = place.works("validate", **line, syn_dir=[place.init, place.syn])
+    assert f"assumed {INPUT} (from {place.syn / 'manifest.json'}); --input-size" in said
+    assert said.count(f"epochs of batch 10, {INPUT} px, ") == 2
+    said = place.works("validate", **line, output_dir=place / "nobody's")
+    assert f"assumed 40 (from the images in {place.val}); --input-size" in said
+    assert result(place, "nobody's")["settings"]["input_size"] == 40
+    said = place.works("validate", **line, syn_dir=place.syn, input_size=16, output_dir=place / "16")
+    assert result(place, "16")["settings"]["input_size"] == 16 and "assumed" not in said
+
+
+def test_sets_that_were_made_for_other_sizes_need_one_that_is_said(place):
+    for name, size in ("small", 16), ("large", 24):
+        place.works("recover", iterations=2, syn_dir=place / name)
+        path = place / name / "manifest.json"
+        made = json.loads(path.read_text())
+        made["settings"]["input_size"] = size
+        path.write_text(json.dumps(made))
+    line = dict(QUICK, teacher_path=None, syn_dir=[place / "small", place / "large"])
+    refused(place, "validate", place / "large", "24 pixels", place / "small", 16, "--input-size", **line)
+    place.works("validate", **line, input_size=16)
+
+
 def test_several_sets_under_several_protocols_in_one_call(place):
     sets = {"medium": place.init, "first": place.train}
     line = dict(syn_dir=list(sets.values()), method=list(sets), ipc=4, protocol=["delt", "hard"], epochs=1)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from utils.data.sizes import MAX_SIZE, MIN_SIZE
 from utils.run.errors import UserError
 from utils.run.files import digest, read_json
 
@@ -122,6 +123,21 @@ def criterion(folder: str | Path) -> str | None:
     """By which a selection was chosen, if its manifest says so."""
     found = part(read(folder), "settings").get("criterion")
     return found if isinstance(found, str) else None
+
+
+def input_size(folder: str | Path) -> int | None:
+    """Pixels of the input of the network that the images in `folder` were made or chosen for.
+
+    None where nothing says it: in a manifest that names no images it may be the size of something else.
+    """
+    try:
+        content = read(folder)
+    except UserError:
+        return None  # of the user's own images: a file of this name that is none of ours
+    settings = part(content, "settings")
+    found = (settings.get("input_size"), settings.get("size"), content.get("input_size"))
+    sizes = [size for size in found if type(size) is int and MIN_SIZE <= size <= MAX_SIZE]
+    return sizes[0] if sizes and _digests(content) else None
 
 
 def seconds(content: dict[str, Any]) -> float:

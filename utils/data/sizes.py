@@ -11,7 +11,7 @@ from utils.data.datasets import SMALL_SIZE
 from utils.data.formats import folders_in, is_image, walked
 from utils.run.errors import UserError
 
-MIN_SIZE = 8  # pixels of an input
+MIN_SIZE, MAX_SIZE = 8, 4096  # pixels of an input
 LARGE_INPUT = 224
 
 

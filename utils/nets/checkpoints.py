@@ -15,14 +15,12 @@ from safetensors import safe_open
 from torch import nn
 
 from utils.data.geometry import fault_of_scale
-from utils.data.sizes import MIN_SIZE
+from utils.data.sizes import MAX_SIZE, MIN_SIZE
 from utils.nets import weights
 from utils.nets.harmless import STAND_INS, arrays_to_lists
 from utils.nets.models import STEMS
 from utils.run.errors import UserError
 from utils.run.files import replacing
-
-MAX_SIZE = 4096  # pixels of an input
 
 
 def _is_number(value: Any) -> bool:

@@ -67,15 +67,15 @@ def load_teacher(
     arch: str | None,
     path: str | None,
     given: GeometryFlags = GeometryFlags(),
-    size_of_images: Callable[[], int] | None = None,
+    size_of_images: Callable[[], tuple[int, str]] | None = None,
     class_file: str | None = None,
 ) -> Teacher:
     """The teacher of --teacher-arch and --teacher-path.
 
-    What is given wins over the data set's facts for what the checkpoint leaves open, but never over what the
-    checkpoint says of itself. `class_file` names the class folders in label order. Without a path, torchvision's
-    pretrained weights serve for imagenet1k. Raises UserError where the checkpoint does not fit, naming what does not
-    and what would.
+    What is given wins over the data set's facts for what the checkpoint leaves open, but never over what the checkpoint
+    says of itself. `class_file` names the class folders in label order. Without a path, torchvision's pretrained
+    weights serve for imagenet1k. `size_of_images` gives the input size and who says it. Raises UserError where the
+    checkpoint does not fit, naming what does not and what would.
     """
     content = checkpoints.read(path) if path else _pretrained(arch, given.dataset)
     identity = sha256(path) if path else _sha256(content["model"])
@@ -184,7 +184,9 @@ class _Facts:
         return given if given is not None else fallback
 
 
-def _geometry(facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Callable[[], int] | None) -> Geometry:
+def _geometry(
+    facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Callable[[], tuple[int, str]] | None
+) -> Geometry:
     path, content, tensors = facts.path, facts.content, facts.content["model"]
     dataset = known(given.dataset)
     size = facts.get("input_size", given.input_size, dataset.input_size if dataset else None, f"{given.dataset}'s")
@@ -198,8 +200,8 @@ def _geometry(facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Ca
     if classes and len(classes) != num_classes:
         raise UserError(f"{path}: names {len(classes)} classes, and has {num_classes}")
     if size is None and size_of_images:
-        size = size_of_images()
-        facts.assumed.append(f"input_size {size} (from the images)")
+        size, source = size_of_images()
+        facts.assumed.append(f"input_size {size} (from {source})")
     if size is None:
         raise UserError(f"{path}: does not say its input size; give --input-size or --dataset")
     stem = given.stem

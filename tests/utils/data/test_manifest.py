@@ -154,3 +154,26 @@ def collages(counts):
 )
 def test_tiles_along_a_side(tmp_path, content, side):
     assert manifest.tile_side(written(tmp_path, content)) == side
+
+
+@pytest.mark.parametrize(
+    "content, size",
+    [
+        ({"settings": {"input_size": 32}}, 32),  # a synthetic set
+        ({"settings": {"criterion": "medium", "size": 64}, "input_size": 32}, 64),  # collages, of a size of their own
+        ({"settings": {"criterion": "medium"}, "input_size": 40}, 40),
+        ({"settings": {"criterion": "random"}, "input_size": None}, None),
+        *(({"settings": {"input_size": value}}, None) for value in (7, 10**9, "32", 32.0, True, None, [32])),
+        ({"settings": [32], "input_size": "32"}, None),
+    ],
+)
+def test_the_input_size_of_the_network_that_made_or_chose_the_images(tmp_path, content, size):
+    images = {"images": {"ant/0.png": {"sha256": DIGESTS[0]}}}
+    assert manifest.input_size(written(tmp_path, {**content, **images})) == size
+    assert manifest.input_size(written(tmp_path, content)) is None, "it may be of something else"
+
+
+def test_what_is_no_manifest_says_no_input_size(tmp_path):
+    assert manifest.input_size(tmp_path) is None
+    (tmp_path / "manifest.json").write_text("[")
+    assert manifest.input_size(tmp_path) is None

@@ -99,7 +99,7 @@ def test_a_wide_resnet_has_one_stem_and_loads_as_a_teacher(tmp_path, stem):
     """A checkpoint that says no more than its weights, as others publish it, too."""
     network = models.build("wrn_16_2", 5, 32, stem)
     checkpoints.save(tmp_path / "bare.pth", network)
-    teacher = load_teacher("wrn_16_2", tmp_path / "bare.pth", size_of_images=lambda: 32)
+    teacher = load_teacher("wrn_16_2", tmp_path / "bare.pth", size_of_images=lambda: (32, "the images"))
     assert teacher.geometry.num_classes == 5
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(teacher.network(images), network.eval()(images))

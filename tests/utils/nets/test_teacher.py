@@ -62,7 +62,7 @@ def test_bare_weights_are_completed_by_what_is_assumed(tmp_path, conv):
 
 def test_what_is_given_completes_the_checkpoint(tmp_path, conv):
     torch.save(conv.state_dict(), tmp_path / "t.pth")
-    teacher = load("conv3", tmp_path / "t.pth", lambda: 16, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    teacher = load("conv3", tmp_path / "t.pth", lambda: (16, "the images"), mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
     geometry = teacher.geometry
     assert (geometry.input_size, geometry.mean, geometry.std) == (16, (0.5,) * 3, (0.2,) * 3)
     assumed = " ".join(teacher.assumed)

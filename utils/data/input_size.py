@@ -1,0 +1,34 @@
+"""The input size that the images of a command call for, where no flag, data set or checkpoint says one."""
+
+from __future__ import annotations
+
+from typing import Iterable
+
+from utils.data import manifest
+from utils.data.image_folder import ImageFolder
+from utils.data.sizes import common_size
+from utils.run.errors import UserError
+
+
+def said(folders: Iterable[str]) -> tuple[int, str] | None:
+    """The input size in pixels that manifests in `folders` say, and who says it; None where none does.
+
+    Raises UserError where two of them differ: what is compared is shown at one size.
+    """
+    found = {folder: size for folder in folders if (size := manifest.input_size(folder))}
+    for folder, size in found.items():
+        first = next(iter(found))
+        if size != found[first]:
+            raise UserError(
+                f"{folder}: was made for inputs of {size} pixels by its {manifest.MANIFEST}, and {first} of "
+                f"{found[first]}; give --input-size, at which both are shown, or take one of them alone"
+            )
+    return next(((size, f"{folder}/{manifest.MANIFEST}") for folder, size in found.items()), None)
+
+
+def of_images(folder: str, role: str, workers: int | None, others: Iterable[str] = ()) -> tuple[int, str]:
+    """What the manifests in `folder` and `others` say, else what suits the images in `folder`; and who says it.
+
+    Raises UserError as `said` does, and where an image is damaged. `role` names the folder in messages.
+    """
+    return said([folder, *others]) or (common_size(ImageFolder(folder, role).load(workers)), "the images")
