@@ -167,7 +167,7 @@ def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> 
     if job.teacher.teacher_path or job.has_soft_labels:
         first = next(iter(job.sets))
         return Teachers.of(job.teacher.load(job.geometry, first, "--syn-dir", workers, tuple(job.sets)), runtime)
-    return Teachers(geometry_without_teacher(job.sets, job.val_dir, job.geometry, workers))
+    return Teachers(geometry_without_teacher(job.sets, job.val_dir, job.geometry, job.classes_by, workers))
 
 
 def dataset_of(job: Job, teachers: Teachers) -> str | None:

@@ -15,12 +15,17 @@ from utils.run import distributed
 from utils.run.errors import UserError
 
 
-def geometry_without_teacher(sets: Iterable[str], val_dir: str, given: GeometryFlags, workers: int | None) -> Geometry:
+def geometry_without_teacher(
+    sets: Iterable[str], val_dir: str, given: GeometryFlags, classes_by: str, workers: int | None
+) -> Geometry:
     """The classes of the test images, and the input size that the flags say, else a set's manifest, else these images.
 
     Raises UserError where two manifests say another size, or the data set has another number of classes.
     """
-    folder = ImageFolder(val_dir, "--val-dir")
+    if classes_by == "position":
+        folder = by_position(val_dir, "--val-dir", None)  # by number where they have any, as the sets' are
+    else:
+        folder = ImageFolder(val_dir, "--val-dir")
     if given.input_size is None and given.dataset is None:
         size, source = input_size.said(sets) or (common_size(folder.load(workers)), f"the images in {val_dir}")
         print(f"validate: no teacher says the input size; assumed {size} (from {source}); --input-size gives another")

@@ -163,6 +163,31 @@ def test_numbers_without_leading_zeros_are_taken_by_number(place):
     assert "class0 is 0, class1 is 1, class2 is 2" in said
 
 
+def test_by_position_without_a_teacher_both_folders_are_taken_by_number(place):
+    """With names as without: the same images of the same classes, so the same student."""
+    line = dict(protocol="hard", teacher_path=None, student_arch="conv3", input_size=INPUT, epochs=2, lr=0.01)
+    for root in place.init, place.val:
+        for number in range(COUNT):
+            (root / str(number)).rename(root / f"{number:02d}")
+    place.works("validate", **line)
+    for number in range(COUNT):
+        (place.init / f"{number:02d}").rename(place.init / f"new{number:03d}")
+        (place.val / f"{number:02d}").rename(place.val / str(number))
+    said = place.works("validate", classes_by="position", **line)
+    assert "new000 is 0, new001 is 1, new002 is 2" in said
+    curves = [json.loads(path.read_text())["seeds"][0]["curve"] for path in place.root.glob("measured/results/*.json")]
+    assert len(curves) == 2 and curves[0] == curves[1]
+
+
+def test_by_position_of_a_teacher_that_nobody_names_the_order_of_its_folders_is_said(place):
+    """It may count by number, or have learnt them as text; only its answers tell."""
+    as_published(place)
+    outcome = place.run("validate", classes_by="position", **FLAGS)
+    assert outcome.code == 2 and "sorted as text: 0, 1, 10, 11, ...; if the teacher counts by number" in outcome.out
+    said = place.works("recover", init_dir=place.train, ipc=3, classes_by="position", **FLAGS)
+    assert "taken by number: 0, 1, 2, 3, ...; if the teacher sorts them as text" in said
+
+
 @pytest.mark.parametrize("protocol", ["delt", "hard"])
 @pytest.mark.parametrize("teacher", [*TEACHERS, None], ids=["named", "file", "none"])
 def test_a_class_of_another_name_is_refused_whatever_the_labels(place, protocol, teacher):

@@ -26,10 +26,12 @@ def folder_for(geometry: Geometry, path: str, role: str, classes_by: str | None 
             f"{role} {path}: has {len(folder.classes)} classes, the teacher knows {geometry.num_classes}; "
             "give the images that it was trained on, or another --teacher-path"
         )
-    if geometry.classes is None and classes_by != "position" and has_mixed_numbers(folder.classes):
+    if geometry.classes is None and has_mixed_numbers(folder.classes):
+        orders = "sorted as text", "counts by number"
+        order, other = ("taken by number", "sorts them as text") if classes_by == "position" else orders
         print(
-            f"{role} {path}: its classes are numbers of different lengths, and sorted as text: "
-            f"{', '.join(folder.classes[:4])}, ...; if the teacher counts by number, give --classes FILE"
+            f"{role} {path}: its classes are numbers of different lengths, and {order}: "
+            f"{', '.join(folder.classes[:4])}, ...; if the teacher {other}, give --classes FILE"
         )
     return folder
 
