@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Callable, Mapping, Sequence
 
@@ -248,7 +249,10 @@ def _load_weights(network: nn.Module, tensors: weights.Weights, message: str) ->
         problems.insert(0, f"lacks {listed(missing, 1)}")
     if problems:
         raise UserError(f"{message} ({'; '.join(problems)}); check --teacher-arch, --stem and --input-size")
-    network.load_state_dict(tensors, strict=False)
+    named = OrderedDict(tensors)
+    # The names and shapes are this version's by now, and the file's own metadata may be lost; MNASNet asks for some.
+    named._metadata = own._metadata
+    network.load_state_dict(named, strict=False)
 
 
 def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import nn
 from refusals import STAGES, refused
 from utils.data.geometry import GeometryFlags
 from utils.nets import checkpoints, models, weights
-from utils.nets.teacher import load_teacher
+from utils.nets.teacher import _load_weights, load_teacher
 from utils.run.errors import UserError
 
 
@@ -198,14 +198,28 @@ KNOWN = [name for name in torchvision.models.list_models(module=torchvision.mode
 
 
 @pytest.mark.parametrize("arch", [*KNOWN, "regnet_x_400mf", "regnet_y_400mf"])
-def test_names_of_today_stay_as_they_are(arch):
+def test_names_of_today_stay_as_they_are_and_are_taken(arch):
     """For every network of torchvision; its larger RegNets take long."""
     with torch.device("cpu" if "regnet" in arch else "meta"):
         options = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
-        own = torchvision.models.get_model(arch, num_classes=3, **options).state_dict()
+        network = torchvision.models.get_model(arch, num_classes=3, **options)
+    own = network.state_dict()
     short = weights.clean("t.pth", {f"module.{name}": tensor for name, tensor in own.items()})
     found = weights.matched(short, own)
     assert list(found) == list(own) and all(found[name] is own[name] for name in own)
+    _load_weights(network, found, "t.pth: does not fit")
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_a_network_that_asks_for_metadata(tmp_path, bare):
+    """torchvision's MNASNet asks for its version; in a file of squeeze, and in one with a wrapper's names."""
+    torch.manual_seed(0)
+    network = models.build("mnasnet0_5", 3, 32, "cifar").eval()
+    checkpoints.save(tmp_path / "t.pth", network, arch="mnasnet0_5", input_size=32, num_classes=3, stem="cifar")
+    if bare:
+        torch.save({f"module.{name}": tensor for name, tensor in network.state_dict().items()}, tmp_path / "t.pth")
+    found = load_teacher("mnasnet0_5", str(tmp_path / "t.pth"), GeometryFlags(input_size=32, stem="cifar"))
+    assert torch.equal(answers(found.network, 32), answers(network, 32))
 
 
 def test_the_older_names_of_densenet(tmp_path):
