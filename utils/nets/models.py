@@ -259,15 +259,28 @@ def is_published(arch: str, sha256: str) -> bool:
 
 
 def read_num_classes(arch: str, weights: dict[str, torch.Tensor]) -> int | None:
-    """The number of outputs of the last linear layer of a state_dict.
+    """The number of outputs of a state_dict's head, else of its last linear layer; None where it has neither."""
+    head = _head(arch)
+    if head not in weights:
+        # Names of other code are matched later (utils/nets/weights.py): they stand as the file has them.
+        head = next((name for name in reversed(weights) if weights[name].ndim == 2), None)
+    return weights[head].shape[0] if head and weights[head].ndim else None
 
-    In the order of the network's modules: a safetensors file has its tensors by name.
+
+@functools.cache
+def _head(arch: str) -> str | None:
+    """The entry that has a row for each class: a linear layer's weight, or a convolution's (SqueezeNet, DPN, DLA).
+
+    By the order of the network's modules: a safetensors file has its tensors by name. None where the network cannot be
+    built on the meta device.
     """
-    # Names of other code are matched later (utils/nets/weights.py): they stand as the file has them.
-    for order in (_stems(arch)[0], weights):
-        if last := [name for name in order if name in weights and weights[name].ndim == 2]:
-            return weights[last[-1]].shape[0]
-    return None
+    two = _stems(arch)[0]
+    linear = [name for name, shape in two.items() if len(shape) == 2]
+    if not two or (linear and two[linear[-1]][0] == 2):
+        return linear[-1] if linear else None
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        three = _shapes(_make(arch, 3, 224, "imagenet", None).state_dict())
+    return next((name for name in two if two[name][:1] == (2,) and three[name][:1] == (3,)), None)
 
 
 def main() -> None:

@@ -194,7 +194,10 @@ def _geometry(
     outputs = models.read_num_classes(arch, tensors)
     num_classes = facts.get("num_classes", None, outputs, "read from the weights")
     if num_classes is None:
-        raise UserError(f"{path}: holds no linear layer to read the number of classes from; is it a {arch}?")
+        raise UserError(
+            f"{path}: the number of classes cannot be read from its weights; if it is a {arch}, save "
+            "{'model': ..., 'num_classes': N}"
+        )
     if outputs and outputs != num_classes:
         raise UserError(f"{path}: says that it has {num_classes} classes, and its last layer has {outputs}")
     classes = content.get("classes")

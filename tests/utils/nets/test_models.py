@@ -59,9 +59,13 @@ def test_the_stem_is_seen_in_the_weights(arch, stem):
     assert models.read_stem(arch, models.build(arch, 3, 64, stem).state_dict()) == stem
 
 
-@pytest.mark.parametrize("arch", ["conv3", "wrn_16_2", "resnet18", "convnext_tiny", "vgg11", "timm/levit_128s"])
+LINEAR = ["conv3", "wrn_16_2", "resnet18", "convnext_tiny", "vgg11", "timm/levit_128s"]
+CONVOLUTIONS = ["squeezenet1_0", "squeezenet1_1", "timm/resnetv2_18", "timm/dpn68", "timm/dla34"]
+
+
+@pytest.mark.parametrize("arch", LINEAR + CONVOLUTIONS)
 def test_classes_are_counted_in_any_order_of_the_weights(arch):
-    """A safetensors file has its tensors by name, and `stages` stands behind `head`."""
+    """A safetensors file has its tensors by name, and `stages` stands behind `head`. A head can be a convolution."""
     with torch.device("meta"):
         weights = models.build(arch, 7, 224, "imagenet").state_dict()
     for order in list(weights), sorted(weights), sorted(weights, reverse=True):

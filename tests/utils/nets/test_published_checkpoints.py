@@ -198,8 +198,8 @@ KNOWN = [name for name in torchvision.models.list_models(module=torchvision.mode
 
 
 @pytest.mark.parametrize("arch", [*KNOWN, "regnet_x_400mf", "regnet_y_400mf"])
-def test_names_of_today_stay_as_they_are_and_are_taken(arch):
-    """For every network of torchvision; its larger RegNets take long."""
+def test_every_network_as_torchvision_writes_it(arch):
+    """Its names stay as they are, its weights are taken and its classes are counted. Larger RegNets take long."""
     with torch.device("cpu" if "regnet" in arch else "meta"):
         options = {"init_weights": False} if arch in ("googlenet", "inception_v3") else {}
         network = torchvision.models.get_model(arch, num_classes=3, **options)
@@ -208,6 +208,7 @@ def test_names_of_today_stay_as_they_are_and_are_taken(arch):
     found = weights.matched(short, own)
     assert list(found) == list(own) and all(found[name] is own[name] for name in own)
     _load_weights(network, found, "t.pth: does not fit")
+    assert models.read_num_classes(arch, short) == 3
 
 
 @pytest.mark.parametrize("bare", [True, False])
@@ -255,6 +256,25 @@ def test_auxiliary_heads_are_left_out(tmp_path, arch, size):
         content = {prefix + name: tensor for name, tensor in model.state_dict().items()}
         teacher = load(tmp_path / "t.pth", content, arch, size, "imagenet")
         assert torch.equal(answers(teacher.network, size), answers(model, size))
+
+
+@pytest.mark.parametrize("arch, size", [("squeezenet1_1", 32), ("timm/dla46_c", 32)])
+def test_bare_weights_of_a_network_whose_head_is_a_convolution(tmp_path, arch, size):
+    torch.manual_seed(0)
+    network = models.build(arch, 5, size, "imagenet").eval()
+    found = load(tmp_path / "t.pth", network.state_dict(), arch, size, "imagenet")
+    assert found.geometry.num_classes == 5 and torch.equal(answers(found.network, size), answers(network, size))
+
+
+def test_weights_that_do_not_tell_their_classes_do_so_in_a_dict_with_their_number(tmp_path, conv):
+    """Weights without a head say nothing; the advice is what works for a network that has one under another name."""
+    content = {name: tensor for name, tensor in conv.state_dict().items() if "classifier" not in name}
+    with pytest.raises(
+        UserError, match=r"t.pth: the number of classes .* conv3, save {'model': ..., 'num_classes': N}"
+    ):
+        load(tmp_path / "t.pth", content)
+    with pytest.raises(UserError, match="lacks classifier.bias"):
+        load(tmp_path / "t.pth", {"model": content, "num_classes": 3})
 
 
 class Cifar(nn.Module):
