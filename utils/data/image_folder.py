@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import unicodedata
 from bisect import bisect_left, bisect_right
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,10 +68,7 @@ class ImageFolder:
         if classes is not None and set(classes) != set(found):
             raise UserError(
                 f"{role} {root}: class folders differ from the classes of {owner}"
-                f"{f' ({len(found)} classes, not {len(classes)})' if len(found) != len(classes) else ''}"
-                f"{_names('; missing: ', set(classes) - set(found))}"
-                f"{_names('; unknown: ', set(found) - set(classes))}"
-                f"{f'; {advice}' if advice and len(found) == len(classes) else ''}"
+                f"{_difference(root, set(found), set(classes), advice)}"
             )
         self.classes = list(classes) if classes is not None else found
         self.paths: list[str] = []
@@ -289,8 +287,26 @@ def has_mixed_numbers(names: Sequence[str]) -> bool:
     return by_number(names) != sorted(names)
 
 
+def _difference(root: str | Path, found: set[str], classes: set[str], advice: str) -> str:
+    missing = _names("; missing: ", classes - found)
+    if len(found) != len(classes):
+        return f" ({len(found)} classes, not {len(classes)}){missing}{_names('; unknown: ', found - classes)}"
+    if _normalised("NFC", found) == _normalised("NFC", classes):  # both would be shown alike
+        form = next((form for form in ("NFC", "NFD") if _normalised(form, found) == classes), None)
+        how = f"to {form} (convmv -r -f utf8 -t utf8 --{form.lower()} --notest {root})" if form else "to their form"
+        return (
+            f" in the Unicode form of their names alone{missing}; rename the folders {how}{advice and f', or {advice}'}"
+        )
+    return f"{missing}{_names('; unknown: ', found - classes)}{advice and f'; {advice}'}"
+
+
+def _normalised(form: str, names: set[str]) -> set[str]:
+    return {unicodedata.normalize(form, name) for name in names}
+
+
 def _names(prefix: str, names: set[str]) -> str:
-    return f"{prefix}{listed(sorted(names), 8)}" if names else ""
+    shown = [name if name == name.strip() else repr(name) for name in sorted(names)]
+    return f"{prefix}{listed(shown, 8)}" if shown else ""
 
 
 def _image_files(root: Path, name: str, left_out: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import unicodedata
 
 import pytest
 
@@ -43,6 +44,48 @@ def test_other_classes_name_both_sides(tmp_path):
     for classes, complaint in known.items():
         with pytest.raises(UserError, match=f"--val-dir.*{complaint}"):
             ImageFolder(tmp_path, "--val-dir", list(classes))
+
+
+@pytest.mark.parametrize(
+    "theirs, ours, advice",
+    [
+        ("NFC", "NFD", "to NFC (convmv -r -f utf8 -t utf8 --nfc --notest"),
+        ("NFD", "NFC", "to NFD (convmv"),
+        (None, "NFC", ""),
+    ],
+)
+def test_names_that_differ_in_their_unicode_form_alone(tmp_path, theirs, ours, advice):
+    """As a disk of macOS and one of Linux may have them: both look alike, so that the same word twice says nothing."""
+    names = ["caf\u00e9", "dog", "\u00fcber"]
+    folder, classes = [unicodedata.normalize(ours, name) for name in names], ["cafe\u0301", *names[1:]]  # a mixture
+    if theirs:
+        classes = [unicodedata.normalize(theirs, name) for name in names]
+    for name in folder:
+        gray(tmp_path / name / "0.png", 0)
+    with pytest.raises(UserError) as error:
+        ImageFolder(tmp_path, "--val-dir", classes, "--train-dir", "give --flag")
+    said = str(error.value)
+    assert f"--val-dir {tmp_path}" in said and "Unicode form" in said and classes[0] in said and "dog" not in said
+    assert "unknown" not in said and advice in said and said.endswith(", or give --flag")
+    if theirs:  # what it advises, on these names
+        for name in folder:
+            (tmp_path / name).rename(tmp_path / unicodedata.normalize(theirs, name))
+        assert ImageFolder(tmp_path, "--val-dir", classes).classes == classes
+
+
+def test_the_form_of_names_does_not_hide_another_difference(tmp_path):
+    for name in ["cafe\u0301", "dog"]:
+        gray(tmp_path / name / "0.png", 0)
+    for classes, complaint in ((["caf\u00e9", "cat"], "cat; unknown: .*dog"), (["caf\u00e9"], "2 classes, not 1.*dog")):
+        with pytest.raises(UserError, match=complaint):
+            ImageFolder(tmp_path, "--val-dir", classes)
+
+
+def test_spaces_around_names_are_seen(tmp_path):
+    for name in ["ant ", "a bee", "cat"]:
+        gray(tmp_path / name / "0.png", 0)
+    with pytest.raises(UserError, match="missing: ' cat', a  bee, ant; unknown: a bee, 'ant ', cat$"):
+        ImageFolder(tmp_path, "--val-dir", ["ant", "a  bee", " cat"])
 
 
 def test_first_images_of_each_class(tmp_path):
