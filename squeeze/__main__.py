@@ -124,6 +124,7 @@ def squeeze(job: Job, runtime: Runtime) -> None:
     """Train the teacher, all ranks together; rank 0 writes it, and beside it the best epoch's and the kept ones'."""
     check_output(job.output)
     folder = ImageFolder(job.train_dir, "--train-dir")
+    folder.require_several()
     test_folder = ImageFolder(job.val_dir, "--val-dir", folder.classes, "--train-dir")
     for images in (folder, test_folder):
         images.require_same()

@@ -120,6 +120,7 @@ def validate(job: Job, runtime: Runtime) -> None:
     if job.ipc:
         sets = [folder.first(job.ipc, "leave out --ipc to take all that are there") for folder in sets]
     require_same_size(sets)
+    sets[0].require_several()  # and so the others
     test = EvalBatches(test_folder, geometry.input_size, workers=workers)
     experiment = Experiment(job, runtime, teachers, stored, test, dataset)
     archs = job.student_arch or teachers.archs[:1]

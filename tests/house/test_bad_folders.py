@@ -71,6 +71,25 @@ def test_a_class_with_fewer_images_than_ipc(place, stage, folder, changes):
     refused(place, stage, "moth", left, "--ipc", ipc=left + 1, **changes)
 
 
+@pytest.mark.parametrize(
+    "stage, folder, changes",
+    [
+        ("squeeze", "train", dict(arch="mobilenet_v2")),
+        ("squeeze", "train", {}),  # a network that could be trained, as its last BatchNorm sees several pixels
+        ("validate", "init", dict(student_arch="mobilenet_v2", protocol="hard", teacher_path=None)),
+        ("validate", "init", dict(student_arch="conv3", protocol="hard", teacher_path=None, ipc=1)),
+    ],
+)
+def test_a_single_image_in_all_is_nothing_to_train_on(place, stage, folder, changes):
+    """One class is all; its images are left where `ipc` takes one of them."""
+    for root in (place / folder, place.val):
+        for name in "moth", "zebra":
+            shutil.rmtree(root / name)
+    for path in sorted((place / folder / "ant").iterdir())[1:] if "ipc" not in changes else []:
+        path.unlink()
+    refused(place, stage, FLAGS[stage, folder], place / folder, "single image", "BatchNorm", **changes)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
 

@@ -165,6 +165,14 @@ class ImageFolder:
                     f"{ipc} are needed (--ipc {ipc}){advice and f'; {advice}'}"
                 )
 
+    def require_several(self) -> None:
+        """Raises UserError where there is a single image in all: networks with BatchNorm cannot be trained on it."""
+        if len(self) == 1:
+            raise UserError(
+                f"{self.role} {self.root}: a single image in all, {self.paths[0]}, has no variance for BatchNorm; "
+                "2 or more are needed"
+            )
+
     def first(self, ipc: int, advice: str = "") -> "ImageFolder":
         """The first `ipc` images of each class by name. Raises UserError, with `advice`, where a class has fewer."""
         self.require(ipc, advice)
