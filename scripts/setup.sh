@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv in the repository's root and installs a requirements file into it; at once when that was done before.
+# Makes .venv in the repository's root and installs a requirements file into it; at once when that was done before. A
+# second one at the same time waits for the first (.venv.lock).
 # Runs on Linux, macOS and WSL, with Python 3.10 or newer.
 #
 #   bash scripts/setup.sh [FILE]        FILE: requirements.txt (default), requirements-methods.txt (what single methods
@@ -27,6 +28,17 @@ wanted=$(cat requirements*.txt "$file" | cksum)    # one file names another
 
 installed() {
     [ -x .venv/bin/python ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]
+}
+
+# Two at once would install into one another. The lock ends with this process and its pip; flock(1) is not on macOS.
+hold() {
+    exec 9> .venv.lock    # beside .venv, which --clear empties
+    "${PYTHON:-python3}" -c 'import fcntl
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("setup: another setup.sh is at work here; waiting for its end", flush=True)
+    fcntl.flock(9, fcntl.LOCK_EX)' 2> /dev/null || true    # without a Python make_venv says what is wrong
 }
 
 make_venv() {
@@ -131,5 +143,8 @@ write_lock() {
     echo "setup: wrote requirements.lock"
 }
 
-if ! installed; then install; fi
+if ! installed; then
+    hold
+    installed || install
+fi
 if [ -n "$lock" ]; then write_lock; fi

@@ -2,15 +2,24 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 
 import pytest
 
+from conftest import snapshot
 from script_stubs import ROOT, SCRIPTS, command
 
 # Stands for python3, and for .venv's Python once it has "made" .venv. The index holds the versions in $TORCH and
-# $TORCHVISION; $HELD is the torch that .venv holds already; pip fails where its arguments have $BROKEN in them.
-PYTHON = """#!/bin/sh
+# $TORCHVISION; $HELD is the torch that .venv holds already; pip fails where its arguments have $BROKEN in them, and
+# installs until there is a file $UNTIL. A lock is a real Python's business.
+PYTHON = (
+    f"""#!/bin/sh
+case "$*" in *fcntl*) exec {sys.executable} "$@";; esac
+"""
+    + """
 case "$*" in
     "-c "*version_info*print*|"-c "*print*version_info*) echo 3.11; exit 0;;
     "-c "*'"torch"'*) [ -n "$HELD" ] && echo "$HELD"; exit 0;;
@@ -19,20 +28,22 @@ case "$*" in
 esac
 echo "$*" >> "$RECORD"
 case "$*" in *"${BROKEN:-nothing}"*) echo "ERROR: $BROKEN" >&2; exit 1;; esac
+case "$*" in "-m pip install "*) while [ -n "$UNTIL" ] && [ ! -e "$UNTIL" ]; do sleep 0.05; done;; esac
 case "$*" in
     "-m pip index "*" torch") echo "torch (9)"; echo "Available versions: $TORCH";;
     "-m pip index "*" torchvision") echo "torchvision (9)"; echo "Available versions: $TORCHVISION";;
     "-m pip list "*) printf '%s\\n' numpy==2.4.6 nvidia-nccl==2 cuda-toolkit==13.0 torch==2.14.1+cpu triton==3.8.0;;
 esac
 """
+)
 DEFAULT = {"TORCH": "2.15.0, 2.14.1, 2.13.0", "TORCHVISION": "0.29.1, 0.28.0"}
 CPU = {"TORCH": "2.15.0+cpu, 2.14.1+cpu, 2.14.1, 2.13.0+cpu", "TORCHVISION": "0.29.1+cpu, 0.29.1, 0.28.0+cpu"}
 PAIR = "torch==2.14.1+cpu torchvision==0.29.1+cpu"
 
 
 @pytest.fixture
-def setup(tmp_path):
-    """Runs setup.sh in a copy of its surroundings, with a stub Python; gives the process and the lines that pip got."""
+def begin(tmp_path):
+    """Starts setup.sh in a copy of its surroundings, with a stub Python that notes in `record` what pip got."""
     (tmp_path / "scripts").mkdir()
     for name in "setup.sh", "common.sh":
         shutil.copy(SCRIPTS / name, tmp_path / "scripts")
@@ -42,17 +53,32 @@ def setup(tmp_path):
     python = command(tmp_path / "bin" / "python3", PYTHON)
     command(tmp_path / "bin" / "nvidia-smi", '#!/bin/sh\n[ -n "$GPU" ]\n')
     record = tmp_path / "record"
+    record.write_text("")
 
-    def run(*arguments, **variables):
-        record.write_text("")
-        done = subprocess.run(
+    def start(*arguments, **variables):
+        return subprocess.Popen(
             ["bash", tmp_path / "scripts" / "setup.sh", *arguments],
             cwd="/",
             text=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
             env={"PATH": f"{python.parent}:{os.environ['PATH']}", "RECORD": str(record), **variables},
         )
-        return done, record.read_text().splitlines()
+
+    return start
+
+
+@pytest.fixture
+def setup(begin, tmp_path):
+    """Runs setup.sh to its end; gives the process, with its output, and the lines that pip got."""
+    record = tmp_path / "record"
+
+    def run(*arguments, **variables):
+        record.write_text("")
+        process = begin(*arguments, **variables)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err), record.read_text().splitlines()
 
     return run
 
@@ -120,6 +146,35 @@ def test_locked_installs_the_versions_of_the_lock(setup):
     assert done.returncode == 0 and installs(lines) == ["-r requirements.lock"]
     done, lines = setup("--locked", **DEFAULT)
     assert done.returncode == 0 and not lines and not done.stdout, "nothing is left to do"
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_second_one_at_the_same_time_waits_for_the_first(begin, tmp_path, killed):
+    """And finds all installed then; a first one that was killed is nothing to wait for."""
+    record, done = tmp_path / "record", tmp_path / "done"
+    first = begin(UNTIL=str(done), **CPU)
+    while "pip install" not in record.read_text():
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    second = begin(**CPU)
+    assert "waiting" in second.stdout.readline()
+    assert len(installs(record.read_text().splitlines())) == 1 and second.poll() is None
+    if killed:
+        os.killpg(first.pid, signal.SIGKILL)
+    else:
+        done.touch()
+    (_, _), (out, err) = first.communicate(), second.communicate()
+    assert second.returncode == 0, err
+    assert first.returncode == (-signal.SIGKILL if killed else 0)
+    assert ("installing" in out) == killed and len(installs(record.read_text().splitlines())) == 1 + killed
+
+
+def test_nothing_is_written_where_all_is_installed(setup, tmp_path):
+    assert setup(**CPU)[0].returncode == 0
+    (tmp_path / ".venv.lock").unlink()
+    before = snapshot(tmp_path)
+    done, lines = setup(**CPU)
+    assert done.returncode == 0 and not lines and snapshot(tmp_path).keys() == before.keys()
 
 
 def test_lock_is_written_from_the_environment(setup, tmp_path):
@@ -228,4 +283,5 @@ def test_git_keeps_line_ends_and_finds_the_code():
     lines = git("check-attr", "eol", "scripts/distill.sh", "scripts/slurm/one_node.sh", ".ci/run").stdout.splitlines()
     assert len(lines) == 3 and all(line.endswith("eol: lf") for line in lines)
     assert git("check-ignore", "utils/data/new.py", "tests/utils/data/test_new.py").returncode == 1
-    assert git("check-ignore", "data/cifar10", "runs/quickstart", ".ruff_cache/x").returncode == 0
+    made = "data/cifar10", "runs/quickstart", ".ruff_cache/x", ".venv.lock"
+    assert git("check-ignore", *made).stdout.split() == [*made]
