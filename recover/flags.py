@@ -6,7 +6,7 @@ import argparse
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from recover import methods, objectives
 from recover.earlylate import CURRICULA, LR_SCHEDULES
@@ -56,11 +56,15 @@ class Job:
         """With the method's settings for a known data set, or for images of so many pixels where nobody names one.
 
         `teachers` is how many there are. Raises UserError where the settings do not fit together, and for a flag or an
-        option that nothing reads.
+        option that nothing reads, unless it is shared.
         """
-        method, settings = chosen_method(self.arguments, dataset, input_size)
-        refuse_unread(self.arguments, settings, teachers)
-        return replace(self, method=method, settings=settings)
+        given = self.arguments
+        method, settings = chosen_method(given, dataset, input_size)
+        if given["shared"]:
+            given = without_unread(given, settings, teachers)
+            method, settings = chosen_method(given, dataset, input_size)
+        refuse_unread(given, settings, teachers)
+        return replace(self, method=method, settings=settings, arguments=given)
 
 
 def parse() -> Job:
@@ -86,6 +90,8 @@ def parse() -> Job:
     cli.add_teacher(parser, several="see --combine")
     cli.add_common(parser, "images optimised together; the method's number if left out")
     args = parser.parse_args()
+    if args.shared:
+        args.option = own_options(args.method, args.option)
     sheet = args.contact_sheet or str(Path(args.syn_dir) / "contact_sheet.png")
     if not sheet.endswith(".png") or Path(sheet).is_dir():
         parser.error(f"--contact-sheet {sheet}: name a .png file")
@@ -121,6 +127,11 @@ def _add_method(parser: cli.Parser) -> None:
         choices=tuple(METHODS),
         default="delt",
         help=f"the recipe, of recover/methods.py; {methods.packages_said()}",
+    )
+    group.add_argument(
+        "--shared",
+        action="store_true",
+        help="the flags are given to several methods: what this one does not read is left out, and a line says so",
     )
     group.add_argument("--objective", choices=tuple(OBJECTIVES), help="what the images minimise")
     group.add_argument("--iterations", type=cli.positive, help="ITR, of the images that start first")
@@ -225,17 +236,26 @@ def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | 
 
 def refuse_unread(flags: dict[str, Any], settings: Settings, teachers: int) -> None:
     """Raises UserError for a flag or an option that nothing reads: it would only give the same images another name."""
+    for refusal in refusals(flags, settings, teachers).values():
+        raise UserError(refusal)
+
+
+def refusals(flags: dict[str, Any], settings: Settings, teachers: int) -> dict[str, str]:
+    """The words of each flag and option that nothing reads: why, and what would work."""
     given = {_words(flag): flag for flag, value in flags.items() if value is not None}
     given |= {f"--option {text}": text.partition("=")[0] for text in flags["option"]}
+    found = {}
     for said, name in given.items():
-        if found := idle(name, settings, name in objectives.FLAGS or said.startswith("--option ")):
-            setting, advice = found
-            raise UserError(
+        if reason := idle(name, settings, name in objectives.FLAGS or said.startswith("--option ")):
+            setting, advice = reason
+            found[said] = (
                 f"{said} does nothing with {flags['method']}, as its {setting} is {getattr(settings, setting)}: leave "
                 f"it out{f', or give {_words(setting)} {advice}' if advice else ''}"
             )
     if flags["combine"] is not None and teachers == 1:
-        raise UserError(f"--combine {flags['combine']} does nothing with one teacher: leave it out, or give several")
+        alone = f"--combine {flags['combine']} does nothing with one teacher: leave it out, or give several"
+        found.setdefault("--combine", alone)
+    return found
 
 
 def _words(flag: str) -> str:
@@ -253,6 +273,25 @@ def idle(name: str, settings: Settings, is_of_objective: bool) -> tuple[str, str
         if name in unread and getattr(settings, setting) in values:
             return setting, advice
     return None
+
+
+def without_unread(flags: dict[str, Any], settings: Settings, teachers: int) -> dict[str, Any]:
+    """The flags but those, and the options, that nothing reads, each of which a line names."""
+    unread = refusals(flags, settings, teachers)
+    for said in unread:
+        print(f"recover: {flags['method']} reads no {said.partition('=')[0]}")
+    options = [text for text in flags["option"] if f"--option {text}" not in unread]
+    return {**{flag: None if _words(flag) in unread else value for flag, value in flags.items()}, "option": options}
+
+
+def own_options(method: str, given: Sequence[str]) -> list[str]:
+    """Of --option NAME=VALUE all but those of other methods alone, each of which a line names."""
+    others = {name for recipe in METHODS.values() for name in recipe} - Settings.names() - METHODS[method].keys()
+    names = [text.partition("=")[0] for text in given]
+    for name in names:
+        if name in others:
+            print(f"recover: {method} reads no --option {name}")
+    return [text for name, text in zip(names, given) if name not in others]
 
 
 def share(recipe: Mapping[str, Any], part: float) -> dict[str, int]:

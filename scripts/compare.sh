@@ -63,6 +63,10 @@ NPROC=${NPROC:-1}                          # cells at a time on this machine: on
 
 source scripts/stages.sh
 
+# They are those of all methods and protocols: what one of these does not read is left out there.
+RECOVER_ARGS=${RECOVER_ARGS:+--shared $RECOVER_ARGS}
+VALIDATE_ARGS=${VALIDATE_ARGS:+--shared $VALIDATE_ARGS}
+
 # Where run is called, a cell joins the list: its name, the file that it leaves, and the cells that come before it.
 cells=()
 cell() {    # NAME OUTPUT NEED...

@@ -142,6 +142,11 @@ def add_protocol(parser: cli.Parser) -> None:
     group.add_argument(
         "--protocol", choices=tuple(PROTOCOLS), nargs="+", default=["delt"], help="one or several in turn"
     )
+    group.add_argument(
+        "--shared",
+        action="store_true",
+        help="the flags are given to several protocols: what these do not read is left out, and a line says so",
+    )
     group.add_argument("--labels", choices=("soft", "hard"), help="soft: the teacher labels each batch")
     group.add_argument(
         "--teacher-statistics",
@@ -269,13 +274,13 @@ def need(flag: str) -> str | None:
 
 
 def say_unread(flags: dict[str, Any], protocols: dict[str, dict[str, Any]]) -> None:
-    """Name the protocols that do not read what was given. Raises UserError where none of them does."""
+    """Name the protocols that do not read what was given. Raises UserError where none does and it is not shared."""
     for flag in (*OF_ENTRIES, *NEEDS):
         if flags[flag] is None:
             continue
         name = f"--{flag.replace('_', '-')}"
         unread = [title for title, settings in protocols.items() if not reads(settings, flag)]
-        if need(flag) and len(unread) == len(protocols):
+        if need(flag) and len(unread) == len(protocols) and not flags["shared"]:
             raise UserError(f"{name} does nothing without {need(flag)}")
         print(*(f"validate: {title} reads no {name}\n" for title in unread), sep="", end="")
 

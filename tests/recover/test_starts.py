@@ -210,6 +210,32 @@ def test_the_options_of_a_recipe_are_its_objectives(name):
 
 
 @pytest.mark.parametrize(
+    "read, unread",
+    [
+        (dict(method="sre2l"), dict(min_crop=0.5, milestone=0.5)),
+        (dict(method="delt", lr=0.1), dict(blend=0.2, option="drop=0.1")),
+        (dict(method="delt", r_bn=0), dict(first_bn_multiplier=1)),
+    ],
+    ids=str,
+)
+def test_a_shared_flag_that_nothing_reads_is_left_out(place, read, unread):
+    """The set is the one that is made without it, by the same name, and a line says so."""
+    read = {**read, "iterations": 4}
+    place.works("recover", **read)
+    made = snapshot(place.syn)
+    refused(place, "recover", **read, **unread)
+    said = place.works("recover", **read, **unread, shared=True)
+    for flag, value in unread.items():
+        flag = f"option {value.split('=')[0]}" if flag == "option" else flag.replace("_", "-")
+        assert said.count(f"recover: {read['method']} reads no --{flag}\n") == 1
+    assert said.count("reads no") == len(unread) and "is complete" in said and snapshot(place.syn) == made
+
+
+def test_a_shared_option_that_no_method_has(place):
+    refused(place, "recover", "--option drip=1", "no such option", option="drip=1", shared=True)
+
+
+@pytest.mark.parametrize(
     "line",
     [
         dict(method="sre2l", crop="resized", min_crop=0.5, milestone=0.5, curriculum="step"),

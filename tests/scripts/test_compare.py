@@ -279,6 +279,17 @@ def test_a_share_of_the_iterations(compare):
     assert [(flags["iterations-share"], flags["lr"]) for flags in of(calls, "recover")] == [("0.25", "0.1")] * 2
 
 
+def test_further_arguments_are_shared_by_all_methods_and_protocols(compare):
+    """Each command reads what concerns it; commands without such arguments are as strict as elsewhere."""
+    calls, _ = compare(**FEW, RECOVER_ARGS="--r-bn 0.1", VALIDATE_ARGS="--class-weight 0.1 --lr 0.1")
+    made, measured = of(calls, "recover"), of(calls, "validate")
+    assert [(flags["r-bn"], "shared" in flags) for flags in made] == [("0.1", True)] * 2
+    assert {(flags["class-weight"], flags["lr"], "shared" in flags) for flags in measured} == {("0.1", "0.1", True)}
+    assert not refused(compare)
+    calls, _ = compare(**FEW, RUN_DIR=compare.folder / "plain")
+    assert of(calls, "recover") and not any("shared" in flags for _, flags in calls)
+
+
 def test_the_quickstarts_images_where_none_are_given(compare):
     calls, process = compare(**FEW, TRAIN_DIR=None, VAL_DIR=None)
     assert process.returncode == 0, process.err

@@ -38,7 +38,8 @@ def test_a_comparison_from_the_images_to_the_table(place):
         "DELT_WORKERS": "0",
         "COMPILE": "off",
         "PRECISION": "fp32",
-        "RECOVER_ARGS": "--batch-size 6",
+        "RECOVER_ARGS": "--batch-size 6 --blend 0.5",  # delt has no stages to blend in
+        "VALIDATE_ARGS": "--class-weight 0.1",  # without --loss mse nothing reads it
     }
     process = subprocess.run(
         ["bash", SCRIPTS / "compare.sh"],
@@ -54,6 +55,7 @@ def test_a_comparison_from_the_images_to_the_table(place):
         stored = list(csv.DictReader(file))
     with open(run / "report" / "comparison.csv", newline="") as file:
         rows = {(row["method"], row["protocol"].split()[0]): row for row in csv.DictReader(file)}
+    assert {row["protocol"] for row in stored} == {"delt epochs=2", "hard epochs=2"}
     assert rows.keys() == {(name, protocol) for name in ("delt", "random") for protocol in ("delt", "hard")}
     top1 = {key: [float(r["top1"]) for r in stored if (r["method"], r["protocol"].split()[0]) == key] for key in rows}
     for (name, protocol), row in rows.items():

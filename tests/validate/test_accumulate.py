@@ -9,6 +9,7 @@ import torch
 from launching import launch
 from torch import nn
 
+from conftest import snapshot
 from helpers import CPU, small_net
 from students import geometry, noise_folder, small_student, stream
 from utils.fit.loop import Training
@@ -231,6 +232,18 @@ def test_a_flag_shows_in_the_names_of_those_protocols_alone_that_read_it(place):
         "hard epochs=2",
         "mosaic epochs=2 teacher_statistics=batch tile_share=0.5",
     ]
+
+
+def test_a_shared_flag_that_no_protocol_reads_is_left_out(place):
+    """The result is the one that was measured without it."""
+    flags = dict(class_weight=0.1, lr_factor=0.5)
+    for protocol in "hard", ["delt", "hard"]:
+        place.works("validate", protocol=protocol)
+        before = snapshot(place / "measured")
+        assert place.run("validate", protocol=protocol, **flags).code == 2
+        said = place.works("validate", protocol=protocol, shared=True, **flags)
+        assert all(f"validate: hard epochs=2 reads no --{flag}\n" in said for flag in ("class-weight", "lr-factor"))
+        assert "seed 0 is complete" in said and snapshot(place / "measured").keys() == before.keys()
 
 
 def test_accumulated_steps_of_a_protocol_of_ones_own(place):
