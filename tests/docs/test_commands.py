@@ -178,7 +178,8 @@ def check_script(path: str, words: list[str], variables: dict[str, str], whole: 
         if (own in reserved) != name.startswith("DELT_") or f"${{{own}" not in text:
             wrong.append(f"{path} does not read {name}")
         if own.endswith("_ARGS"):
-            wrong += unknown_flags(own.removesuffix("_ARGS").lower(), shlex.split(value))
+            stage = own.removesuffix("_ARGS").lower()
+            wrong += unknown_flags(stage if module_of(stage) else f"squeeze.{stage}", shlex.split(value))
         registry = {"METHOD": METHODS, "PROTOCOL": PROTOCOLS, "CRITERION": CRITERIA, "DATASET": DATASETS}.get(own)
         registry = [*CRITERIA, "selection"] if own == "BASELINES" else registry
         wrong += [f"{name}: no {word}" for word in value.split() if registry and word not in registry]
@@ -236,6 +237,7 @@ def test_commands_in_prose_name_what_exists(page):
         "DELT_IPC=1 bash scripts/distill.sh",
         "DELT_METHOD=none bash scripts/distill.sh",
         "VALIDATE_ARGS='--epoch 3' bash scripts/distill.sh",
+        "BARYCENTERS_ARGS='--learn-weight' bash scripts/distill.sh",
         "bash scripts/test.sh --faster",
         "bash scripts/prepare_data.sh cifar11",
         "sbatch --nodes=2 scripts/slurm/no_nodes.sh scripts/distill.sh",
