@@ -55,8 +55,10 @@ def begin(tmp_path):
     record = tmp_path / "record"
     record.write_text("")
 
+    started = []
+
     def start(*arguments, **variables):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["bash", tmp_path / "scripts" / "setup.sh", *arguments],
             cwd="/",
             text=True,
@@ -65,8 +67,14 @@ def begin(tmp_path):
             start_new_session=True,
             env={"PATH": f"{python.parent}:{os.environ['PATH']}", "RECORD": str(record), **variables},
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        if process.poll() is None:  # a test that failed
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @pytest.fixture
