@@ -235,7 +235,7 @@ def unit_size(job: Job, teachers: list[Teacher], schedule: EarlyLate, runtime: R
 
     if job.machine.finds_batch_size:
         work = {**settings.plain, **plain(teachers[0].geometry), **runtime.kind}
-        work["teachers"] = [(teacher.arch, teacher.sha256) for teacher in teachers]
+        work["teachers"] = [teacher.sha256 for teacher in teachers]
         return find_batch_size(default, least, job.syn_dir, trial, **work)
     return job.machine.batch_size or default
 

@@ -208,8 +208,7 @@ def fitted(experiment: Experiment, trial: Trial) -> Trial:
         "student": trial.arch,
         "stem": experiment.job.geometry.stem,
     }
-    work |= {"archs": list(experiment.teachers.archs), "teachers": list(experiment.teachers.digests)}
-    work["images"] = len(trial.folder) + len(experiment.test.folder)
+    work |= {"teachers": list(experiment.teachers.digests), "images": len(trial.folder) + len(experiment.test.folder)}
     with locked(output, wait=600):  # one process tries, and notes what it found, before another one does
         batch_size = find_batch_size(trial.protocol.batch_size, 2, output, attempt, **work)
     if batch_size == trial.protocol.batch_size:

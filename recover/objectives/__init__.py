@@ -33,5 +33,5 @@ OBJECTIVES: dict[str, Entry] = {
         (*_NORMS, "statistics", *statistics.OPTIONS),
         ("first_bn_multiplier", "momentum", "drop"),
     ),
-    "wasserstein": Entry(wasserstein.build, (*_NORMS, "statistics", "per_class"), ("first_bn_multiplier",)),
+    "wasserstein": Entry(wasserstein.build, (*_NORMS, "statistics", "per_class"), ("first_bn_multiplier", "per_class")),
 }

@@ -90,7 +90,7 @@ def build(teachers: Sequence[Teacher], settings: Settings) -> Objective:
     files = [statistics.read(path) for path in settings.statistics]
     points = [file for file in files if "points" in file.tensors]
     classes = [file for file in files if "points" not in file.tensors]
-    per_class = settings.options.get("per_class", False)
+    per_class = settings.r_bn > 0 and settings.options.get("per_class", False)
     terms = []
     for teacher in teachers:
         own = of_teacher(points, teacher, f"the barycenters of its features: {statistics.BARYCENTERS}")

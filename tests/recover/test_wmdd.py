@@ -59,7 +59,6 @@ def features(place):
 def test_images_come_to_the_points_of_their_class(place):
     points = statistics.read(barycenters(place)).tensors["points"]
     line = {**LINE, "iterations": 150, "r_bn": 0, "min_crop": 1.0, "jitter": 0, "jitter_low": 0, "flip": "off"}
-    line["option"] = "per_class=false"
     place.works("recover", **line, lr=0.1, statistics=place / "points.safetensors")
     distances = torch.cdist(features(place).flatten(0, 1), points.flatten(0, 1))
     # Of all points of all classes an image is closest to its own.

@@ -13,6 +13,7 @@ from utils.run.errors import UserError
 # Pixels from 0 to 1 deviate by 0.5 at most, and 1 leaves them as they are; but a network may want them smaller still.
 # From here on it is a deviation of pixels from 0 to 255: of a hundredth of these, or more.
 LARGE_STD = 2.55
+ROUNDING = 1e-3  # of a mean that was computed
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def fault_of_scale(mean: Sequence[float] | None, std: Sequence[float] | None, pr
 
     None where they can be. `prefix` stands before their names.
     """
-    if mean and not all(0 <= value <= 1 for value in mean):
+    if mean and not all(-ROUNDING <= value <= 1 + ROUNDING for value in mean):
         name, values, rule = "mean", mean, "from 0 to 1"
     elif std and max(std) >= LARGE_STD:
         name, values, rule = "std", std, f"below {LARGE_STD}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shlex
 import unicodedata
 from bisect import bisect_left, bisect_right
 from concurrent.futures import ThreadPoolExecutor
@@ -301,7 +302,8 @@ def _difference(root: str | Path, found: set[str], classes: set[str], advice: st
         return f" ({len(found)} classes, not {len(classes)}){missing}{_names('; unknown: ', found - classes)}"
     if _normalised("NFC", found) == _normalised("NFC", classes):  # both would be shown alike
         form = next((form for form in ("NFC", "NFD") if _normalised(form, found) == classes), None)
-        how = f"to {form} (convmv -r -f utf8 -t utf8 --{form.lower()} --notest {root})" if form else "to their form"
+        command = f"convmv -r -f utf8 -t utf8 --{(form or 'NFC').lower()} --notest {shlex.quote(str(root))}"
+        how = f"to {form} ({command})" if form else "to their form"
         return (
             f" in the Unicode form of their names alone{missing}; rename the folders {how}{advice and f', or {advice}'}"
         )

@@ -32,7 +32,7 @@ from utils.data.datasets import DATASETS, DataSet
 from utils.data.formats import folders_in, is_image
 from utils.data.layouts import LAYOUTS, Splits
 from utils.run.errors import UserError, first_line
-from utils.run.outputs import beside, locked
+from utils.run.outputs import built_under_lock, locked
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60  # seconds that a download waits for a server
@@ -91,7 +91,7 @@ def prepare(name: str, source: Path | None, output: Path) -> None:
     Raises UserError where the source is missing, damaged or another data set, or the download fails.
     """
     dataset = DATASETS[name]
-    with beside(output) as partial:
+    with built_under_lock(output) as partial:
         scratch = partial / "source"
         scratch.mkdir()
         source = source.resolve() if source else download(name, dataset, scratch)

@@ -114,7 +114,7 @@ def find_evaluation_batch_size(default: int, output: str | Path, teacher: Teache
         network = frozen(copy.deepcopy(teacher.network), runtime)
         try_evaluation(network, images, teacher.geometry.input_size, runtime)
 
-    work = {"teacher": teacher.sha256, "arch": teacher.arch, "size": teacher.geometry.input_size, **runtime.kind}
+    work = {"teacher": teacher.sha256, "size": teacher.geometry.input_size, **runtime.kind}
     return find_batch_size(default, 1, output, trial, **work)
 
 

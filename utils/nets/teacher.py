@@ -59,7 +59,7 @@ def unsaid_in(record: Mapping[str, Any]) -> dict[str, Any]:
 def beside(said: Mapping[str, Any], unsaid: Mapping[str, Any]) -> dict[str, Any]:
     """What a record needs of `unsaid_of`, beside what it has `said` of all teachers under plain names.
 
-    Nothing where all are as `said`: records of earlier versions have none of it.
+    Nothing where all are as `said`, but for `arch`, which no record says under a plain name.
     """
     return {name: value for name, value in unsaid.items() if said.get(name.partition(_OF_TEACHER)[0]) != value}
 

@@ -105,12 +105,12 @@ def built(output: str | Path) -> Iterator[Path]:
     with locked(output):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise UserError(f"{output} exists and is not empty; choose another folder")
-        with beside(output) as partial:
+        with built_under_lock(output) as partial:
             yield partial
 
 
 @contextlib.contextmanager
-def beside(output: Path) -> Iterator[Path]:
+def built_under_lock(output: Path) -> Iterator[Path]:
     """`built` for who holds the lock, and knows that there is nothing in `output`, which is no link.
 
     All of it is on disk before it gets its name, and the name when this ends.

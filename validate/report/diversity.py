@@ -122,7 +122,7 @@ def main() -> None:
     check_output(output)
     for folder in folders:
         folder.load(machine.workers, alone=True)
-    [teacher] = teacher_flags.load(geometry_flags, flags.syn_dir[0], "DIR", machine.workers)
+    [teacher] = teacher_flags.load(geometry_flags, flags.syn_dir[0], "DIR", machine.workers, flags.syn_dir)
     reader = feature_reader(teacher, machine, output)
     with explain_out_of_memory(reader.batch_size):
         rows = [row for pair in zip(flags.method, folders) for row in measure(reader, teacher.arch, *pair)]

@@ -120,6 +120,7 @@ def test_the_normalisation_of_a_data_set_is_the_fields(name, mean, std):
         ((0, 0, 0), (1, 1, 1)),  # none
         ((0.5, 0.5, 0.5), (2, 2, 2)),  # smaller still
         ((0.406, 0.456, 0.485), (1 / 255, 1 / 255, 1 / 255)),  # Caffe's, as it has to be said
+        ((1.0000001, 0.5, -1e-8), (0.2, 0.2, 0.2)),  # computed, of channels that are white and black
         ((1, 1, 1), None),
         (None, (0.25, 0.25, 0.25)),
     ],
