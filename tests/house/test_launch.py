@@ -110,7 +110,7 @@ entry.run(main)
 
 
 UNCONNECTED = """
-import os, time, torch
+import os, pathlib, time, torch
 from utils.run import entry
 from utils.run.distributed import process_group
 from utils.run.errors import UserError
@@ -123,18 +123,29 @@ def main():
     dist.init_process_group = unconnected
     with process_group(torch.device("cpu")):
         pass
-entry.run(main)
+"""
+# What a rank has said is in its error file: the second says it after the first, which has not ended by then.
+IN_TURN = """
+errors = pathlib.Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]
+def wait_for(rank):
+    while not (errors / rank / "error.json").exists():
+        time.sleep(0.02)
+def end(code, end=os._exit):
+    wait_for("1")
+    end(code)
+os._exit = end
 """
 
 
 def test_a_rank_that_ends_while_another_one_joins(place):
-    """What the other one sees of it is a connection that breaks."""
-    done = run_script(place, UNCONNECTED.replace("{what}", "raise UserError('the disk is full')"))
+    """What the other one sees of it is a connection that breaks, even if it says so first."""
+    text = UNCONNECTED.replace("{what}", "wait_for('0'); raise UserError('the disk is full')")
+    done = run_script(place, f"{text}{IN_TURN}entry.run(main)")
     assert the_error(done) == "the disk is full" and done.returncode == 2
 
 
 def test_a_connection_that_fails_by_itself(place):
-    done = run_script(place, UNCONNECTED.replace("{what}", "pass"))
+    done = run_script(place, UNCONNECTED.replace("{what}", "pass") + "entry.run(main)")
     assert re.fullmatch("rank [01]: the connection to the other ranks: Connection reset by peer", the_error(done))
     assert done.returncode == 1
 
