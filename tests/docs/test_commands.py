@@ -68,12 +68,12 @@ def prose(page: str) -> str:
 # --- short commands are run -------------------------------------------------------------------------------------
 
 
-def run_page(page: str, place: Path) -> None:
-    """Run the page's short commands in `place`, a copy of the repository, and apply its diffs to it."""
+def run_page(page: str, place: Path, *kinds: str) -> None:
+    """Run the page's short commands in `place`, a copy of the repository, and apply its diffs, or one of these."""
     search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {"PATH": search, "HOME": os.environ.get("HOME", "/"), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
     environment["GIT_CEILING_DIRECTORIES"] = str(place.parent)  # the copy is no part of any git repository
-    for block in blocks(page, "bash", "diff"):
+    for block in blocks(page, *(kinds or ("bash", "diff"))):
         command = ["git", "apply", "-"] if block.kind == "diff" else ["bash", "-euo", "pipefail", "-s"]
         done = subprocess.run(command, input=block.text, cwd=place, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{block.place}:\n{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
@@ -107,6 +107,13 @@ def copy_repository(folder: Path) -> None:
         if path.name[0] == "." or path.name in ("runs", "data"):
             continue
         (shutil.copytree if path.is_dir() else shutil.copy2)(path, folder / path.name)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "diff")])
+def test_diffs_apply(page, tmp_path):
+    """What the slow tests run as well; so a change beside a diff is noticed at once."""
+    copy_repository(tmp_path / "copy")
+    run_page(page, tmp_path / "copy", "diff")
 
 
 @pytest.mark.slow
