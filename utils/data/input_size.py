@@ -16,14 +16,16 @@ def said(folders: Iterable[str]) -> tuple[int, str] | None:
     Raises UserError where two of them differ: what is compared is shown at one size.
     """
     found = {folder: size for folder in folders if (size := manifest.input_size(folder))}
-    for folder, size in found.items():
-        first = next(iter(found))
-        if size != found[first]:
+    if not found:
+        return None
+    (first, size), *others = found.items()
+    for folder, other in others:
+        if other != size:
             raise UserError(
-                f"{folder}: was made for inputs of {size} pixels by its {manifest.MANIFEST}, and {first} of "
-                f"{found[first]}; give --input-size, at which both are shown, or take one of them alone"
+                f"{folder}: was made for inputs of {other} pixels by its {manifest.MANIFEST}, and {first} of {size}; "
+                "give --input-size, at which both are shown, or take one of them alone"
             )
-    return next(((size, f"{folder}/{manifest.MANIFEST}") for folder, size in found.items()), None)
+    return size, f"{first}/{manifest.MANIFEST}"
 
 
 def of_images(folder: str, role: str, workers: int | None, others: Iterable[str] = ()) -> tuple[int, str]:
