@@ -242,7 +242,7 @@ def refuse_unread(flags: dict[str, Any], settings: Settings, teachers: int) -> N
 
 def refusals(flags: dict[str, Any], settings: Settings, teachers: int) -> dict[str, str]:
     """The words of each flag and option that nothing reads: why, and what would work."""
-    given = {_words(flag): flag for flag, value in flags.items() if value is not None}
+    given = {cli.spelled(flag): flag for flag, value in flags.items() if value is not None}
     given |= {f"--option {text}": text.partition("=")[0] for text in flags["option"]}
     found = {}
     for said, name in given.items():
@@ -250,16 +250,12 @@ def refusals(flags: dict[str, Any], settings: Settings, teachers: int) -> dict[s
             setting, advice = reason
             found[said] = (
                 f"{said} does nothing with {flags['method']}, as its {setting} is {getattr(settings, setting)}: leave "
-                f"it out{f', or give {_words(setting)} {advice}' if advice else ''}"
+                f"it out{f', or give {cli.spelled(setting)} {advice}' if advice else ''}"
             )
     if flags["combine"] is not None and teachers == 1:
         alone = f"--combine {flags['combine']} does nothing with one teacher: leave it out, or give several"
         found.setdefault("--combine", alone)
     return found
-
-
-def _words(flag: str) -> str:
-    return f"--{flag.replace('_', '-')}"
 
 
 def idle(name: str, settings: Settings, is_of_objective: bool) -> tuple[str, str] | None:
@@ -281,7 +277,10 @@ def without_unread(flags: dict[str, Any], settings: Settings, teachers: int) -> 
     for said in unread:
         print(f"recover: {flags['method']} reads no {said.partition('=')[0]}")
     options = [text for text in flags["option"] if f"--option {text}" not in unread]
-    return {**{flag: None if _words(flag) in unread else value for flag, value in flags.items()}, "option": options}
+    return {
+        **{flag: None if cli.spelled(flag) in unread else value for flag, value in flags.items()},
+        "option": options,
+    }
 
 
 def own_options(method: str, given: Sequence[str]) -> list[str]:

@@ -136,6 +136,11 @@ class TeacherFlags:
         return list(zip(paths, archs))
 
 
+def spelled(flag: str) -> str:
+    """How a flag of that name is given: batch_size is --batch-size."""
+    return f"--{flag.replace('_', '-')}"
+
+
 def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")

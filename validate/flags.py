@@ -270,7 +270,7 @@ def need(flag: str) -> str | None:
     if flag not in OF_ENTRIES:
         return NEEDS[flag][0]
     readers = {name: [key for key in table if flag in table[key].reads] for name, table in TABLES.items()}
-    return " or ".join(f"--{name.replace('_', '-')} {' or '.join(keys)}" for name, keys in readers.items() if keys)
+    return " or ".join(f"{cli.spelled(name)} {' or '.join(keys)}" for name, keys in readers.items() if keys)
 
 
 def say_unread(flags: dict[str, Any], protocols: dict[str, dict[str, Any]]) -> None:
@@ -278,7 +278,7 @@ def say_unread(flags: dict[str, Any], protocols: dict[str, dict[str, Any]]) -> N
     for flag in (*OF_ENTRIES, *NEEDS):
         if flags[flag] is None:
             continue
-        name = f"--{flag.replace('_', '-')}"
+        name = cli.spelled(flag)
         unread = [title for title, settings in protocols.items() if not reads(settings, flag)]
         if need(flag) and len(unread) == len(protocols) and not flags["shared"]:
             raise UserError(f"{name} does nothing without {need(flag)}")

@@ -8,7 +8,7 @@ from typing import Any, Sequence
 
 import pandas as pd
 
-from utils import hub
+from utils import cli, hub
 from utils.data.manifest import IMAGES, MANIFEST, part
 from utils.run.markdown import escaped, table
 from validate.labels import VIEW_SETTINGS, StoredLabels
@@ -107,7 +107,7 @@ def _label_flags(results: Results | None) -> str:
         name for name in ("protocol", *DELT, "dataset", "student_arch", "seed", "seeds") if given.get(name) is not None
     ]
     values = {name: given[name] if isinstance(given[name], list) else [given[name]] for name in names}
-    return "".join(f" --{name.replace('_', '-')} {shlex.join(map(str, own))}" for name, own in values.items())
+    return "".join(f" {cli.spelled(name)} {shlex.join(map(str, own))}" for name, own in values.items())
 
 
 def _making(source: Source) -> str:
