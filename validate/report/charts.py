@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Callable, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from utils.run.files import digest
+from utils.run.progress import say_once
 from validate.report import diversity, figures, origins
 from validate.report.collect import Measured, told_apart
 from validate.results import file_name
@@ -48,7 +50,7 @@ def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
     seconds = pd.DataFrame.from_dict(origins.stage_seconds(measured), orient="index", columns=list(figures.STAGES))
     return [
         *_curves(measured),
-        _diversity(runs),
+        _diversity(runs, measured),
         Chart(
             "time",
             "Time per stage",
@@ -81,8 +83,10 @@ def _curves(measured: Sequence[Measured]) -> list[Chart]:
     return charts
 
 
-def _diversity(runs: Sequence[str]) -> Chart:
-    tables = [table for run in runs if (table := diversity.of_run(run)) is not None]
+def _diversity(runs: Sequence[str], measured: Sequence[Measured]) -> Chart:
+    found = {Path(run): table for run in runs if (table := diversity.of_run(run)) is not None}
+    tables = [_still_true(table, [one for one in measured if one.run == run]) for run, table in found.items()]
+    tables = [table for table in tables if len(table)]
     title = "Diversity"
     if not tables:
         text = (
@@ -97,3 +101,11 @@ def _diversity(runs: Sequence[str]) -> Chart:
         "more diverse."
     )
     return Chart("diversity", title, text, table, figures.diversity)
+
+
+def _still_true(table: pd.DataFrame, measured: Sequence[Measured]) -> pd.DataFrame:
+    """A run's table without images that were made anew since, which a line names."""
+    stale = diversity.stale(table, measured)
+    for folder in dict.fromkeys(table[stale]["syn_dir"]):
+        say_once(f"left out: the diversity of {folder} (its images were made anew since; measure it again)")
+    return table[~stale]

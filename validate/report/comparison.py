@@ -144,8 +144,7 @@ def _similarity(found: pd.DataFrame | None, one: Measured, images: ImageFolder |
     """The mean over classes; None where it was not measured of these images."""
     if found is None:
         return None
-    places = {one.syn_dir, os.path.abspath(one.syn_dir)}
-    found = found[found["syn_dir"].map(lambda path: path in places or os.path.abspath(path) in places)]
+    found = diversity.of_images(found[diversity.of_folder(found, one.syn_dir)], one.set_digest)
     measured = len(found) > 0 and (images is None or found["images"].sum() == len(images))
     return found["similarity"].mean() if measured else None
 

@@ -6,9 +6,11 @@ arXiv 2411.19946, section 4.4), of images as they stand.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import pandas as pd
 import torch
@@ -29,11 +31,12 @@ from utils.run.files import write_text
 from utils.run.memory import explain_out_of_memory
 from utils.run.outputs import check_output
 from validate.report import figures
-from validate.report.collect import left_out, told_apart
+from validate.report.collect import Measured, left_out, told_apart
 
 FILE = "diversity.csv"
-COLUMNS = ["method", "class", "images", "similarity", "extractor", "syn_dir"]
-UNIQUE = ["method", "class", "syn_dir"]
+COLUMNS = ["method", "class", "images", "similarity", "extractor", "syn_dir", "set"]
+LATER = ["set"]  # what tables of earlier versions do not have
+UNIQUE = ["method", "class", "syn_dir", "set"]
 BATCH_SIZE = 256
 
 
@@ -46,9 +49,10 @@ def similarity(features: torch.Tensor) -> float:
 
 
 def read(path: str | Path) -> pd.DataFrame:
-    """The table that this module writes. Raises UserError for any other file."""
+    """The table that this module writes; what an earlier version did not say is empty. Raises UserError for others."""
     try:
-        table = pd.read_csv(path, dtype={"method": str, "class": str}, keep_default_na=False)
+        table = pd.read_csv(path, dtype={"method": str, "class": str, "set": str}, keep_default_na=False)
+        table = table.assign(**{name: "" for name in LATER if name not in table})
         table["similarity"] = table["similarity"].astype(float)
         table = table[COLUMNS]
     except (OSError, ValueError, KeyError) as error:
@@ -73,6 +77,31 @@ def of_run(run: str | Path) -> pd.DataFrame | None:
         with left_out("a table of diversity"):
             tables.append(read(path))
     return pd.concat(tables).drop_duplicates(UNIQUE) if tables else None
+
+
+def of_folder(table: pd.DataFrame, syn_dir: str) -> pd.Series:
+    """Which rows are of the images in a folder, at the time when these were measured."""
+    places = {syn_dir, os.path.abspath(syn_dir)}
+    return table["syn_dir"].map(lambda path: path in places or os.path.abspath(path) in places)
+
+
+def stale(table: pd.DataFrame, measured: Sequence[Measured]) -> pd.Series:
+    """Which rows are of other images than those that students were trained on, as far as this is known.
+
+    Where a set was made anew and measured again, these are the images that are there now.
+    """
+    found = pd.Series(False, table.index)
+    for folder in dict.fromkeys(one.syn_dir for one in measured if one.set_digest):
+        of_it = [one for one in measured if one.syn_dir == folder and one.set_digest]
+        digests = {one.set_digest for one in of_it if one.is_there} or {one.set_digest for one in of_it}
+        found |= of_folder(table, folder) & ~table["set"].isin({*digests, ""})
+    return found
+
+
+def of_images(table: pd.DataFrame, digest: str | None) -> pd.DataFrame:
+    """The rows of images with this digest; where there are none, those that do not say of which images they are."""
+    exact = table if digest is None else table[table["set"] == digest]
+    return exact if len(exact) else table[table["set"] == ""]
 
 
 @dataclass(frozen=True)
@@ -161,8 +190,11 @@ def feature_reader(teacher: Teacher, machine: cli.MachineFlags, output: Path) ->
 
 def measure(reader: FeatureReader, arch: str, method: str, folder: ImageFolder) -> Iterator[list]:
     """The rows of one set, a class each."""
+    of_set = str(folder.root), ""
+    with contextlib.suppress(UserError):  # of the user's own images: a file of this name that is none of ours
+        of_set = str(folder.root), manifest.digest_of_images(folder.root) or ""
     for label, features in reader.by_class(folder, method):
-        yield [method, folder.classes[label], len(features), similarity(features), arch, str(folder.root)]
+        yield [method, folder.classes[label], len(features), similarity(features), arch, *of_set]
 
 
 if __name__ == "__main__":

@@ -140,6 +140,21 @@ def test_of_images_that_were_made_anew_since_nothing_is_said_but_what_was_measur
         assert row.isna()[name], name
 
 
+def test_similarity_of_the_images_before_is_not_that_of_those_made_anew(run):
+    """As many images, in the same place."""
+    path = run / "diversity" / "delt" / "diversity.csv"
+    before, head = manifest.digest_of_images(run / "delt"), path.read_text().splitlines()[0]
+    rows = [f"delt,{label},2,0.5,conv3,{run / 'delt'},{before}" for label in ("ant", "moth")]
+    path.write_text("\n".join([f"{head},set", *rows, ""]))
+    measured(run, "delt", "delt", (50.0,), set=before)
+    assert table(run)["delt", "delt"]["similarity"] == 0.5
+    record = json.loads((run / "delt" / "manifest.json").read_text())
+    record["images"][NAMES[0]]["sha256"] = hashlib.sha256(b"made anew").hexdigest()
+    write_manifest(run / "delt", **record)
+    measured(run, "delt", "delt", (50.0,), set=manifest.digest_of_images(run / "delt"))
+    assert math.isnan(table(run)["delt", "delt"]["similarity"])
+
+
 def test_bytes_of_images_and_labels(run):
     rows = table(run)
     row = rows["delt", "delt"]

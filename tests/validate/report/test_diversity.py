@@ -14,6 +14,8 @@ from PIL import Image
 from conftest import CLASSES, INPUT, MEAN, STD
 from helpers import few
 from plain_teacher import features_and_logits
+from result_files import DIGEST, write_manifest
+from utils.data import manifest
 from utils.run.errors import UserError
 from validate.report import diversity
 
@@ -35,6 +37,8 @@ def measure(place, **changes):
 
 
 def test_diversity_of_several_sets(place):
+    images = {path.relative_to(place.init).as_posix(): DIGEST for path in place.init.glob("*/*")}
+    write_manifest(place.init, settings={}, sha256=images, finished=True)
     outcome = measure(place)
     assert outcome.code == 0, outcome.err
     table = pd.read_csv(place / "out" / "diversity.csv")
@@ -44,6 +48,8 @@ def test_diversity_of_several_sets(place):
     )
     assert set(table.loc[table["method"] == "medium", "images"]) == {4} and table["similarity"].between(-1, 1).all()
     assert (table["extractor"] == "conv3").all()
+    assert set(table.loc[table["method"] == "medium", "set"]) == {manifest.digest_of_images(place.init)}
+    assert table.loc[table["method"] == "train", "set"].isna().all(), "it has no manifest"
     assert (place / "out" / "diversity.png").read_bytes().startswith(b"\x89PNG")
     mean = table.loc[table["method"] == "medium", "similarity"].mean()
     assert f"medium: {mean:.4f}" in outcome.out

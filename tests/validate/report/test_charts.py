@@ -1,0 +1,47 @@
+"""What the report's figures are drawn of."""
+
+import hashlib
+
+from helpers import noise
+from result_files import DIGEST, write_manifest, write_result
+from utils.data import manifest
+from validate.report import charts, collect
+
+OTHER = hashlib.sha256(b"other images").hexdigest()
+
+
+def made(folder, digest=DIGEST):
+    """A set of two images a class, and the digest of its images."""
+    names = [f"{label}/{k}.png" for label in ("ant", "moth") for k in range(2)]
+    for number, name in enumerate(names):
+        noise(folder / name, number)
+    write_manifest(folder, settings={}, sha256={name: digest for name in names}, finished=True)
+    return manifest.digest_of_images(folder)
+
+
+def write_diversity(run, *rows):
+    """A diversity.csv of two classes; each row is a dictionary of what is not the default."""
+    usual = {"method": "delt", "images": 2, "similarity": 0.5, "extractor": "conv3", "syn_dir": "syn", "set": ""}
+    rows = [{**usual, **row, "class": label} for row in rows for label in ("ant", "moth")]
+    run.mkdir(parents=True, exist_ok=True)
+    lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
+    (run / "diversity.csv").write_text("\n".join([*lines, ""]))
+
+
+def lines_of(*runs):
+    """Line -> mean of what the figure of diversity shows."""
+    found = next(one for one in charts.of_runs(list(map(str, runs)), collect.read(runs)) if one.anchor == "diversity")
+    return {} if found.numbers is None else found.numbers.groupby("method")["similarity"].mean().to_dict()
+
+
+def test_similarity_of_images_that_were_made_anew_is_not_drawn(tmp_path, capsys):
+    folder = str(tmp_path / "syn")
+    before = made(tmp_path / "syn")
+    write_result(tmp_path, set=before)
+    write_diversity(tmp_path, {"syn_dir": folder, "set": before}, {"syn_dir": "/other", "method": "mine", "set": "b"})
+    assert lines_of(tmp_path) == {"delt": 0.5, "mine": 0.5}
+    now = made(tmp_path / "syn", OTHER)
+    write_result(tmp_path, set=now, name="again", settings={"images": "anew"})
+    assert lines_of(tmp_path) == {"mine": 0.5} and f"left out: the diversity of {folder}" in capsys.readouterr().out
+    write_diversity(tmp_path, {"syn_dir": folder, "set": now, "similarity": 0.7})
+    assert lines_of(tmp_path) == {"delt": 0.7}
