@@ -95,7 +95,8 @@ def _diversity(runs: Sequence[str], measured: Sequence[Measured]) -> Chart:
         )
         return Chart("diversity", title, text)
     table = pd.concat(tables).drop_duplicates(diversity.UNIQUE)
-    table["method"] = told_apart(table[["method", "syn_dir"]].to_numpy().tolist())
+    words = table[["method", "syn_dir", "extractor"]].assign(sha256=table["extractor_sha256"].str[:8])
+    table["method"] = told_apart(words.to_numpy().tolist())
     text = (
         "Mean cosine similarity of the pairs of images within a class, in a network's penultimate features: lower is "
         "more diverse."

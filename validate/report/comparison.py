@@ -24,6 +24,7 @@ from utils.run.files import write_text
 from utils.run.markdown import escaped
 from utils.run.markdown import table as markdown_table
 from utils.run.outputs import check_output
+from utils.run.progress import say_once
 from validate.labels import folder_of
 from validate.report import collect, diversity, origins
 from validate.report.collect import Measured
@@ -56,13 +57,13 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
     in percent, bytes of one student's labels, `labels` how these are known: stored, computed, or none.
     Rows of one `subject` are of one set, with the same teachers and test images.
     """
-    similarities = {run: diversity.of_run(run) for run in {one.run for one in measured}}
+    similarities = _similarities(measured)
     baselines: dict[str, list[Measured]] = {}
     for one in measured:
         if one.method == BASELINE:
             baselines.setdefault(one.conditions, []).append(one)
     rows = []
-    for one in measured:
+    for one, similar in zip(measured, similarities):
         there = one.is_there
         made, images = (origins.making(one.set_dir), images_of(one)) if there else ({}, None)
         label_bytes, labels = bytes_of_labels(one, images)
@@ -81,7 +82,7 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
                 "top1_std": statistics.stdev(one.top1) if len(one.seeds) > 1 else None,
                 "margin": margin,
                 "margin_std": margin_std,
-                "similarity": _similarity(similarities[one.run], one, images) if there else None,
+                "similarity": _similarity(similar, images),
                 "syn_dir": one.syn_dir,
                 "subject": one.subject[:SUBJECT_DIGITS],
             }
@@ -140,11 +141,30 @@ def _iterations(folder: Path) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _similarity(found: pd.DataFrame | None, one: Measured, images: ImageFolder | None) -> float | None:
+def _similarities(measured: Sequence[Measured]) -> list[pd.DataFrame]:
+    """For each result what was measured of its images; nothing for a group's whose similarities would not compare."""
+    tables = {run: diversity.of_run(run) for run in {one.run for one in measured}}
+    nothing = pd.DataFrame(columns=diversity.COLUMNS)
+    found = [nothing] * len(measured)
+    for k, one in enumerate(measured):
+        if (rows := tables[one.run]) is not None and one.is_there:
+            found[k] = diversity.of_images(rows[diversity.of_folder(rows, one.syn_dir)], one.set_digest)
+    for group in dict.fromkeys(one.group for one in measured):
+        own = [k for k, one in enumerate(measured) if one.group == group and len(found[k])]
+        networks = diversity.extractors(pd.concat([nothing, *(found[k] for k in own)]))
+        if len(networks) > 1:
+            names = ", ".join(" ".join([arch, sha[:8]]).strip() for arch, sha in sorted(networks))
+            say_once(
+                f"left out: similarities of {_group_title(*group)}: they are in the features of several networks "
+                f"({names}), which do not compare; measure all sets by one"
+            )
+            for k in own:
+                found[k] = nothing
+    return found
+
+
+def _similarity(found: pd.DataFrame, images: ImageFolder | None) -> float | None:
     """The mean over classes; None where it was not measured of these images."""
-    if found is None:
-        return None
-    found = diversity.of_images(found[diversity.of_folder(found, one.syn_dir)], one.set_digest)
     measured = len(found) > 0 and (images is None or found["images"].sum() == len(images))
     return found["similarity"].mean() if measured else None
 
@@ -196,7 +216,11 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
         sets.sort(key=lambda one: -_top1(one, protocols[0]))
         rows = [_row(one, protocols, soft) for one in sets]
         count = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
-        yield Group(f"{dataset}, IPC {ipc}, teacher {teacher}, student {student}, {count}", columns, main, rows)
+        yield Group(f"{_group_title(dataset, ipc, teacher, student)}, {count}", columns, main, rows)
+
+
+def _group_title(dataset: str, ipc: int, teacher: str, student: str) -> str:
+    return f"{dataset}, IPC {ipc}, teacher {teacher}, student {student}"
 
 
 def _by_protocol(rows: pd.DataFrame) -> dict[str, pd.Series]:

@@ -34,9 +34,10 @@ from validate.report import figures
 from validate.report.collect import Measured, left_out, told_apart
 
 FILE = "diversity.csv"
-COLUMNS = ["method", "class", "images", "similarity", "extractor", "syn_dir", "set"]
-LATER = ["set"]  # what tables of earlier versions do not have
-UNIQUE = ["method", "class", "syn_dir", "set"]
+COLUMNS = ["method", "class", "images", "similarity", "extractor", "syn_dir", "set", "extractor_sha256"]
+LATER = ["set", "extractor_sha256"]  # what tables of earlier versions do not have
+EXTRACTOR = ["extractor", "extractor_sha256"]
+UNIQUE = ["method", "class", "syn_dir", "set", *EXTRACTOR]
 BATCH_SIZE = 256
 
 
@@ -51,7 +52,7 @@ def similarity(features: torch.Tensor) -> float:
 def read(path: str | Path) -> pd.DataFrame:
     """The table that this module writes; what an earlier version did not say is empty. Raises UserError for others."""
     try:
-        table = pd.read_csv(path, dtype={"method": str, "class": str, "set": str}, keep_default_na=False)
+        table = pd.read_csv(path, dtype=dict.fromkeys(UNIQUE, str), keep_default_na=False)
         table = table.assign(**{name: "" for name in LATER if name not in table})
         table["similarity"] = table["similarity"].astype(float)
         table = table[COLUMNS]
@@ -96,6 +97,15 @@ def stale(table: pd.DataFrame, measured: Sequence[Measured]) -> pd.Series:
         digests = {one.set_digest for one in of_it if one.is_there} or {one.set_digest for one in of_it}
         found |= of_folder(table, folder) & ~table["set"].isin({*digests, ""})
     return found
+
+
+def extractors(table: pd.DataFrame) -> set[tuple[str, str]]:
+    """Architecture and SHA-256 of the networks in whose features the rows were measured.
+
+    What an earlier version did not say of one is taken to be what others of that architecture say.
+    """
+    found = set(table[EXTRACTOR].itertuples(index=False, name=None))
+    return {(arch, sha) for arch, sha in found if sha or not any(one == arch and more for one, more in found)}
 
 
 def of_images(table: pd.DataFrame, digest: str | None) -> pd.DataFrame:
@@ -154,7 +164,7 @@ def main() -> None:
     [teacher] = teacher_flags.load(geometry_flags, flags.syn_dir[0], "DIR", machine.workers, flags.syn_dir)
     reader = feature_reader(teacher, machine, output)
     with explain_out_of_memory(reader.batch_size):
-        rows = [row for pair in zip(flags.method, folders) for row in measure(reader, teacher.arch, *pair)]
+        rows = [row for pair in zip(flags.method, folders) for row in measure(reader, teacher, *pair)]
     table = pd.DataFrame(rows, columns=COLUMNS)
     write_text(output, table.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     figures.save(output.with_suffix(".png"), lambda: figures.diversity(table))
@@ -188,13 +198,14 @@ def feature_reader(teacher: Teacher, machine: cli.MachineFlags, output: Path) ->
     return FeatureReader(network, teacher.geometry, runtime, size, machine.workers, resize_whole, may_split=may_split)
 
 
-def measure(reader: FeatureReader, arch: str, method: str, folder: ImageFolder) -> Iterator[list]:
+def measure(reader: FeatureReader, teacher: Teacher, method: str, folder: ImageFolder) -> Iterator[list]:
     """The rows of one set, a class each."""
-    of_set = str(folder.root), ""
+    digest = None
     with contextlib.suppress(UserError):  # of the user's own images: a file of this name that is none of ours
-        of_set = str(folder.root), manifest.digest_of_images(folder.root) or ""
+        digest = manifest.digest_of_images(folder.root)
+    more = teacher.arch, str(folder.root), digest or "", teacher.sha256
     for label, features in reader.by_class(folder, method):
-        yield [method, folder.classes[label], len(features), similarity(features), arch, *of_set]
+        yield [method, folder.classes[label], len(features), similarity(features), *more]
 
 
 if __name__ == "__main__":

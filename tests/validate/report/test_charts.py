@@ -22,6 +22,7 @@ def made(folder, digest=DIGEST):
 def write_diversity(run, *rows):
     """A diversity.csv of two classes; each row is a dictionary of what is not the default."""
     usual = {"method": "delt", "images": 2, "similarity": 0.5, "extractor": "conv3", "syn_dir": "syn", "set": ""}
+    usual["extractor_sha256"] = ""
     rows = [{**usual, **row, "class": label} for row in rows for label in ("ant", "moth")]
     run.mkdir(parents=True, exist_ok=True)
     lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
@@ -45,3 +46,15 @@ def test_similarity_of_images_that_were_made_anew_is_not_drawn(tmp_path, capsys)
     assert lines_of(tmp_path) == {"mine": 0.5} and f"left out: the diversity of {folder}" in capsys.readouterr().out
     write_diversity(tmp_path, {"syn_dir": folder, "set": now, "similarity": 0.7})
     assert lines_of(tmp_path) == {"delt": 0.7}
+
+
+def test_each_network_that_looked_at_a_set_has_a_line_that_names_it(tmp_path):
+    write_result(tmp_path)
+    one, two = DIGEST, OTHER
+    by_conv3 = [{"extractor_sha256": sha, "similarity": value} for sha, value in ((one, 0.5), (two, 0.6))]
+    write_diversity(tmp_path, *by_conv3, {"extractor": "resnet18", "extractor_sha256": two, "similarity": 0.9})
+    assert lines_of(tmp_path) == {
+        f"delt (conv3) ({one[:8]})": 0.5,
+        f"delt (conv3) ({two[:8]})": 0.6,
+        "delt (resnet18)": 0.9,
+    }

@@ -206,6 +206,25 @@ def test_similarity_is_the_mean_over_classes(run):
     assert math.isnan(rows["random", "delt"]["similarity"])
 
 
+def by_networks(run, *networks):
+    """Write what each network, by its digest, says of a set's images."""
+    head = "method,class,images,similarity,extractor,syn_dir,set,extractor_sha256"
+    for method, network in zip(("delt", "random"), networks):
+        lines = [f"{method},{label},2,0.5,conv3,{run / method},,{network}" for label in ("ant", "moth")]
+        (run / "diversity" / method).mkdir(parents=True, exist_ok=True)
+        (run / "diversity" / method / "diversity.csv").write_text("\n".join([head, *lines, ""]))
+    return [table(run)[method, "delt"]["similarity"] for method in ("delt", "random")]
+
+
+def test_similarities_in_the_features_of_different_networks_are_not_compared(run, capsys):
+    assert by_networks(run, "a" * 64, "a" * 64) == [0.5, 0.5]
+    assert by_networks(run, "a" * 64, "") == [0.5, 0.5], "an earlier version did not say it"
+    capsys.readouterr()
+    assert all(map(math.isnan, by_networks(run, "a" * 64, "b" * 64)))
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("left out: similarities of cifar10, IPC 2, ") and "conv3 aaaaaaaa, conv3 bbbbbbbb" in line
+
+
 def test_a_set_that_is_gone(tmp_path):
     measured(tmp_path, "delt", "delt", (50.0,), syn_dir="/nowhere/syn")
     row = table(tmp_path)["delt", "delt"]
