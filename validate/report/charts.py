@@ -86,7 +86,7 @@ def _curves(measured: Sequence[Measured]) -> list[Chart]:
 def _diversity(runs: Sequence[str], measured: Sequence[Measured]) -> Chart:
     found = {Path(run): table for run in runs if (table := diversity.of_run(run)) is not None}
     tables = [_still_true(table, [one for one in measured if one.run == run]) for run, table in found.items()]
-    tables = [table for table in tables if len(table)]
+    tables = [table.assign(run=str(run)) for run, table in zip(found, tables) if len(table)]
     title = "Diversity"
     if not tables:
         text = (
@@ -94,9 +94,11 @@ def _diversity(runs: Sequence[str], measured: Sequence[Measured]) -> Chart:
             "page again."
         )
         return Chart("diversity", title, text)
-    table = pd.concat(tables).drop_duplicates(diversity.UNIQUE)
-    words = table[["method", "syn_dir", "extractor"]].assign(sha256=table["extractor_sha256"].str[:8])
-    table["method"] = told_apart(words.to_numpy().tolist())
+    table = pd.concat(tables, ignore_index=True)
+    # Folders of one relative path lie in different places for different runs, unless their images are the same.
+    table = table[~((table["set"] != "") & table.duplicated(diversity.UNIQUE))]
+    words = [table["method"], table["syn_dir"], table["extractor"], table["extractor_sha256"].str[:8]]
+    table = table.assign(method=told_apart(list(zip(*words, table["run"], table["set"].str[:8]))))
     text = (
         "Mean cosine similarity of the pairs of images within a class, in a network's penultimate features: lower is "
         "more diverse."

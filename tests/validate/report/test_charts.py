@@ -58,3 +58,12 @@ def test_each_network_that_looked_at_a_set_has_a_line_that_names_it(tmp_path):
         f"delt (conv3) ({two[:8]})": 0.6,
         "delt (resnet18)": 0.9,
     }
+
+
+def test_sets_of_one_relative_path_in_two_runs_are_two_lines(tmp_path):
+    """Unless their images are the same."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    for run, value in ((a, 0.5), (b, 0.6)):
+        write_result(run, syn_dir="syn")
+        write_diversity(run, {"similarity": value}, {"method": "random", "set": DIGEST, "similarity": 0.3})
+    assert lines_of(a, b) == {f"delt ({a})": 0.5, f"delt ({b})": 0.6, "random": 0.3}
