@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Sequence
 
 from utils import cli
 from utils.data import gallery
@@ -77,11 +78,7 @@ def main() -> None:
             figures.save(folder / "figures" / f"{chart.anchor}.png", chart.draw)
             text = chart.numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n")
             write_text(folder / "figures" / f"{chart.anchor}.csv", text)
-    drawn = {chart.anchor for chart in contents.charts if chart.numbers is not None}
-    for anchor in charts.CURVES:  # one for all, or one a protocol: those of an earlier report would pass for this one's
-        for path in (folder / "figures").glob(f"{anchor}*.*"):
-            if path.stem not in drawn:
-                path.unlink(missing_ok=True)
+    remove_others(folder / "figures", contents.charts)
     comparison.write(compared, folder)
     write_text(folder / "results.csv", results.to_csv(index=False, lineterminator="\n"))
     if contents.scores.empty:
@@ -95,6 +92,17 @@ def main() -> None:
         f"report: {len(measured)} results of {students} students: {folder / 'report.html'}; its tables "
         "and figures beside it"
     )
+
+
+def remove_others(folder: Path, found: Sequence[charts.Chart]) -> None:
+    """Remove an earlier report's figures that this one does not have: they would pass for its own."""
+    drawn = {chart.anchor for chart in found if chart.numbers is not None}
+    # Of curves there is one for all, or one a protocol.
+    earlier = [path for anchor in charts.CURVES for path in folder.glob(f"{anchor}*.*")]
+    earlier += [folder / f"{chart.anchor}.{ending}" for chart in found for ending in ("png", "csv")]
+    for path in earlier:
+        if path.stem not in drawn:
+            path.unlink(missing_ok=True)
 
 
 def class_names(sets: list[gallery.ImageSet]) -> list[str]:

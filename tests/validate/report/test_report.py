@@ -156,6 +156,16 @@ def test_curves_of_an_earlier_report_do_not_stay_beside_this_one(run):
     assert {"curves.png", "loss.csv", "mine.png"} <= left and not {"curves_delt.png", "loss_hard.csv"} & left
 
 
+def test_diversity_of_an_earlier_report_does_not_stay_beside_this_one(run):
+    figures = run / "report" / "figures"
+    figures.mkdir(parents=True)
+    for name in ("diversity.png", "diversity.csv", "diversity_of_mine.png"):
+        (figures / name).write_text("")
+    (run / "diversity.csv").unlink()
+    report(run)
+    assert {path.name for path in figures.glob("diversity*")} == {"diversity_of_mine.png"}
+
+
 def test_a_damaged_result_is_named(run):
     (run / "results" / "x.json").write_text("3")
     outcome = Place(run).start("validate.report.__main__", run)
