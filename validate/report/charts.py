@@ -47,19 +47,7 @@ class Chart:
 
 
 def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
-    seconds = pd.DataFrame.from_dict(origins.stage_seconds(measured), orient="index", columns=list(figures.STAGES))
-    return [
-        *_curves(measured),
-        _diversity(runs, measured),
-        Chart(
-            "time",
-            "Time per stage",
-            "Wall time on the machine that ran it, of validate for one student under the first protocol; what was "
-            "trained or made elsewhere has no bar.",
-            seconds.rename_axis("set").reset_index(),
-            figures.stages,
-        ),
-    ]
+    return [*_curves(measured), _diversity(runs, measured), _time(measured)]
 
 
 def _curves(measured: Sequence[Measured]) -> list[Chart]:
@@ -78,8 +66,12 @@ def _curves(measured: Sequence[Measured]) -> list[Chart]:
             found = [(title, [student.curve for student in one.seeds.values()]) for title, one in entries]
             name = file_name(anchor, protocol) if protocol else anchor
             heading = f"{title}, {protocol}" if protocol else title
+            points = figures.points(found, entry)
+            if points.empty:
+                charts.append(Chart(name, heading, "No result has such a curve."))
+                continue
             draw = partial(figures.curves, label=label, log=entry == "loss")
-            charts.append(Chart(name, heading, text, figures.points(found, entry), draw))
+            charts.append(Chart(name, heading, text, points, draw))
     return charts
 
 
@@ -112,3 +104,15 @@ def _still_true(table: pd.DataFrame, measured: Sequence[Measured]) -> pd.DataFra
     for folder in dict.fromkeys(table[stale]["syn_dir"]):
         say_once(f"left out: the diversity of {folder} (its images were made anew since; measure it again)")
     return table[~stale]
+
+
+def _time(measured: Sequence[Measured]) -> Chart:
+    title, columns = "Time per stage", list(figures.STAGES)
+    seconds = pd.DataFrame.from_dict(origins.stage_seconds(measured), orient="index", columns=columns)
+    if seconds.isna().all(axis=None):
+        return Chart("time", title, "No seconds are known.")
+    text = (
+        "Wall time on the machine that ran it, of validate for one student under the first protocol; what was "
+        "trained or made elsewhere has no bar."
+    )
+    return Chart("time", title, text, seconds.rename_axis("set").reset_index(), figures.stages)

@@ -7,7 +7,7 @@ import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from utils.data import manifest
 from utils.run.entry import one_line
@@ -180,11 +180,11 @@ def told_apart(entries: Sequence[Sequence[str]]) -> list[str]:
 
 def _measured(content: Any, run: Path) -> Measured:
     """Raises KeyError, TypeError or OverflowError where `content` is no result."""
-    names = {name: _typed(content[name], kind) for name, kind in NAMES.items()}
+    names = {name: (_count if kind is int else _text)(content[name]) for name, kind in NAMES.items()}
     seeds = {_typed(entry["seed"], int): _student(entry) for entry in _typed(content["seeds"], list)}
     if not seeds:
         raise KeyError("seeds")
-    more = {"images": _optional(content, "images", int), "set_digest": _optional(content, "set", str)}
+    more = {"images": _optional(content, "images", _count), "set_digest": _optional(content, "set", _text)}
     parts = {"arguments": _typed(content.get("arguments", {}), dict), "settings": _typed(content["settings"], dict)}
     return Measured(**names, **parts, **more, run=run, seeds=seeds)
 
@@ -199,7 +199,7 @@ def _student(entry: dict[str, Any]) -> Student:
 
 def _processes(value: Any) -> tuple[int, ...]:
     """One where nothing is noted, as in results of earlier versions."""
-    return tuple(_typed(number, int) for number in (value if isinstance(value, list) else [value or 1]))
+    return tuple(_count(number) for number in (value if isinstance(value, list) else [value or 1]))
 
 
 def _objects(value: Any) -> list[dict]:
@@ -207,11 +207,24 @@ def _objects(value: Any) -> list[dict]:
 
 
 def _number(value: Any) -> float:
-    return float(_typed(value, (int, float)))
+    number = float(_typed(value, (int, float)))
+    if not abs(number) < 1e12:  # nor NaN: more than was ever measured in percent, seconds or epochs
+        raise OverflowError
+    return number
 
 
-def _optional(content: Any, name: str, kind: type) -> Any:
-    return None if content.get(name) is None else _typed(content[name], kind)
+def _count(value: Any) -> int:
+    if not 0 <= _typed(value, int) < 2**31:  # more than there ever were of epochs, images or processes
+        raise OverflowError
+    return value
+
+
+def _text(value: Any) -> str:
+    return _typed(value, str)
+
+
+def _optional(content: Any, name: str, checked: Callable[[Any], Any]) -> Any:
+    return None if content.get(name) is None else checked(content[name])
 
 
 def _typed(value: Any, kind: type | tuple[type, ...]) -> Any:

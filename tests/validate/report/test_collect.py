@@ -1,6 +1,7 @@
 """Which results the report is made of."""
 
 import json
+import math
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,29 @@ PLACES = [
     ("seeds", 0, "curve", 1),
     *(("seeds", 0, "curve", 0, name) for name in ("epoch", "loss")),
 ]
+
+
+FIRST = ("seeds", 0)
+
+
+@pytest.mark.parametrize(
+    "place, value",
+    [
+        *(((*FIRST, name), value) for name in ("top1", "seconds") for value in (math.nan, math.inf, 1e300)),
+        ((*FIRST, "curve", 0, "loss"), math.nan),
+        *(((name,), value) for name in ("epochs", "ipc", "images") for value in (10**30, -1)),
+    ],
+    ids=str,
+)
+def test_numbers_that_no_student_has_are_refused(tmp_path, place, value):
+    path = write_result(tmp_path)
+    content = inner = json.loads(path.read_text())
+    for name in place[:-1]:
+        inner = inner[name]
+    inner[place[-1]] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="is no result of validate"):
+        collect.read([tmp_path])
 
 
 @few

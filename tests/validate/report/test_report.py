@@ -1,6 +1,7 @@
 """python -m validate.report: the files that it leaves."""
 
 import csv
+import json
 import math
 import re
 
@@ -126,6 +127,17 @@ def test_a_report_of_sets_that_are_gone(tmp_path):
     page = report(tmp_path)
     assert "no longer" in page and "validate.report.diversity" in page and "<label title=" not in page
     assert not (tmp_path / "report" / "figures" / "diversity.png").exists()
+
+
+def test_a_report_without_curves_and_seconds_has_its_tables_and_no_such_figures(tmp_path):
+    path = write_result(tmp_path, syn_dir="/nowhere/syn")
+    content = json.loads(path.read_text())
+    for student in content["seeds"]:
+        student.update(curve=[], seconds=0.0)
+    path.write_text(json.dumps(content))
+    page = report(tmp_path)
+    assert "42.00 ± 2.83" in page and "No result has such a curve." in page and "No seconds are known." in page
+    assert not list((tmp_path / "report").glob("figures/*"))
 
 
 @pytest.mark.slow
