@@ -53,7 +53,7 @@ def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
 def _curves(measured: Sequence[Measured]) -> list[Chart]:
     """Accuracies and losses; of each protocol by itself where there are more than can be told apart in one figure."""
     titles = told_apart(
-        [(one.title, one.dataset, one.teacher, one.syn_dir, digest(one.settings)[:8]) for one in measured]
+        [(one.title, one.dataset, one.teacher, *one.words, digest(one.settings)[:8]) for one in measured]
     )
     titled = list(zip(titles, measured))
     parts = {"": titled}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
 from utils.data import manifest
+from utils.nets.teacher import unsaid_in
 from utils.run.entry import one_line
 from utils.run.errors import UserError
 from utils.run.files import digest, read_json
@@ -32,8 +33,9 @@ NAMES = {
 OF_THE_SET = ("method", "images", "weights", SQUARED)
 TILES = ("tiles", "tile_share")  # of the set, too, where the protocol takes them from it
 RATE = ("lr", "lr_search")
-# What they say of neither the protocol nor how it is run.
-OF_THE_SUBJECT = ("method", "images", "student", "teachers", "test_images", "precision")
+GEOMETRY = ("input_size", "mean", "std", "stem")
+# What they say of no protocol; and, beside it, what teachers leave unsaid.
+OF_THE_SUBJECT = ("method", "images", "student", "teachers", "test_images", "precision", "sync_bn", *GEOMETRY)
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,18 @@ class Measured:
 
     @property
     def subject(self) -> str:
-        """Equal for what one set gave under several protocols, with the same teachers, student and test images."""
-        return digest([self.ipc, *(self.settings.get(name) for name in OF_THE_SUBJECT)])
+        """Equal for what one set gave under several protocols, with the same teachers, student, test images, geometry
+        and precision."""
+        return digest([self.ipc, *(self.settings.get(name) for name in OF_THE_SUBJECT), unsaid_in(self.settings)])
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """For `told_apart`: which set it is, then by which settings of the subject it was measured."""
+        said = {name: value for name, value in self.settings.items() if value not in (None, False)}
+        size = f"{said['input_size']} px" if "input_size" in said else ""
+        named = [f"{name} {said[name]}" if name in said else "" for name in ("stem", "mean", "std", "precision")]
+        unsaid = ", ".join(f"{name}: {value}" for name, value in unsaid_in(self.settings).items())
+        return self.syn_dir, size, *named, "sync_bn" if "sync_bn" in said else "", unsaid, self.subject[:8]
 
     @property
     def set_title(self) -> str:
@@ -168,14 +180,30 @@ def left_out(what: str) -> Iterator[None]:
 
 
 def told_apart(entries: Sequence[Sequence[str]]) -> list[str]:
-    """The first word of each entry, and behind it what tells it from the others of that word, of those that follow."""
+    """The first word of each entry, and behind it what tells it from the others of that word, of those that follow.
+
+    A word may be empty.
+    """
     names = [entry[0] for entry in entries]
     for number in range(1, max(map(len, entries), default=0)):
         said: dict[str, set[str]] = {}
         for name, entry in zip(names, entries):
             said.setdefault(name, set()).add(entry[number])
-        names = [f"{name} ({entry[number]})" if len(said[name]) > 1 else name for name, entry in zip(names, entries)]
+        names = [
+            f"{name} ({entry[number]})" if entry[number] and len(said[name]) > 1 else name
+            for name, entry in zip(names, entries)
+        ]
     return names
+
+
+def names(measured: Sequence[Measured]) -> list[str]:
+    """What tables call each result's set: its method, and what tells it from others of that method in its group."""
+    found = [""] * len(measured)
+    for group in dict.fromkeys(one.group for one in measured):
+        own = [k for k, one in enumerate(measured) if one.group == group]
+        for k, name in zip(own, told_apart([(measured[k].method, *measured[k].words) for k in own])):
+            found[k] = name
+    return found
 
 
 def _measured(content: Any, run: Path) -> Measured:

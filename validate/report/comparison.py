@@ -36,7 +36,7 @@ OVER = "over random"  # heads what stands before each top-1
 COLUMNS = (
     *("dataset", "ipc", "teacher", "student", "method", "protocol", "iterations"),
     *("seconds", *(f"{stage}_seconds" for stage in STAGES), "image_bytes", "label_bytes", "labels"),
-    *("seeds", "top1", "top1_std", "margin", "margin_std", "similarity", "syn_dir", "subject"),
+    *("seeds", "top1", "top1_std", "margin", "margin_std", "similarity", "syn_dir", "subject", "name"),
 )
 SUBJECT_DIGITS = 16
 NOTE = (
@@ -55,7 +55,8 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
 
     What is known of a set's folder is that of the images in it: where these were made anew since, of none. Accuracies
     in percent, bytes of one student's labels, `labels` how these are known: stored, computed, or none.
-    Rows of one `subject` are of one set, with the same teachers and test images.
+    Rows of one `subject` are of one set, with the same teachers, test images, geometry and precision; `name` is what
+    tables call it.
     """
     similarities = _similarities(measured)
     baselines: dict[str, list[Measured]] = {}
@@ -63,7 +64,7 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
         if one.method == BASELINE:
             baselines.setdefault(one.conditions, []).append(one)
     rows = []
-    for one, similar in zip(measured, similarities):
+    for one, similar, name in zip(measured, similarities, collect.names(measured)):
         there = one.is_there
         made, images = (origins.making(one.set_dir), images_of(one)) if there else ({}, None)
         label_bytes, labels = bytes_of_labels(one, images)
@@ -85,12 +86,13 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
                 "similarity": _similarity(similar, images),
                 "syn_dir": one.syn_dir,
                 "subject": one.subject[:SUBJECT_DIGITS],
+                "name": name,
             }
         )
     frame = pd.DataFrame(rows, columns=COLUMNS)
     whole = ["iterations", "image_bytes", "label_bytes"]
     frame[whole] = frame[whole].astype("Int64")
-    numbers = [name for name in COLUMNS[7:-2] if name not in (*whole, "labels", "seeds")]
+    numbers = [name for name in COLUMNS[7:-3] if name not in (*whole, "labels", "seeds")]
     frame[numbers] = frame[numbers].astype(float)
     return frame
 
@@ -208,10 +210,7 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
         columns += ["seconds", *STAGES, "images", *(f"labels, {protocol}" for protocol in soft)]
         columns += ["similarity", "iterations"]
         # What was measured of one set several times under one name, by other settings, has a row each.
-        found = found.assign(
-            again=found.groupby(["subject", "protocol"]).cumcount(),
-            method=collect.told_apart(found[["method", "syn_dir", "subject"]].to_numpy().tolist()),
-        )
+        found = found.assign(again=found.groupby(["subject", "protocol"]).cumcount())
         sets = [_by_protocol(one) for _, one in found.groupby(["subject", "again"], sort=False)]
         sets.sort(key=lambda one: -_top1(one, protocols[0]))
         rows = [_row(one, protocols, soft) for one in sets]
@@ -233,7 +232,7 @@ def _top1(one: dict[str, pd.Series], protocol: str) -> float:
 
 def _row(one: dict[str, pd.Series], protocols: Sequence[str], soft: Sequence[str]) -> list[Cell]:
     first = next(iter(one.values()))
-    cells = [Cell(first["method"], first["method"])]
+    cells = [Cell(first["name"], first["name"])]
     for protocol in protocols:
         row = one.get(protocol, {})
         cells += [_cell(row.get("margin"), "{:+.2f}", row.get("margin_std"))]

@@ -133,8 +133,7 @@ def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     firsts = {entry.subject: entry for entry in reversed(measured)}
     subjects = list(dict.fromkeys(entry.subject for entry in measured))
     words = [
-        (f"{one.set_title}, {one.student}", one.dataset, one.teacher, one.syn_dir, one.subject[:8])
-        for one in map(firsts.get, subjects)
+        (f"{one.set_title}, {one.student}", one.dataset, one.teacher, *one.words) for one in map(firsts.get, subjects)
     ]
     found: dict[str, dict[str, float]] = {}
     for name, subject in zip(told_apart(words), subjects):

@@ -8,6 +8,7 @@ from typing import Iterable, Sequence
 
 import pandas as pd
 
+from validate.report import collect
 from validate.report.collect import Measured
 from validate.report.origins import teacher_top1
 
@@ -45,6 +46,7 @@ def table(measured: Sequence[Measured], full_hard: float | None) -> pd.DataFrame
     architecture. What was measured under several settings is not unique, and gives no score.
     """
     rows = []
+    names = dict(zip((entry.subject for entry in measured), collect.names(measured)))
     for subject in dict.fromkeys(entry.subject for entry in measured):
         own = [entry for entry in measured if entry.subject == subject]
         soft, plain, hard = (_one(own, name) for name in ("delt", "noaug", "hard"))
@@ -57,7 +59,7 @@ def table(measured: Sequence[Measured], full_hard: float | None) -> pd.DataFrame
             scores["ARS"] = augmentation_robust(*map(_fraction, (soft, random, plain, random_plain)))
         if scores:
             said = _said({name: searched[name] for name in scores})
-            rows.append([*own[0].group, own[0].method, scores.get("LRS"), scores.get("ARS"), said])
+            rows.append([*own[0].group, names[subject], scores.get("LRS"), scores.get("ARS"), said])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

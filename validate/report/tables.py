@@ -8,7 +8,7 @@ from typing import Any, Sequence
 import pandas as pd
 
 from utils.run.markdown import table
-from validate.report import published
+from validate.report import collect, published
 from validate.report.collect import Measured
 
 # Columns of the results that are shown, and their headings; the deviation stands in the cell of the top-1.
@@ -36,9 +36,10 @@ PUBLISHED = "published"
 def results(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row for each set, protocol and student, and below them the published figures of the same networks."""
     rows = []
-    for entry in measured:
-        row = {name: getattr(entry, name) for name in ("dataset", "ipc", "method", "teacher", "student", "protocol")}
+    for entry, name in zip(measured, collect.names(measured)):
+        row = {word: getattr(entry, word) for word in ("dataset", "ipc", "teacher", "student", "protocol")}
         row |= {
+            "method": name,
             "top1": round(statistics.fmean(entry.top1), 2),
             "std": round(statistics.stdev(entry.top1), 2) if len(entry.top1) > 1 else None,
             "seeds": len(entry.top1),

@@ -119,6 +119,7 @@ def test_entries_of_one_name_are_told_apart_by_the_first_words_that_differ():
     same = [("delt", "cifar10", "conv3", "a"), ("delt", "svhn", "conv3", "b"), ("cda", "svhn", "conv3", "b")]
     assert collect.told_apart(same) == ["delt (cifar10)", "delt (svhn)", "cda"]
     assert collect.told_apart([("delt", "x", "a"), ("delt", "x", "b")]) == ["delt (a)", "delt (b)"]
+    assert collect.told_apart([("delt", "8 px", "y"), ("delt", "", "y")]) == ["delt (8 px)", "delt"]
     assert collect.told_apart([("delt", "x"), ("delt", "x")]) == ["delt", "delt"] and collect.told_apart([]) == []
 
 

@@ -11,7 +11,7 @@ from conftest import Place
 from helpers import noise
 from result_files import DIGEST, write_manifest, write_result
 from utils.data import manifest
-from validate.report import collect, comparison, origins
+from validate.report import collect, comparison, origins, tables
 
 NAMES = [f"{label}/{position:03d}_x.png" for label in ("ant", "moth") for position in range(2)]
 SOFT, HARD = {"labels": "soft", "lr": 0.001}, {"labels": "hard", "lr": 0.001}
@@ -317,6 +317,33 @@ def test_a_row_is_of_one_set_whatever_the_files_are_called(tmp_path):
         (f"delt ({tmp_path / 'b'})", "60.00", "40.00"),
         (f"delt ({tmp_path / 'a'})", "50.00", "30.00"),
     ]
+
+
+@pytest.mark.parametrize(
+    "one, two, words",
+    [
+        ({"input_size": 8}, {"input_size": 16}, ("8 px", "16 px")),
+        ({"stem": "small"}, {"stem": "imagenet"}, ("stem small", "stem imagenet")),
+        ({"mean": [0.5] * 3}, {"mean": [0.4] * 3}, ("mean [0.5, 0.5, 0.5]", "mean [0.4, 0.4, 0.4]")),
+        ({"std of teacher 2": 1}, {"std of teacher 2": 2}, ("std of teacher 2: 1", "std of teacher 2: 2")),
+        ({}, {"sync_bn": True}, (None, "sync_bn")),
+    ],
+    ids=str,
+)
+def test_a_row_is_of_one_way_to_measure_and_says_which(tmp_path, one, two, words):
+    """A set under one protocol both ways, and under a second one in one of them."""
+    place = dict(syn_dir=str(tmp_path / "syn"))
+    measured(tmp_path, "delt", "delt", (50.0,), {**SOFT, **two}, **place, name="1")
+    measured(tmp_path, "delt", "delt", (40.0,), {**SOFT, **one}, **place, name="2")
+    measured(tmp_path, "delt", "hard", (30.0,), {**HARD, **one}, **place, name="3")
+    found = collect.read([tmp_path])
+    [group] = comparison.groups(comparison.table(found))
+    first, second = (f"delt ({word})" if word else "delt" for word in words)
+    rows = [[cell.text for cell in row] for row in group.rows]
+    assert [(row[0], row[2], row[4]) for row in rows] == [(second, "50.00", ""), (first, "40.00", "30.00")]
+    results = tables.results(found)
+    shown = results[results["source"] == "measured"]
+    assert set(zip(shown["method"], shown["top1"])) == {(first, 30.0), (first, 40.0), (second, 50.0)}
 
 
 def test_a_part_of_a_set_counts_as_what_it_is(run):

@@ -91,6 +91,15 @@ def test_what_was_searched_is_taken_before_what_was_not(tmp_path):
     assert table(tmp_path, 90.0).loc["delt", "LRS"] == pytest.approx(expected)
 
 
+def test_students_of_another_input_size_lend_nothing(tmp_path):
+    write_result(tmp_path, "random", "delt", ((0, 40.0),), settings={"input_size": 8})
+    write_result(tmp_path, "delt", "delt", ((0, 50.0),), settings={"input_size": 8})
+    write_result(tmp_path, "delt", "hard", ((0, 30.0),), settings={"input_size": 16})
+    assert table(tmp_path, 90.0).empty
+    write_result(tmp_path, "delt", "hard", ((0, 30.0),), settings={"input_size": 8}, name="alike")
+    assert list(table(tmp_path, 90.0).index) == ["delt (8 px)"]
+
+
 def test_random_images_under_another_teacher_lend_nothing(tmp_path):
     write_result(tmp_path, "delt", "delt", ((0, 50.0),))
     write_result(tmp_path, "delt", "hard", ((0, 30.0),))
