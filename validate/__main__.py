@@ -287,6 +287,8 @@ def claimed_run(experiment: Experiment, trial: Trial) -> ContextManager[Run]:
         "syn_dir": str(folder.root),
         "images": len(folder),
         "set": manifest.digest_of_images(folder.root),
+        "known_dataset": experiment.dataset,
+        "classes": experiment.geometry.num_classes,
     }
     distributed.require_same("settings of the run", settings)
     return Run.claimed(job.output_dir, settings, columns)

@@ -65,6 +65,7 @@ def test_the_settings_of_a_protocol_for_a_data_set_are_found_in_the_same_way(pla
     content = json.loads(path.read_text())
     assert content["settings"]["weight_decay"] == (0.25 if named else 0.01) and content["protocol"] == "sre2l epochs=1"
     assert content["dataset"] == ("insects" if named else place.root.name), "the tables name it, too"
+    assert (content["known_dataset"], content["classes"]) == ("insects" if named else None, 3)
 
 
 def test_stages_write_it_down(place, own_batch):

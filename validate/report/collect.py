@@ -68,6 +68,8 @@ class Measured:
     seeds: dict[int, Student]
     images: int | None = None  # how many; earlier versions did not say it
     set_digest: str | None = None  # of its images, as its manifest had them
+    known_dataset: str | None = None  # that `dataset` is, and not the name of a folder alone; see `_known`
+    classes: int | None = None  # how many; earlier versions did not say it
 
     @property
     def group(self) -> tuple[str, int, str, str]:
@@ -213,8 +215,14 @@ def _measured(content: Any, run: Path) -> Measured:
     if not seeds:
         raise KeyError("seeds")
     more = {"images": _optional(content, "images", _count), "set_digest": _optional(content, "set", _text)}
+    more |= {"known_dataset": _known(content), "classes": _optional(content, "classes", _count)}
     parts = {"arguments": _typed(content.get("arguments", {}), dict), "settings": _typed(content["settings"], dict)}
     return Measured(**names, **parts, **more, run=run, seeds=seeds)
+
+
+def _known(content: dict[str, Any]) -> str | None:
+    """Earlier versions did not say whether the data set was known: what they call it, then."""
+    return _optional(content, "known_dataset" if "known_dataset" in content else "dataset", str)
 
 
 def _student(entry: dict[str, Any]) -> Student:

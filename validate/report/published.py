@@ -5,6 +5,9 @@ ResNet-18 teacher and student, from DELT (arXiv 2411.19946, table 1), which also
 
 from __future__ import annotations
 
+from utils.data.datasets import DATASETS
+from validate.report.collect import Measured
+
 # data set -> IPC -> method -> top-1
 RESNET18: dict[str, dict[int, dict[str, float]]] = {
     "cifar10": {
@@ -33,3 +36,20 @@ RESNET18: dict[str, dict[int, dict[str, float]]] = {
 def top1(dataset: str, ipc: int, teacher: str, student: str) -> dict[str, float]:
     """Method -> top-1 published for these networks on this data set; empty if none is known."""
     return RESNET18.get(dataset, {}).get(ipc, {}) if teacher == student == "resnet18" else {}
+
+
+def beside(entry: Measured) -> dict[str, float]:
+    """Method -> top-1 published for what was measured; empty where that is other data than its data set's.
+
+    Its name has to be more than a folder's, and the number of classes and the input size the data set's own; what a
+    result of an earlier version does not say counts as such.
+    """
+    facts = DATASETS.get(entry.known_dataset)
+    classes = entry.classes
+    if classes is None and entry.images is not None and entry.ipc > 0:
+        classes = entry.images // entry.ipc  # of earlier versions
+    if not facts or classes not in (None, facts.classes):
+        return {}
+    if entry.settings.get("input_size") not in (None, facts.input_size):
+        return {}
+    return top1(entry.known_dataset, entry.ipc, entry.teacher, entry.student)

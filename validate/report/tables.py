@@ -34,7 +34,7 @@ PUBLISHED = "published"
 
 
 def results(measured: Sequence[Measured]) -> pd.DataFrame:
-    """One row for each set, protocol and student, and below them the published figures of the same networks."""
+    """One row for each set, protocol and student, and below them what was published of these networks and data."""
     rows = []
     for entry, name in zip(measured, collect.names(measured)):
         row = {word: getattr(entry, word) for word in ("dataset", "ipc", "teacher", "student", "protocol")}
@@ -50,9 +50,9 @@ def results(measured: Sequence[Measured]) -> pd.DataFrame:
             "source": "measured",
         }
         rows.append(row)
-    for group in dict.fromkeys(entry.group for entry in measured):
+    for group, known in {entry.group: found for entry in measured if (found := published.beside(entry))}.items():
         names = dict(zip(("dataset", "ipc", "teacher", "student"), group))
-        for method, top1 in published.top1(**names).items():
+        for method, top1 in known.items():
             rows.append({**names, "method": method, "protocol": "", "top1": top1, "source": PUBLISHED})
     frame = pd.DataFrame(rows)
     whole = ["seeds", "epochs"]

@@ -29,6 +29,27 @@ def test_published_figures_are_added_and_marked(tmp_path):
     assert set(known["student"]) == {"resnet18"} and known["seeds"].isna().all()
 
 
+OWN = {"known_dataset": "cifar10", "classes": 10, "settings": {"input_size": 32}}
+
+
+@pytest.mark.parametrize(
+    "facts, shown",
+    [
+        (OWN, True),
+        ({**OWN, "known_dataset": None}, False),
+        ({**OWN, "classes": 2}, False),
+        ({**OWN, "settings": {"input_size": 8}}, False),
+        # Of earlier versions, which said neither the classes nor whether the data set was known.
+        ({"images": 100, "settings": {"input_size": 32}}, True),
+        ({"images": 20, "settings": {"input_size": 32}}, False),
+    ],
+)
+def test_published_figures_stand_beside_the_data_that_they_are_of(tmp_path, facts, shown):
+    """Not beside another folder of the same name, a part of the classes, or images of another size."""
+    write_result(tmp_path, syn_dir="s", **facts)
+    assert (tables.results(collect.read([tmp_path]))["source"] == "published").any() == shown
+
+
 def test_published_figures_of_imagenet():
     found = [published.top1("imagenet1k", ipc, "resnet18", "resnet18")["DELT"] for ipc in (10, 50)]
     assert found == [46.1, 59.2]
