@@ -5,6 +5,7 @@ Beside the page are its figures as PNG, and its tables as Markdown and CSV.
 
 from __future__ import annotations
 
+import argparse
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Flags:
     title: str
     classes: int
     images: int
-    full_hard: float | None
+    full_hard: tuple[scores.FullHard, ...] | None
 
 
 def parse() -> Flags:
@@ -47,12 +48,22 @@ def parse() -> Flags:
     parser.add_argument("--images", type=cli.positive, default=10, help="most images of a class and set, early to late")
     parser.add_argument(
         "--full-hard",
-        type=cli.non_negative_float,
-        metavar="PERCENT",
-        help="top-1 of the student on the whole data set with hard labels, for LRS; the teacher's own where it is of "
-        "the same architecture",
+        type=full_hard,
+        action="append",
+        metavar="[ARCH=]PERCENT",
+        help="top-1 of a student on the whole data set with hard labels, for LRS, where no teacher is of its "
+        "architecture, whose own is taken; once for each such student",
     )
     return cli.group(parser.parse_args(), Flags)
+
+
+def full_hard(text: str) -> scores.FullHard:
+    """From 1 to 100 percent: less is a fraction, most likely."""
+    arch, _, number = text.rpartition("=")
+    value = cli.non_negative_float(number)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"'{text}' is not from 1 to 100 percent")
+    return arch or None, value
 
 
 def main() -> None:
@@ -69,7 +80,7 @@ def main() -> None:
         measured=measured,
         compared=compared,
         results=results,
-        scores=scores.table(measured, flags.full_hard),
+        scores=scores.table(measured, flags.full_hard or ()),
         charts=charts.of_runs(flags.runs, measured),
         blocks=gallery.blocks(class_names(sets), sets, flags.classes, flags.images, collect.left_out),
     )

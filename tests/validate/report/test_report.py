@@ -149,7 +149,9 @@ def test_a_report_of_sets_without_manifests(tmp_path):
 
 @pytest.mark.parametrize(
     "words, message",
-    [(["--classes", "0"], "--classes"), (["--full-hard", "much"], "--full-hard"), (["--output-dir", "a.txt"], "a.txt")],
+    [(["--classes", "0"], "--classes"), (["--full-hard", "much"], "--full-hard"), (["--output-dir", "a.txt"], "a.txt")]
+    # Nobody has 9000 percent, and less than one is a fraction.
+    + [(["--full-hard", word], "is not from 1 to 100 percent") for word in ("0", "0.9", "conv3=9000")],
 )
 def test_what_cannot_be(run, words, message, monkeypatch):
     monkeypatch.chdir(run)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from result_files import write_result
+from utils.run.errors import UserError
 from validate.report import collect, scores
 
 
@@ -23,7 +24,8 @@ def test_augmentation_robust_score():
 
 
 def table(run, full_hard):
-    return scores.table(collect.read([run]), full_hard).set_index("method")
+    given = [] if full_hard is None else [(None, full_hard)]
+    return scores.table(collect.read([run]), given).set_index("method")
 
 
 def test_scores_need_what_they_are_made_of(tmp_path):
@@ -105,3 +107,35 @@ def test_random_images_under_another_teacher_lend_nothing(tmp_path):
     write_result(tmp_path, "delt", "hard", ((0, 30.0),))
     write_result(tmp_path, "random", "delt", ((0, 40.0),), settings={"teachers": ["trained anew"]})
     assert table(tmp_path, 90.0).empty
+
+
+def of_students(run, *students):
+    """For each student what its LRS is made of, but the whole set; random images have 40, delt 50 and 30."""
+    for student in students:
+        for method, protocol, top1 in (("delt", "delt", 50.0), ("random", "delt", 40.0), ("delt", "hard", 30.0)):
+            name = f"{student} {method} {protocol}"
+            write_result(run, method, protocol, ((0, top1),), student=student, name=name)
+
+
+def robust(run, *full_hard):
+    found = scores.table(collect.read([run]), full_hard)
+    return dict(zip(found["student"], found["LRS"]))
+
+
+def test_what_is_given_for_the_whole_set_is_of_the_students_that_the_teacher_is_not_of(tmp_path, monkeypatch, capsys):
+    """A resnet18 teacher of 90 %, whatever is given for the others."""
+    of_students(tmp_path, "resnet18", "conv3")
+    monkeypatch.setattr(scores, "teacher_top1", lambda entry: 90.0 if entry.student == "resnet18" else None)
+    expected = {"resnet18": scores.label_robust(0.5, 0.4, 0.9, 0.3), "conv3": scores.label_robust(0.5, 0.4, 0.6, 0.3)}
+    assert robust(tmp_path, (None, 60.0)) == robust(tmp_path, ("conv3", 60.0)) == pytest.approx(expected)
+    assert capsys.readouterr().out == ""
+    assert robust(tmp_path, ("resnet18", 60.0)) == pytest.approx({"resnet18": expected["resnet18"]})
+    assert "--full-hard resnet18=60: no LRS needs it" in capsys.readouterr().out
+
+
+def test_what_could_be_of_several_students_has_to_say_which(tmp_path):
+    of_students(tmp_path, "conv2", "conv3")
+    with pytest.raises(UserError, match="--full-hard 60: could be of conv2 on cifar10, conv3 on cifar10; .*ARCH=PERC"):
+        robust(tmp_path, (None, 60.0))
+    found = robust(tmp_path, ("conv2", 60.0), ("conv3", 80.0))
+    assert found["conv3"] == pytest.approx(scores.label_robust(0.5, 0.4, 0.8, 0.3)) and found["conv2"] > found["conv3"]
