@@ -188,6 +188,7 @@ def finish(
         versions=versions(),
         teachers=[{"arch": teacher.arch, "sha256": teacher.sha256} for teacher in teachers],
         rounds=schedule.rounds,
+        classes=starts.classes,
         tile_side=starts.tile_side,
         peak_memory_mb=runtime.peak_memory_mb(),
     ):

@@ -77,7 +77,7 @@ def test_the_manifest_says_how_the_set_was_made(made):
     assert (settings["lr"], settings["r_bn"], settings["jitter"], settings["min_crop"]) == (0.25, 0.01, 0, 0.08)
     assert (settings["curriculum"], settings["milestone"], settings["seed"]) == ("cosine", 1, 0)
     assert (settings["first_bn_multiplier"], settings["batch_by"]) == (10, "class")
-    assert found["method"] == "delt iterations=8 round_iterations=2"
+    assert found["method"] == "delt iterations=8 round_iterations=2" and found["classes"] == list(CLASSES)
     assert found["teachers"] == [{"arch": "conv3", "sha256": hashlib.sha256(made.teacher.read_bytes()).hexdigest()}]
     for module in (torch, torchvision, np):
         assert found["versions"][module.__name__] == module.__version__.partition("+")[0]

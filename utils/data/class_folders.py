@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from pathlib import Path
+from typing import Iterator, Sequence
 
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder, by_number, has_mixed_numbers
@@ -34,6 +35,19 @@ def folder_for(geometry: Geometry, path: str, role: str, classes_by: str | None 
             f"{', '.join(folder.classes[:4])}, ...; if the teacher {other}, give --classes FILE"
         )
     return folder
+
+
+def in_any_order(path: str | Path, role: str, *orders: object) -> Iterator[ImageFolder]:
+    """The ImageFolder at `path`, its classes sorted, by number, and in those of the `orders` that are of its classes.
+
+    Digests depend on the order, which records do not always say. Raises UserError as ImageFolder does.
+    """
+    folder = ImageFolder(path, role)
+    yield folder
+    for order in (by_number(folder.classes), *orders):
+        names = [str(name) for name in order] if isinstance(order, list) else []
+        if names != folder.classes and sorted(names) == folder.classes:
+            yield ImageFolder(path, role, names)
 
 
 def by_position(path: str, role: str, classes: Sequence[str] | None) -> ImageFolder:

@@ -54,7 +54,12 @@ def _digests(content: dict[str, Any]) -> dict[str, str]:
     found = {**part(content, "sha256")}
     for path, entry in part(content, "images").items():  # those of a synthetic set, with more than a digest
         found.setdefault(path, entry.get("sha256") if isinstance(entry, dict) else None)
-    return {path: value for path, value in found.items() if isinstance(value, str) and _SHA256.fullmatch(value)}
+    return {path: value for path, value in found.items() if is_digest(value)}
+
+
+def is_digest(value: Any) -> bool:
+    """Whether it is a SHA-256 as records have it."""
+    return isinstance(value, str) and bool(_SHA256.fullmatch(value))
 
 
 def digest_of_images(folder: str | Path) -> str | None:

@@ -73,7 +73,7 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
             {
                 **{name: getattr(one, name) for name in ("dataset", "ipc", "teacher", "student", "method", "protocol")},
                 "iterations": _iterations(one.set_dir) if there else None,
-                "seconds": sum(made.values()) if made else None,
+                "seconds": sum(made.values()) if made and origins.is_traced(one.set_dir) else None,
                 **{f"{stage}_seconds": made.get(stage) for stage in STAGES},
                 "image_bytes": bytes_of_images(images),
                 "label_bytes": label_bytes,

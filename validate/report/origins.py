@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Sequence
 
 from utils.data import manifest
+from utils.data.class_folders import in_any_order
 from utils.data.gallery import ImageSet
 from utils.data.image_folder import ImageFolder
 from utils.nets import checkpoints, statistics
@@ -25,13 +26,45 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def start_of(folder: Path) -> Path | None:
-    """The folder of images that a recovered set started from, if it is known and there; None for a start from noise."""
+    """The folder of images that a recovered set started from, if it is there and holds them still.
+
+    None for a start from noise, too. A line says where it holds other images.
+    """
     record = record_of(folder)
     written = manifest.part(record, "arguments").get("init_dir")
-    if not isinstance(written, str) or not written or manifest.part(record, "settings").get("init") == "noise":
+    if not starts_from_images(record) or not isinstance(written, str) or not written:
         return None
     # Beside the set if the whole run's folder was moved.
-    return next((path for path in (Path(written), folder.parent / Path(written).name) if os.path.isdir(path)), None)
+    there = [path for path in (Path(written), folder.parent / Path(written).name) if os.path.isdir(path)]
+    with left_out(f"what {folder} started from"):
+        if found := next((path for path in there if _is_start(path, record)), None):
+            return found
+        if there:
+            raise UserError(f"{there[0]}: its images are not those that the manifest of the set has the digest of")
+    return None
+
+
+def starts_from_images(record: dict[str, Any]) -> bool:
+    """Whether a manifest is of a set that was recovered from images, whatever became of these."""
+    init = manifest.part(record, "settings").get("init")
+    return init != "noise" and (manifest.is_digest(init) or bool(manifest.part(record, "arguments").get("init_dir")))
+
+
+def _is_start(path: Path, record: dict[str, Any]) -> bool:
+    """Whether the images in `path`, so many of each class as were recovered, have the digest of the manifest.
+
+    Where it has none, they count as such. Raises UserError where the folder is not whole.
+    """
+    settings = manifest.part(record, "settings")
+    init, ipc = settings.get("init"), settings.get("ipc")
+    if not manifest.is_digest(init):
+        return True
+    known = manifest.image_digests(path)
+    for images in in_any_order(path, "start", record.get("classes")):
+        images = images.first(ipc) if type(ipc) is int and 0 < ipc <= images.fewest() else images
+        if images.fingerprint(known) == init:
+            return True
+    return False
 
 
 def updates(folder: Path) -> list[int] | None:
@@ -99,10 +132,9 @@ def making(folder: Path) -> dict[str, float]:
 
     Statistics of several teachers are summed. What several sets share counts for each of them: alone it would take it.
     """
-    found, seen = {}, set()
-    while folder is not None and folder not in seen:
-        seen.add(folder)
-        record = record_of(folder)
+    found = {}
+    for place in _ancestry(folder):
+        record = record_of(place)
         recovered = "units" in record
         records = [("recover" if recovered else "ranking", record)]
         if recovered:
@@ -110,7 +142,20 @@ def making(folder: Path) -> dict[str, float]:
         for stage, content in records:
             if "seconds" in content:
                 found[stage] = found.get(stage, 0.0) + manifest.seconds(content)
-        folder = start_of(folder) if recovered else None
+    return found
+
+
+def is_traced(folder: Path) -> bool:
+    """Whether all is there that `making` asks: without a start its seconds are not those of the whole set."""
+    return not starts_from_images(record_of(_ancestry(folder)[-1]))
+
+
+def _ancestry(folder: Path | None) -> list[Path]:
+    """A set, what it was recovered from, and so on, as far as these are there."""
+    found: list[Path] = []
+    while folder is not None and folder not in found:
+        found.append(folder)
+        folder = start_of(folder) if "units" in record_of(folder) else None
     return found
 
 

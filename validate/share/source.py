@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from utils.data import manifest
+from utils.data.class_folders import in_any_order
 from utils.data.image_folder import ImageFolder, by_number
 from utils.nets import checkpoints
 from utils.nets.class_order import read_names
@@ -69,9 +70,8 @@ class Source:
 
     @functools.cached_property
     def _fingerprints(self) -> set[str]:
-        orders = (sorted(self.folder.classes), by_number(self.folder.classes))
-        others = (ImageFolder(self.folder.root, "--syn-dir", order).fingerprint(self.digests) for order in orders)
-        return {self.fingerprint, *others}
+        folders = in_any_order(self.folder.root, self.folder.role)
+        return {self.fingerprint, *(folder.fingerprint(self.digests) for folder in folders)}
 
     @property
     def method(self) -> str:

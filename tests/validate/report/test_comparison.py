@@ -109,6 +109,13 @@ def test_a_set_from_noise_has_no_ranking_and_one_of_a_recovered_start_has_its_ow
     assert [row[f"{stage}_seconds"] for stage in comparison.STAGES] == [12, 7.5, 63]
 
 
+def test_without_what_a_set_started_from_nobody_knows_its_seconds(run):
+    (run / "medium").rename(run / "elsewhere")
+    row = table(run)["delt", "delt"]
+    assert math.isnan(row["seconds"]) and math.isnan(row["ranking_seconds"])
+    assert (row["recover_seconds"], row["statistics_seconds"]) == (60, 7.5)
+
+
 @pytest.mark.parametrize("changes", [dict(processes=8), dict(images=5)], ids=str)
 def test_more_images_or_other_processes_are_not_measured_alike(run, changes):
     alike = dict(processes=1, images=4)

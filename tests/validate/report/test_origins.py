@@ -77,6 +77,23 @@ def test_a_set_from_noise_has_no_starting_images(place, init, shown):
     assert origins.updates(place.syn) == [8, 6, 4, 2]
 
 
+@pytest.mark.parametrize("reordered", [False, True])
+def test_images_made_anew_in_the_place_of_a_start_are_no_start(place, capsys, reordered):
+    """Nor are their seconds those of the set; whatever the order of the teacher's classes."""
+    if reordered:
+        place.reorder_teacher()
+    place.works("recover", ipc=3)
+    write_manifest(place.init, settings={"criterion": "medium"}, seconds=30)
+    capsys.readouterr()
+    assert origins.start_of(place.syn) == place.init and origins.is_traced(place.syn)
+    assert origins.making(place.syn)["ranking"] == 30 and capsys.readouterr().out == ""
+    noise(sorted(place.init.glob("*/*.png"))[0], 1, 32)
+    assert origins.start_of(place.syn) is None and not origins.is_traced(place.syn)
+    assert set(origins.making(place.syn)) == {"recover"}
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"left out: what {place.syn} started from ({place.init}: ")
+
+
 def saved(path, **facts):
     """Write a checkpoint of one weight and these facts; the settings of a result whose teacher it is."""
     torch.save({"model": {"w": torch.zeros(1)}, **facts}, path)
