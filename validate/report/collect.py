@@ -181,6 +181,18 @@ def left_out(what: str) -> Iterator[None]:
         say_once(f"left out: {what} ({one_line(error)})")
 
 
+def baseline(alike: Sequence[Measured]) -> Measured | None:
+    """The random images to compare with, of those that were measured alike; of several sets none, as a line says.
+
+    Those that are no longer on disk as they were measured, such as of an earlier draw, make room for those that are.
+    """
+    found = [one for one in alike if one.is_there] or list(alike)
+    if len(found) > 1:
+        folders = ", ".join(sorted({one.syn_dir for one in found}))
+        say_once(f"no margin over random images, nor scores: several sets of these were measured alike: {folders}")
+    return found[0] if len(found) == 1 else None
+
+
 def told_apart(entries: Sequence[Sequence[str]]) -> list[str]:
     """The first word of each entry, and behind it what tells it from the others of that word, of those that follow.
 

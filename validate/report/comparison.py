@@ -171,11 +171,11 @@ def _similarity(found: pd.DataFrame, images: ImageFolder | None) -> float | None
     return found["similarity"].mean() if measured else None
 
 
-def _margin(one: Measured, baselines: Sequence[Measured]) -> tuple[float | None, float | None]:
+def _margin(one: Measured, alike: Sequence[Measured]) -> tuple[float | None, float | None]:
     """Over the random images that were measured alike; of several sets of them over none."""
-    if one.method == BASELINE or len(baselines) != 1:
+    if one.method == BASELINE or (baseline := collect.baseline(alike)) is None:
         return None, None
-    return difference(one.top1, baselines[0].top1)
+    return difference(one.top1, baseline.top1)
 
 
 # --- for people --------------------------------------------------------------------------------------------------

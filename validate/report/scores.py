@@ -12,7 +12,7 @@ import pandas as pd
 from utils.run.errors import UserError, listed
 from utils.run.progress import say_once
 from validate.report import collect
-from validate.report.collect import Measured
+from validate.report.collect import Measured, baseline
 from validate.report.origins import teacher_top1
 
 COLUMNS = ["dataset", "ipc", "teacher", "student", "method", "LRS", "ARS", "lr_search"]
@@ -115,10 +115,15 @@ def _settled(full_hard: Sequence[FullHard], students: set[tuple[str, str]]) -> d
 
 def _one(entries: Iterable[Measured], protocol: str) -> Measured | None:
     """The one under a protocol, with its rate searched for if there is such a one; of several none."""
-    for name in (protocol + SEARCHED, protocol):
-        if found := [entry for entry in entries if entry.protocol == name]:
-            return found[0] if len(found) == 1 else None
-    return None
+    found = _under(entries, protocol)
+    return found[0] if len(found) == 1 else None
+
+
+def _under(entries: Iterable[Measured], protocol: str) -> list[Measured]:
+    """Those under a protocol with their rates searched for; where there are none, those without."""
+    entries = list(entries)
+    searched = [entry for entry in entries if entry.protocol == protocol + SEARCHED]
+    return searched or [entry for entry in entries if entry.protocol == protocol]
 
 
 def _random(measured: Sequence[Measured], entry: Measured | None) -> Measured | None:
@@ -130,7 +135,7 @@ def _random(measured: Sequence[Measured], entry: Measured | None) -> Measured | 
         for one in measured
         if one.method == "random" and one.group == entry.group and one.conditions_but_rate == entry.conditions_but_rate
     ]
-    return _one(alike, entry.protocol.removesuffix(SEARCHED))
+    return baseline(_under(alike, entry.protocol.removesuffix(SEARCHED)))
 
 
 def _searched(*entries: Measured | None) -> bool:

@@ -191,9 +191,18 @@ def test_only_what_was_measured_alike_is_compared(run):
     assert rows["delt", "delt"]["margin"] == 4.5
 
 
-def test_of_two_random_sets_none_is_the_baseline(run):
-    write_result(run, "random", "delt", ((0, 1.0),), name="again", settings={**SOFT, "images": "x"}, ipc=2, epochs=30)
+def test_of_two_random_sets_none_is_the_baseline_as_a_line_says(run, capsys):
+    measured(run, "random", "delt", (1.0,), syn_dir=str(run / "again"), name="again")
     assert math.isnan(table(run)["delt", "delt"]["margin"])
+    table(run)
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("no margin over random images") and line.endswith(f": {run / 'again'}, {run / 'random'}")
+
+
+def test_random_images_that_were_drawn_anew_take_the_place_of_the_earlier_ones(run, capsys):
+    """The result of the earlier draw stays beside that of the images which are there."""
+    measured(run, "random", "delt", (1.0,), settings={**SOFT, "images": "x"}, name="again", set=DIGEST)
+    assert table(run)["delt", "delt"]["margin"] == 4.5 and capsys.readouterr().out == ""
 
 
 def test_similarity_is_that_of_the_same_folder_whatever_it_is_called(run):

@@ -139,3 +139,12 @@ def test_what_could_be_of_several_students_has_to_say_which(tmp_path):
         robust(tmp_path, (None, 60.0))
     found = robust(tmp_path, ("conv2", 60.0), ("conv3", 80.0))
     assert found["conv3"] == pytest.approx(scores.label_robust(0.5, 0.4, 0.8, 0.3)) and found["conv2"] > found["conv3"]
+
+
+def test_random_images_that_were_drawn_anew_take_the_place_of_the_earlier_ones_in_scores_too(tmp_path):
+    of_students(tmp_path, "conv3")
+    settings = {"images": "the earlier draw"}
+    write_result(tmp_path, "random", "delt", ((0, 10.0),), student="conv3", settings=settings, name="r", set="0" * 64)
+    assert robust(tmp_path, (None, 60.0))["conv3"] == pytest.approx(scores.label_robust(0.5, 0.4, 0.6, 0.3))
+    write_result(tmp_path, "random", "delt", ((0, 10.0),), student="conv3", settings=settings, name="r")
+    assert robust(tmp_path, (None, 60.0)) == {}, "of two sets none"
