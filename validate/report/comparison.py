@@ -111,8 +111,7 @@ def difference(top1: Sequence[float], baseline: Sequence[float]) -> tuple[float,
 def images_of(one: Measured) -> ImageFolder | None:
     """Those that students were trained on; None where they are gone."""
     try:
-        folder, ipc = ImageFolder(one.set_dir, "set"), one.arguments.get("ipc")
-        return folder.first(ipc) if isinstance(ipc, int) else folder
+        return origins.first_images(one.set_dir, one.arguments.get("ipc"))
     except UserError:
         return None
 

@@ -86,23 +86,34 @@ def updates(folder: Path) -> list[int] | None:
 def image_sets(measured: Sequence[Measured]) -> list[ImageSet]:
     """The sets that are still on disk, each once; a recovered one stands after the images that it started from.
 
-    What is not whole is left out, as a line says.
+    Of both as many images of each class as were measured. What is not whole is left out, as a line says.
     """
     there = [one for one in measured if os.path.isdir(one.set_dir) and one.is_there]
-    found = {(one.set_title, one.set_dir): one.syn_dir for one in there}
-    titles = told_apart([(title, syn_dir) for (title, _), syn_dir in found.items()])
+    found = {(one.set_title, one.set_dir): one for one in there}
+    titles = told_apart([(title, one.syn_dir) for (title, _), one in found.items()])
     sets = []
-    for title, (_, folder) in zip(titles, found):
+    for title, ((_, folder), one) in zip(titles, found.items()):
+        ipc = one.arguments.get("ipc")
         if start := start_of(folder):
-            sets += _images(f"{title}: start", start)
-        sets += _images(title, folder, updates(folder))
+            recovered = manifest.part(record_of(folder), "settings").get("ipc")
+            sets += _images(f"{title}: start", start, ipc or recovered)
+        sets += _images(title, folder, ipc, updates(folder))
     return sets
 
 
-def _images(title: str, folder: Path, updates: list[int] | None = None) -> list[ImageSet]:
+def _images(title: str, folder: Path, ipc: object, updates: list[int] | None = None) -> list[ImageSet]:
     with left_out(f"the images of {title}"):
-        return [ImageSet.from_folder(title, ImageFolder(folder, "set"), updates)]
+        return [ImageSet.from_folder(title, first_images(folder, ipc), updates)]
     return []
+
+
+def first_images(folder: Path, ipc: object) -> ImageFolder:
+    """The first `ipc` images of each class, as --ipc takes them; all if it is no number.
+
+    Raises UserError where they are not whole, or not as many.
+    """
+    images = ImageFolder(folder, "set")
+    return images.first(ipc) if type(ipc) is int and ipc > 0 else images
 
 
 def image_count(record: dict[str, Any]) -> int:

@@ -22,6 +22,18 @@ def test_a_recovered_set_and_its_start(tmp_path):
     assert [images.title for images in sets] == ["delt, IPC 10: start", "delt, IPC 10", "random, IPC 10"]
 
 
+def test_of_a_set_and_its_start_those_images_are_shown_that_were_measured(tmp_path):
+    write_run(tmp_path)
+    for ipc in (1, 3):
+        arguments = {"ipc": ipc}
+        write_result(tmp_path, "part", syn_dir=str(tmp_path / "syn"), ipc=ipc, arguments=arguments, name=f"part {ipc}")
+    sets = {images.title: images for images in origins.image_sets(collect.read([tmp_path]))}
+    for title, ipc in (("part, IPC 1", 1), ("part, IPC 3", 3), ("delt, IPC 10", 12)):
+        for images in (sets[title], sets[f"{title}: start"]):
+            shown = {name: [path.name for path in paths] for name, paths in images.paths.items()}
+            assert shown == {name: [f"{position:03d}_x.png" for position in range(ipc)] for name in ("ant", "moth")}
+
+
 def unfinished(run):
     record = json.loads((run / "init" / "manifest.json").read_text())
     write_manifest(run / "init", **{**record, "finished": False})
