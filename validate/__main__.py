@@ -278,7 +278,8 @@ def claimed_run(experiment: Experiment, trial: Trial) -> ContextManager[Run]:
         title += " stored" if kept == experiment.geometry.num_classes else f" stored top-{kept}"
     columns = {
         "dataset": experiment.dataset or Path(job.val_dir).resolve().parent.name,
-        "method": trial.method,
+        # In the settings it is as it was given: results of earlier versions, which had no more, are found.
+        "method": manifest.full_name(folder.root, trial.method),
         "ipc": nominal_ipc(folder),
         "teacher": experiment.teachers.name,
         "student": trial.arch,

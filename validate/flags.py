@@ -106,8 +106,8 @@ def parse() -> Job:
         "--method",
         nargs="+",
         metavar="NAME",
-        help="free text for the results, one for each --syn-dir; the method in its manifest, or the folder's name, if "
-        "left out",
+        help="free text for the results, one for each --syn-dir (what was changed stands behind its recipe's name); "
+        "the method in its manifest, or the folder's name, if left out",
     )
     parser.add_argument(
         "--student-arch",

@@ -59,8 +59,9 @@ SETTINGS_DIGITS = 16  # of the digest: rows of different settings are not averag
 
 
 def path_of(folder: str | Path, settings: dict, facts: dict) -> Path:
-    """The JSON of the run of these `settings`."""
-    name = file_name(facts["method"], facts["student"], facts["protocol"], digest(settings)[:8])
+    """The JSON of the run of these `settings`, under the name that was given to the set."""
+    method = settings.get("method", facts["method"])
+    name = file_name(method, facts["student"], facts["protocol"], digest(settings)[:8])
     return Path(folder) / "results" / f"{name}.json"
 
 
@@ -105,10 +106,11 @@ class Run:
         return results
 
     def _say_facts(self) -> None:
-        """Add to the file what earlier versions did not say, of the very images that its settings name."""
+        """Put what earlier versions did not say into the file, of the very images that its settings name."""
         content = read_json(self.path)
-        if missing := {name: value for name, value in self.facts.items() if name not in content}:
-            write_json(self.path, {**missing, **content})
+        said = {**self.facts, **content, "method": self.facts["method"]}  # they gave the recipe's name alone
+        if said != content:
+            write_json(self.path, said)
 
     def add(self, result: Result, **more: object) -> None:
         """Store a finished seed: the JSON first, then its row."""

@@ -81,6 +81,21 @@ def test_the_same_command_in_another_folder_gives_the_same_curves(bugs, place):
     assert [entry["curve"] for entry in result(place)["seeds"]] == [entry["curve"] for entry in result(bugs)["seeds"]]
 
 
+def test_a_set_called_after_its_recipe_says_what_was_changed(place):
+    """Also where earlier versions have measured it by the name alone: nothing is measured anew."""
+    line = dict(QUICK, method="delt")
+    place.works("validate", **line)  # these say nothing of how they were made
+    [(before, found)] = [(path.name, json.loads(path.read_text())) for path in (place / "measured/results").iterdir()]
+    assert (found["method"], table(place)[0]["method"]) == ("delt", "delt")
+    write_manifest(place.init, method="delt iterations=7", arguments={"method": "delt"})
+    assert "delt iterations=7, conv3, delt" in (said := place.works("validate", **line)) and "is complete" in said
+    assert [row["method"] for row in table(place)] == ["delt iterations=7"]
+    [path] = (place / "measured" / "results").iterdir()
+    assert path.name == before and json.loads(path.read_text()) == {**found, "method": "delt iterations=7"}
+    place.works("validate", **{**line, "method": "mine", "output_dir": place / "named"})
+    assert table(place, "named")[0]["method"] == "mine", "a name of one's own"
+
+
 def test_help_names_every_flag_of_the_design(stock):
     flags = """--dataset --val-dir --teacher-arch --teacher-path --ipc --seed --batch-size --workers --device
         --precision --compile --stem --syn-dir --student-arch --protocol --epochs --lr --temperature --loss --mix

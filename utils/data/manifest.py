@@ -114,6 +114,14 @@ def recipe(folder: str | Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def full_name(folder: str | Path, given: str) -> str:
+    """The name `given` to the set in `folder`; where that is its recipe's, the one of the manifest: with what changed.
+
+    Raises UserError as `read` does.
+    """
+    return method(folder) or given if given == recipe(folder) else given
+
+
 def dataset(folder: str | Path) -> str | None:
     """The data set that was named when the set in `folder` was made; None where none was.
 

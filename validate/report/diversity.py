@@ -133,7 +133,8 @@ def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
         "--method",
         nargs="+",
         metavar="NAME",
-        help="one name for each DIR; the method in its manifest, or the folder's name, if left out",
+        help="one name for each DIR, completed as validate does; the method in its manifest, or the folder's name, if "
+        "left out",
     )
     parser.add_argument("--output-dir", default="results", metavar="DIR", help="gets diversity.csv and diversity.png")
     cli.add_classes_by(parser, "each DIR", "the first")
@@ -144,6 +145,7 @@ def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
     methods = tuple(args.method or told_apart([(_own_name(path), path) for path in folders]))
     if len(methods) != len(folders):
         parser.error(f"{len(folders)} folders need {len(folders)} --method names, not {len(methods)}")
+    methods = tuple(map(manifest.full_name, folders, methods))
     if len(set(methods)) < len(methods):
         parser.error(f"the --method names must differ ({', '.join(methods)})")
     flags = Flags(folders, methods, args.classes_by, args.output_dir)

@@ -56,6 +56,13 @@ def test_diversity_of_several_sets(place):
     assert f"medium: {mean:.4f}" in outcome.out
 
 
+def test_a_set_called_after_its_recipe_says_what_was_changed(place):
+    write_manifest(place.init, method="delt iterations=7", arguments={"method": "delt"})
+    assert measure(place, method=["delt", "cda"]).code == 0
+    found = pd.read_csv(place / "out" / "diversity.csv")["method"]
+    assert list(found.unique()) == ["delt iterations=7", "cda"]
+
+
 def test_similarity_is_that_of_the_penultimate_features(place):
     """By the teacher's weights, on the images as Pillow reads and resizes them."""
     assert measure(place).code == 0
