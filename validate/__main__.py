@@ -30,7 +30,7 @@ from utils.run.resume import JointState
 from utils.run.seeds import seeded
 from validate.augment import Augmentation, Views, squared
 from validate.flags import Job, parse
-from validate.labels import StoredLabels, Writer, require_alike
+from validate.labels import StoredLabels, Writer, other_precision, require_alike
 from validate.protocols import SEARCH, Protocol, SetFacts, resolve, said
 from validate.results import Result, Run, file_name, summary
 from validate.sets import geometry_without_teacher, nominal_ipc, require_same_size, set_of
@@ -276,6 +276,9 @@ def claimed_run(experiment: Experiment, trial: Trial) -> ContextManager[Run]:
         # One run, whether it stores its labels first or finds them.
         settings["stored_labels"] = kept
         title += " stored" if kept == experiment.geometry.num_classes else f" stored top-{kept}"
+    if precision := other_precision(experiment.stored.values(), experiment.runtime.precision):
+        settings["label_precision"] = precision
+        title += f" {precision}"
     columns = {
         "dataset": experiment.dataset or Path(job.val_dir).resolve().parent.name,
         # In the settings it is as it was given: results of earlier versions, which had no more, are found.

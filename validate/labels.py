@@ -20,7 +20,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -363,6 +363,12 @@ def complete_probabilities(values: torch.Tensor, classes: torch.Tensor | None, n
         return values / values.sum(1, keepdim=True)
     rest = (1 - values.sum(1, keepdim=True)).clamp(min=0) / (num_classes - values.shape[1])
     return rest.expand(-1, num_classes).scatter(1, classes, values)
+
+
+def other_precision(stored: Iterable[StoredLabels], precision: str) -> str | None:
+    """In which the teachers of stored labels that are alike computed; None where that is the students' `precision`."""
+    found = next((labels.index["settings"].get("precision") for labels in stored), None)
+    return found if found != precision else None
 
 
 def require_alike(stored: Sequence[StoredLabels]) -> None:

@@ -99,6 +99,18 @@ def test_what_is_stored(saved):
         assert f"{index['bytes']:,} bytes" in saved.said
 
 
+def test_students_of_labels_of_another_precision_are_another_run(saved):
+    """Whoever made the labels: the students of both are in one folder, and each has a row."""
+    saved.loading |= dict(precision="bf16", output_dir=saved / "both", seeds=1)
+    saved.works("validate", **saved.loading)
+    line = dict(LINE, seeds=1, precision="bf16", save_labels=saved / "half", output_dir=saved / "both")
+    assert "is complete" not in saved.works("validate", **line)
+    found = [json.loads(path.read_text()) for path in (saved / "both" / "results").glob("*.json")]
+    precisions = {one["protocol"]: one["settings"].get("label_precision") for one in found}
+    assert precisions == {"delt epochs=3 stored fp32": "fp32", "delt epochs=3 stored": None}
+    assert "is complete" in saved.works("validate", **{**saved.loading, "load_labels": saved / "half"})
+
+
 def test_labels_are_made_once_for_all_students(saved):
     line = dict(save_labels=saved / "labels", **LINE)
     before = snapshot(saved / "labels")
