@@ -20,7 +20,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from safetensors import SafetensorError
@@ -40,7 +40,7 @@ from utils.run.outputs import claim, locked
 from utils.run.progress import progress
 from utils.run.shared_work import SharedWork
 from validate.augment import squared
-from validate.protocols import LATER, said
+from validate.protocols import LATER, SQUARED, said
 from validate.stream import Stream
 from validate.targets import LOSSES, Labelled, Teachers
 
@@ -313,6 +313,14 @@ class StoredLabels:
                 f"{self.folder}: other library versions drew its views ({differences(stored, here)}), and these may "
                 "draw others; install those, or make the labels anew with --save-labels and another folder"
             )
+
+    def are_of(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a result of these settings is of students of such labels, as far as both say it."""
+        defaults = {**{name: LATER[name] for name in (*LATER_VIEWS, *BATCH_SETTINGS)}, SQUARED: None}
+        own = {**defaults, **self.index["settings"]}
+        other = {**defaults, **settings, "kept": settings.get("stored_labels"), "seed": self.seed}
+        unsaid = {"precision"} if own["teacher_statistics"] == "batch" else {"precision", "accumulate"}
+        return all(own[name] == other[name] for name in own.keys() & other.keys() - unsaid)
 
     def damaged(self) -> list[Path]:
         """The shards that are missing or not as they were written."""

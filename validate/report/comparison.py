@@ -6,6 +6,7 @@ comparison.md, the table for people, and comparison.csv, a row for each set and 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import statistics
@@ -25,7 +26,7 @@ from utils.run.markdown import escaped
 from utils.run.markdown import table as markdown_table
 from utils.run.outputs import check_output
 from utils.run.progress import say_once
-from validate.labels import folder_of
+from validate.labels import StoredLabels
 from validate.report import collect, diversity, origins
 from validate.report.collect import Measured
 
@@ -126,13 +127,20 @@ def bytes_of_labels(one: Measured, images: ImageFolder | None) -> tuple[int | No
     if one.settings.get("labels") == "hard":
         return 0, "none"
     root = one.arguments.get("save_labels") or one.arguments.get("load_labels")
-    folders = [folder_of(root, seed) for seed in one.seeds] if isinstance(root, str) else []
-    stored = [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders if folder.is_dir()]
-    if stored:
+    folders = [labels.folder for labels in _own_labels(root, one)] if isinstance(root, str) else []
+    if stored := [sum(path.stat().st_size for path in folder.iterdir()) for folder in folders]:
         return round(statistics.fmean(stored)), "stored"
     if images is None:
         return None, "computed"
     return one.epochs * len(images) * len(images.classes) * LABEL_BYTES, "computed"
+
+
+def _own_labels(root: str, one: Measured) -> Iterator[StoredLabels]:
+    """Of those in the folder of --save-labels the ones that the students learnt from; others may be there by now."""
+    for seed in one.seeds:
+        with contextlib.suppress(UserError):  # none, or none that are whole
+            if (labels := StoredLabels(root, seed)).are_of(one.settings):
+                yield labels
 
 
 def _iterations(folder: Path) -> int | None:

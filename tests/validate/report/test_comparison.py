@@ -171,16 +171,35 @@ def test_bytes_of_images_and_labels(run):
     assert (rows["delt", "hard"]["label_bytes"], rows["delt", "hard"]["labels"]) == (0, "none")
 
 
+def stored(run, number, size, **changes):
+    """Labels of delt's set as --save-labels leaves them, or others; their bytes."""
+    settings = {"images": f"2 of {run / 'delt'}", "teachers": ["resnet18"], "epochs": 30, "temperature": 20.0}
+    settings |= {"input_size": 8, "mean": [0.5] * 3, "std": [0.5] * 3, "kept": 2, "seed": number, **changes}
+    index = {"settings": settings, "finished": True, "stem": "cifar", "num_classes": 2, "classes": ["ant", "moth"]}
+    shard = {"file": "00000.safetensors", "epochs": [0, settings["epochs"]], "sha256": DIGEST}
+    index |= {"archs": ["resnet18"], "versions": {}, "shards": [shard]}
+    folder = run / "labels" / f"seed{number}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "00000.safetensors").write_bytes(bytes(size))
+    (folder / "index.json").write_text(json.dumps(index))
+    return size + (folder / "index.json").stat().st_size
+
+
 def test_labels_on_disk_are_measured(run):
-    for seed, size in ((0, 1000), (1, 1200)):
-        (run / "labels" / f"seed{seed}").mkdir(parents=True)
-        (run / "labels" / f"seed{seed}" / "00000.safetensors").write_bytes(bytes(size))
-        (run / "labels" / f"seed{seed}" / "index.json").write_bytes(bytes(10))
-    measured(run, "delt", "stored", (44.0, 46.0), arguments={"save_labels": str(run / "labels")})
+    sizes = [stored(run, 0, 1000), stored(run, 1, 1200)]
+    settings = {**SOFT, "temperature": 20.0, "stored_labels": 2, "bn_epochs": 5}  # the last one says nothing of labels
+    measured(run, "delt", "stored", (44.0, 46.0), settings, arguments={"save_labels": str(run / "labels")})
     row = table(run)["delt", "stored"]
-    assert (row["label_bytes"], row["labels"]) == (1110, "stored")
+    assert (row["label_bytes"], row["labels"]) == (sum(sizes) / 2, "stored")
     text = comparison.note(comparison.table(collect.read([run])))
     assert comparison.STORED in text and comparison.COMPUTED in text
+    others = [{"images": "x"}, {"teachers": ["conv3"]}, {"kept": 1}, {"epochs": 2}, {"temperature": 4.0}]
+    for changes in (*others, {"tiles": 2}, {"teacher_statistics": "batch", "accumulate": 1}, {"seed": 7}):
+        stored(run, 0, 1000, **changes)
+        assert table(run)["delt", "stored"]["label_bytes"] == sizes[1], "those of the other seed"
+    (run / "labels" / "seed1" / "index.json").unlink()
+    row = table(run)["delt", "stored"]
+    assert (row["label_bytes"], row["labels"]) == (30 * 4 * 2 * 2, "computed")
 
 
 def test_only_what_was_measured_alike_is_compared(run):
