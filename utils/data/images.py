@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import v2
 
 from utils.data.pixel_range import colour_layout, colour_to_8_bits, is_deep, seems_shallow, to_8_bits
+from utils.data.png import is_described_behind
 from utils.run.errors import UserError, first_line
 from utils.run.files import replacing
 
@@ -49,7 +50,7 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """(width, height) as seen, by the header. Raises UserError as `read_rgb` does."""
+    """(width, height) as seen, without decoding it if that can be. Raises UserError as `read_rgb` does."""
     with _open(path) as image:
         return _seen_size(path, image)
 
@@ -73,7 +74,9 @@ def probe(path: Path) -> tuple[int, int]:
 
 def _seen_size(path: Path, image: Image.Image) -> tuple[int, int]:
     try:
-        # Not PNG's own method, which would decode the image to see whether the tag stands behind its pixels.
+        if image.format == "PNG" and is_described_behind(path):
+            image.load()
+        # Not PNG's own method, which would decode every image to see whether the tag stands behind its pixels.
         turned = image.format != "TIFF" and Image.Image.getexif(image).get(_ORIENTATION) in _QUARTER_TURNS
     except Exception as error:
         raise _unreadable(path, error) from None

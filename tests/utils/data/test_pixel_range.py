@@ -220,6 +220,30 @@ def test_a_photo_is_turned_as_its_tag_says(tmp_path, name, orientation):
     assert np.abs(np.asarray(image)[8::16, 8::16, 0].astype(int) - SEEN).max() < 12
 
 
+XMP = b"XML:com.adobe.xmp" + bytes(5) + b'<rdf:Description tiff:Orientation="6"/>'
+TIFF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # one tag: orientation 6
+PROFILE = b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n32\n" + (b"Exif\0\0" + TIFF).hex().encode())
+
+
+@pytest.mark.parametrize(
+    "name, data, turned",
+    [
+        (b"eXIf", TIFF, True),
+        (b"iTXt", XMP, True),
+        (b"zTXt", PROFILE, True),
+        (b"tEXt", b"Software\0eXIf", False),
+    ],
+    ids=["exif", "xmp", "profile", "text"],
+)
+def test_a_tag_behind_the_pixels_of_a_png_counts_too(tmp_path, name, data, turned):
+    Image.new("RGB", (5, 3)).save(tmp_path / "x.png")
+    content = (tmp_path / "x.png").read_bytes()
+    chunk = struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    (tmp_path / "x.png").write_bytes(content[:-12] + chunk + content[-12:])  # before IEND
+    expected = (3, 5) if turned else (5, 3)
+    assert read_rgb(tmp_path / "x.png").size == size_of(tmp_path / "x.png") == probe(tmp_path / "x.png") == expected
+
+
 def test_a_tag_that_says_nothing_known_changes_nothing(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 9
