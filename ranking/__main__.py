@@ -77,6 +77,7 @@ class Asked:
                 "ipc": job.ipc,
                 "short_classes": job.short_classes,
                 "tiles": job.patches.tiles,
+                **({"seed": job.seed} if job.chooses.draws else {}),
             }
         )
 
@@ -164,13 +165,19 @@ def chosen_from(job: Job, folder: ImageFolder, table: pd.DataFrame) -> dict[str,
         raise UserError(f"--ipc {job.ipc}: too few images in class {listed(few, 5)}; {advice}")
     chosen = {}
     for name in folder.classes:
-        stream, found = (job.seed, "random selection", name), rows[name]
+        found = rows[name]
         if job.patches.crops and job.chooses.needs == "scores":
             found = crops.best(found, job.needed)
         boxes = [tuple(map(int, box)) for box in found[BOX].to_numpy()] if job.patches.crops else [None] * len(found)
         tiles = list(map(Tile, found["img_path"], boxes))
-        chosen[name] = choose(job, tiles, Candidates(found["img_path"].tolist(), stream, found["score"].tolist()))
+        images = Candidates(found["img_path"].tolist(), stream_of(job, name), found["score"].tolist())
+        chosen[name] = choose(job, tiles, images)
     return chosen
+
+
+def stream_of(job: Job, name: str) -> tuple | None:
+    """Names the random stream of class `name`, for a criterion that draws."""
+    return (job.seed, "random selection", name) if job.chooses.draws else None
 
 
 def choose(job: Job, tiles: list[Tile], images: Candidates) -> list[Tile]:
@@ -277,13 +284,13 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
         judge_by_sample(job, asked)
     with explain_out_of_memory(asked.batch_size), SharedWork(job.parts, wanted, len(folder.classes), is_done) as work:
         for label, features in reader.by_class(images, "features", work.take()):
-            stream = (job.seed, "random selection", folder.classes[label])
             tiles = crops.tiles_of(images, label)
             scores = None
             if scored:
                 features, logits = features.split([features.shape[1] - num_classes, num_classes], 1)
                 scores = logits.softmax(1)[:, label].tolist()
-            chosen = choose(job, tiles, Candidates([tile.path for tile in tiles], stream, scores, features))
+            stream, own = stream_of(job, folder.classes[label]), [tile.path for tile in tiles]
+            chosen = choose(job, tiles, Candidates(own, stream, scores, features))
             paths, boxes = [tile.path for tile in chosen], [tile.box for tile in chosen]
             work.save(label, {"chosen": paths, "boxes": boxes, "seconds": clock.lap()})
         found = work.records()

@@ -21,7 +21,7 @@ class Candidates:
     """The images of one class: n paths, and what the criterion needs of them."""
 
     paths: list[str]
-    stream: tuple  # names the random stream that belongs to the class
+    stream: tuple | None = None  # of a criterion that draws: names the random stream that belongs to the class
     scores: list[float] | None = None  # of each image, the teacher's probability of its class
     features: torch.Tensor | None = None  # (n, D), the teacher's penultimate features
 
@@ -32,6 +32,7 @@ class Criterion:
 
     choose: Callable[[Candidates, int], list[int]]
     needs: str  # "scores", "features", "both", or "nothing" but the names
+    draws: bool = False  # whether the seed decides, too; without it there is no `stream`
 
     @property
     def by_features(self) -> bool:
@@ -86,7 +87,7 @@ CRITERIA = {
     "medium": Criterion(medium, "scores"),
     "top": Criterion(top, "scores"),
     "min": Criterion(lowest, "scores"),
-    "random": Criterion(at_random, "nothing"),
+    "random": Criterion(at_random, "nothing", draws=True),
     "herding": Criterion(lambda images, ipc: coreset.herding(images.features, ipc), "features"),
     "easy-herding": Criterion(easy_herding, "both"),
     "k-center": Criterion(lambda images, ipc: coreset.k_center(images.features, ipc), "features"),

@@ -81,7 +81,7 @@ def _settings(job: Job, folder: ImageFolder, chosen: Selection) -> dict[str, Any
         "ipc": job.ipc,
         "images": {name: [tile.path for tile in tiles] for name, tiles in chosen.tiles.items()},
     }
-    if job.criterion == "random" or job.patches.candidates or job.patches.crops:
+    if job.chooses.draws or job.patches.candidates or job.patches.crops:
         settings["seed"] = job.seed
     if job.short_classes != "error":
         settings["short_classes"] = job.short_classes

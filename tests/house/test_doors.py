@@ -18,6 +18,7 @@ from refusals import refused
 from utils.data import prepare
 from utils.data.datasets import DATASETS, DataSet
 from utils.nets.models import NETWORKS, Network
+from utils.run.seeds import generator
 from validate import optim
 from validate.optim import LR_SCHEDULES, OPTIMIZERS
 from validate.protocols import PROTOCOLS
@@ -78,6 +79,25 @@ def test_a_criterion_by_features(place, monkeypatch):
     assert all(len(set(names)) == 3 for names in found.values())
     reverse = chosen(place, criterion="toy-reversed", ranking_file=None, ipc=3, overwrite=True)
     assert reverse == {name: names[::-1] for name, names in found.items()}
+
+
+def drawn(candidates, ipc):
+    order = torch.randperm(len(candidates.paths), generator=generator(*candidates.stream)).tolist()
+    return order[:ipc]
+
+
+@pytest.mark.parametrize("needs", ["scores", "features"])
+def test_a_criterion_that_draws_has_the_seed_in_its_selection(place, monkeypatch, needs):
+    monkeypatch.setitem(CRITERIA, "toy-draws", Criterion(drawn, needs, draws=True))
+    line = dict(criterion="toy-draws", ranking_file=None, ipc=3)
+    first = chosen(place, **line)
+    assert json.loads((place / "selected" / "manifest.json").read_text())["settings"]["seed"] == 0
+    assert "complete" in place.works("ranking", **line)
+    before = images(place / "selected")
+    other = place.run("ranking", **line, seed=1)
+    assert other.code == 2 and "another run" in other.err and "seed" in other.err
+    assert images(place / "selected") == before
+    assert chosen(place, **line, seed=1, overwrite=True) != first
 
 
 # --- recover: an objective and a method --------------------------------------------------------------------------
