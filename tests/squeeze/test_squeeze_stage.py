@@ -109,6 +109,14 @@ def test_the_best_epochs_network_says_which_epoch_it_is_of(place, monkeypatch):
         assert origins.teacher_top1(entry) == top1
 
 
+def test_the_best_epochs_network_is_this_runs_where_none_is_better_than_nothing(place, monkeypatch):
+    (place / "squeezed_best.pth").write_bytes(place.teacher.read_bytes())
+    monkeypatch.setattr("utils.fit.loop.accuracy", lambda *_: (0.0, 100.0))
+    place.works("squeeze", evaluations=2, overwrite=True)
+    best, last = (torch.load(place / name, weights_only=True) for name in ("squeezed_best.pth", "squeezed.pth"))
+    assert (best["epochs"], best["top1"], best["settings"]) == (2, 0, last["settings"])
+
+
 def test_squeeze_leaves_a_file_alone_that_is_called_as_its_best_would_be(place):
     (place / "squeezed_best.pth").write_bytes(place.teacher.read_bytes())
     outcome = place.run("squeeze", epochs=1)

@@ -210,8 +210,9 @@ class Training:
 
     def _measure(self, model: nn.Module, epoch: int, history: History, after_batch: Callable[[], None]) -> None:
         self.before_test(model)
+        is_first = not any("top1" in entry for entry in history.epochs)  # the best so far, also at 0 %
         history.top1, history.top5 = accuracy(model, self.test, self.geometry, self.runtime, after_batch)
-        if history.top1 > history.best_top1:
+        if is_first or history.top1 > history.best_top1:
             history.best_top1 = history.top1
             self.on_best(epoch, history)
 
