@@ -171,7 +171,7 @@ def chosen_from(job: Job, folder: ImageFolder, table: pd.DataFrame) -> dict[str,
         boxes = [tuple(map(int, box)) for box in found[BOX].to_numpy()] if job.patches.crops else [None] * len(found)
         tiles = list(map(Tile, found["img_path"], boxes))
         images = Candidates(found["img_path"].tolist(), stream_of(job, name), found["score"].tolist())
-        chosen[name] = choose(job, tiles, images)
+        chosen[name] = choose(job, name, tiles, images)
     return chosen
 
 
@@ -180,9 +180,20 @@ def stream_of(job: Job, name: str) -> tuple | None:
     return (job.seed, "random selection", name) if job.chooses.draws else None
 
 
-def choose(job: Job, tiles: list[Tile], images: Candidates) -> list[Tile]:
-    """The chosen ones of a class's `tiles`, in order; of a class with too few as --short-classes says."""
-    found = [tiles[index] for index in job.chooses.choose(images, min(job.needed, len(tiles)))]
+def choose(job: Job, name: str, tiles: list[Tile], images: Candidates) -> list[Tile]:
+    """The chosen ones of class `name`'s `tiles`, in order; of a class with too few as --short-classes says.
+
+    Raises UserError where the criterion gives other than as many different ones as are asked for.
+    """
+    count = min(job.needed, len(tiles))
+    given = list(map(int, job.chooses.choose(images, count)))
+    valid = {index for index in given if 0 <= index < len(tiles)}
+    if not len(given) == len(valid) == count:
+        raise UserError(
+            f"--criterion {job.criterion}: chose {len(given)} of class '{name}', {len(valid)} of them different ones "
+            f"from 0 to {len(tiles) - 1}; its function has to give {count} different indices"
+        )
+    found = [tiles[index] for index in given]
     if job.short_classes == "repeat":
         found = [found[position % len(found)] for position in range(job.needed)]
     return found
@@ -290,7 +301,7 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
                 features, logits = features.split([features.shape[1] - num_classes, num_classes], 1)
                 scores = logits.softmax(1)[:, label].tolist()
             stream, own = stream_of(job, folder.classes[label]), [tile.path for tile in tiles]
-            chosen = choose(job, tiles, Candidates(own, stream, scores, features))
+            chosen = choose(job, folder.classes[label], tiles, Candidates(own, stream, scores, features))
             paths, boxes = [tile.path for tile in chosen], [tile.box for tile in chosen]
             work.save(label, {"chosen": paths, "boxes": boxes, "seconds": clock.lap()})
         found = work.records()

@@ -81,6 +81,16 @@ def test_a_criterion_by_features(place, monkeypatch):
     assert reverse == {name: names[::-1] for name, names in found.items()}
 
 
+@pytest.mark.parametrize("needs", ["nothing", "features"])
+@pytest.mark.parametrize("given", [[], [0, 1], [0, 1, 2, 3], [0, 1, 1], [0, 1, -1], [0, 1, 7]])
+def test_a_criterion_that_does_not_give_what_it_is_asked_for_is_named(place, monkeypatch, needs, given):
+    monkeypatch.setitem(CRITERIA, "toy-odd", Criterion(lambda candidates, ipc: given, needs))
+    outcome = place.run("ranking", criterion="toy-odd", ranking_file=None, ipc=3)
+    [line] = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert outcome.code == 2 and "--criterion toy-odd" in line and f"'{CLASSES[0]}'" in line and "3 different" in line
+    assert not (place / "selected").exists()
+
+
 def drawn(candidates, ipc):
     order = torch.randperm(len(candidates.paths), generator=generator(*candidates.stream)).tolist()
     return order[:ipc]
