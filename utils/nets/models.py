@@ -177,9 +177,10 @@ def _make_timm(name: str, num_classes: int, input_size: int) -> nn.Module:
 
 
 def _give_small_stem(model: nn.Module) -> None:
-    name, first = next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
-    if first.kernel_size == first.stride:
-        return  # a patch embedding (ViT, Swin) is no stem to shrink
+    convolutions = ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    name, first = next(convolutions, (None, None))
+    if first is None or first.kernel_size == first.stride:
+        return  # a patch embedding (ViT, Swin), a convolution or not (NaFlexViT), is no stem to shrink
     parent = model.get_submodule(name.rpartition(".")[0])
     setattr(
         parent,

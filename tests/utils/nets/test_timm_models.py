@@ -13,6 +13,17 @@ def test_timm_networks_take_images_of_the_size(arch):
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("stem", models.STEMS)
+def test_a_network_without_convolutions_takes_small_images(stem):
+    arch = "timm/naflexvit_base_patch16_siglip"
+    with torch.device("meta"):  # its smallest is large
+        model = models.build(arch, 3, 32, stem).eval()
+        assert not any(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+        assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
+    assert models.read_stem(arch, model.state_dict()) is None and not models.hides_stem(arch)
+    assert models.read_num_classes(arch, model.state_dict()) == 3
+
+
 def test_a_network_that_says_nothing_about_why_it_takes_no_such_images(monkeypatch):
     """As timm's halonet26t, at sizes that its blocks do not divide."""
 
