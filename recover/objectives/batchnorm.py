@@ -107,9 +107,10 @@ class MeasuredBatchNorm:
 class BatchNormMatching(Objective):
     """cross-entropy + r_bn * sum over BatchNorm layers of w * distance; w is `first_bn` for the first, 1 after it.
 
-    SRe2L, section 3.2; the weight of the first layer from its published code. Takes over the teacher's network: its
-    plain BatchNorm layers are replaced, its parameters frozen, and it is put into eval mode. Raises UserError for a
-    network without BatchNorm, unless `r_bn` is 0.
+    SRe2L, section 3.2; the weight of the first layer from its published code. Layers that eval mode does not call, as
+    those of an auxiliary head, do not count. Takes over the teacher's network: its plain BatchNorm layers are replaced,
+    its parameters frozen, and it is put into eval mode. Unless `r_bn` is 0, raises UserError for a network without
+    BatchNorm, here or, where none is called, with the first batch.
     """
 
     def __init__(self, teacher: Teacher, r_bn: float, first_bn: float):
@@ -124,13 +125,17 @@ class BatchNormMatching(Objective):
             if isinstance(matched, nn.Module):
                 parent, _, attribute = name.rpartition(".")
                 setattr(network.get_submodule(parent), attribute, matched)
-        if r_bn and not self.norms:
-            raise UserError(
-                f"--r-bn {r_bn:g}: the teacher {teacher.arch} has no BatchNorm whose statistics could be matched; give "
-                "--r-bn 0, or a teacher with BatchNorm"
-            )
+        self.arch, self.r_bn, self.first_bn = teacher.arch, r_bn, first_bn
+        self._require(self.norms)
         self.network = network.eval().requires_grad_(False)
-        self.geometry, self.sha256, self.r_bn, self.first_bn = teacher.geometry, teacher.sha256, r_bn, first_bn
+        self.geometry, self.sha256 = teacher.geometry, teacher.sha256
+
+    def _require(self, norms: Sequence[nn.Module | MeasuredBatchNorm]) -> None:
+        if self.r_bn and not norms:
+            raise UserError(
+                f"--r-bn {self.r_bn:g}: the teacher {self.arch} has no BatchNorm whose statistics could be matched; "
+                "give --r-bn 0, or a teacher with BatchNorm"
+            )
 
     def matched(self, name: str, norm: nn.BatchNorm2d) -> nn.Module | MeasuredBatchNorm:
         """What measures the BatchNorm `name`: a module that takes its place, or what looks at its input."""
@@ -139,7 +144,9 @@ class BatchNormMatching(Objective):
     def forward(self, batch: Batch) -> torch.Tensor:
         logits = self.network(batch.normalised(self.geometry))
         loss = nn.functional.cross_entropy(logits.to(at_least_fp32(logits)), batch.labels)
-        for index, norm in enumerate(self.norms):
+        called = [norm for norm in self.norms if norm.distance is not None]
+        self._require(called)
+        for index, norm in enumerate(called):
             loss = loss + self.r_bn * (self.first_bn if index == 0 else 1.0) * norm.distance
             # Kept beyond the step it would be one of its results: for CUDA graphs in memory that the next one writes.
             norm.distance = None

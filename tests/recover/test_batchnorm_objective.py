@@ -67,6 +67,17 @@ def several_norms():
 NETS = {"conv": (small_net, 8, 4), "resnet18": (resnet, 32, 5), "norms": (several_norms, 8, 4)}
 
 
+class WithHead(nn.Module):
+    """A network whose auxiliary head stands first among its modules, and is called in training alone."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.head, self.network = nn.Sequential(nn.BatchNorm2d(3), BatchNormAct2d(3)), network
+
+    def forward(self, x):
+        return self.network(self.head(x) if self.training else x)
+
+
 def case(name):
     build, size, classes = NETS[name]
     generator = torch.Generator().manual_seed(7)
@@ -117,6 +128,26 @@ def measured(objective, images, labels, geometry=HALF):
 
 def relative(found, expected):
     return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def test_norms_that_are_not_called_count_for_nothing():
+    """Nor does the first one's weight."""
+    model, images, labels = case("norms")
+    loss, gradient = reference(model, images, labels)
+    objective = matching(WithHead(model).double())
+    for _ in range(2):
+        found, found_gradient = measured(objective, images, labels)
+        assert found.item() == pytest.approx(loss.item(), rel=1e-9)
+        assert relative(found_gradient, gradient) < 1e-9
+
+
+def test_a_network_that_calls_no_norm_is_refused():
+    model = WithHead(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4))).double()
+    _, images, labels = case("norms")
+    with pytest.raises(UserError, match="--r-bn 0.05: .* has no BatchNorm .* give --r-bn 0"):
+        measured(matching(copy.deepcopy(model)), images, labels)
+    plain = nn.functional.cross_entropy(model.eval()(images), labels)
+    assert measured(matching(model, r_bn=0), images, labels)[0].item() == pytest.approx(plain.item())
 
 
 @pytest.mark.parametrize("name", NETS)
