@@ -31,6 +31,8 @@ UNREAD: tuple[tuple[str, tuple[Any, ...], str, tuple[str, ...]], ...] = (
     ("stages", (1,), "2 or more", ("blend",)),
 )
 
+OPTION_TYPES = (bool, int, float, str)  # of the options that --option can give
+
 
 @dataclass(frozen=True)
 class Job:
@@ -223,8 +225,14 @@ def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | 
         if option not in options:
             known = ", ".join(options) or "none"
             raise UserError(f"--option {text}: {name} has no such option; its options: {known}")
+        kind = type(options[option])
+        if kind not in OPTION_TYPES:
+            raise UserError(
+                f"--option {text}: the recipe of {name} has {options[option]!r} for {option}, and an option's type is "
+                "that of its value there: give the recipe a number, a text, or True or False"
+            )
         try:
-            given[option] = converted(value, type(options[option]))
+            given[option] = converted(value, kind)
         except ValueError as error:
             raise UserError(f"--option {text}: '{value}' is not {error}") from None
     title, recipe = registry.with_changes(recipes, name, given)

@@ -160,6 +160,19 @@ def test_an_objective_and_a_method(place, monkeypatch, option, darkest):
         assert "/000_" not in after or np.abs(near).mean() < 10, "the first one is there"
 
 
+@pytest.mark.parametrize("value", [None, (1, 2)], ids=str)
+def test_an_option_of_a_type_that_no_text_gives(place, monkeypatch, value):
+    """The recipe holds it all the same, and the objective gets it."""
+    line = shade_method(monkeypatch)
+    monkeypatch.setitem(METHODS, "toy-method", {**METHODS["toy-method"], "own": value})
+    build = lambda teachers, settings: TowardsShade(0.2 if settings.options["own"] == value else 0.9)  # noqa: E731
+    monkeypatch.setitem(OBJECTIVES, "toy-shade", Entry(build, ("darkest", "own")))
+    said = f"--option own=1,2: the recipe of toy-method has {value} for own"
+    refused(place, "recover", said, "a number, a text, or True or False", **line, option="own=1,2")
+    place.works("recover", **line)
+    assert json.loads((place.syn / "manifest.json").read_text())["settings"]["shade"] == 0.2
+
+
 def test_an_objective_beside_another_method(place, monkeypatch):
     shade_method(monkeypatch)
     monkeypatch.setitem(OBJECTIVES, "toy-shade", Entry(lambda teachers, settings: TowardsShade(0.2), ()))
