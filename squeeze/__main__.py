@@ -259,12 +259,14 @@ def settings_of(job: Job, recipe: Recipe, folders: tuple[ImageFolder, ImageFolde
 def finished_top1(job: Job, settings: dict) -> float | None:
     """Top-1 in percent of the result of this very run; None if it, or a kept epoch, is not there.
 
-    Raises UserError for another's.
+    Raises UserError for another's, and where another's state would be lost.
     """
     kept = [finished(job, job.kept(epoch), settings) for epoch in job.keep_epochs]
     if finished(job, job.output, settings) and all(kept):
         return float(checkpoints.read(job.output)["top1"])
     finished(job, job.best, settings)  # for its errors: it may be there from an epoch before a kill
+    if not job.overwrite:
+        state_of(job, settings).require_own()
     return None
 
 

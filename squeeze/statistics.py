@@ -110,6 +110,8 @@ def main() -> None:
             state_of(job, settings).remove()
             print(f"statistics: {job.output} is complete")
             return
+        if not job.overwrite:
+            state_of(job, settings).require_own()
         folder.load(workers, alone=True)  # the other ranks have ended
         print(
             f"statistics: {len(folder):,} images of {len(folder.classes)} classes by {teacher.arch} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import time
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, Callable
 import torch
 
 from utils.run import distributed
-from utils.run.files import digest, remove_leftovers, replacing
+from utils.run.errors import UserError
+from utils.run.files import differences, digest, remove_leftovers, replacing
 from utils.run.signals import SIGNALS, Stopped
 
 
@@ -22,6 +24,7 @@ class State:
     def __init__(self, path: str | Path, identity: dict, minutes: float = 5.0):
         """`identity` names the work: a file of other work is no state of this one. Written every `minutes`."""
         self.path, self.identity, self.interval = Path(path), digest(identity), 60 * minutes
+        self.settings = json.loads(json.dumps(identity))  # to say what differs
         self.started = self.saved = time.monotonic()
         self.seconds_before = 0.0
 
@@ -30,12 +33,30 @@ class State:
         """That the work took so far, in all processes that worked on it."""
         return self.seconds_before + time.monotonic() - self.started
 
+    def require_own(self) -> None:
+        """Raises UserError where other work was interrupted here: it could not be resumed once this one is saved.
+
+        Of work that several ranks do together rank 0 alone asks.
+        """
+        if not (payload := self._payload()):
+            return
+        saved = _unpacked(payload)
+        if saved["identity"] == self.identity:
+            return
+        if "settings" not in saved:
+            print(f"{self.path}: another version's, of other settings, and not used; this piece of work starts again")
+            return
+        raise UserError(
+            f"{self.path}: holds an interrupted run of other settings ({differences(saved['settings'], self.settings)})"
+            "; give these again to resume it, choose another --output, or give --overwrite"
+        )
+
     def load(self) -> dict[str, Any] | None:
         """What was saved last; None if nothing was, or by other work. A damaged file is named and not used."""
         payload = self._read()
         if not payload:
             return None
-        saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        saved = _unpacked(payload)
         if saved["identity"] != self.identity:
             return None
         self.seconds_before = saved["seconds"]
@@ -43,15 +64,19 @@ class State:
 
     def _read(self) -> bytes:
         """What is in the file, without its checksum; empty where there is none, or it is damaged."""
+        payload = self._payload()
+        if payload is None:
+            print(f"{self.path}: damaged, and not used; this piece of work starts again")
+        return payload or b""
+
+    def _payload(self) -> bytes | None:
+        """What is in the file, without its checksum; empty where there is none, None where it is damaged."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return b""
         payload = content[65:]
-        if content[:65] != _checksum(payload):
-            print(f"{self.path}: damaged, and not used; this piece of work starts again")
-            return b""
-        return payload
+        return payload if content[:65] == _checksum(payload) else None
 
     def restore(self, parts: dict[str, Any]) -> dict[str, Any] | None:
         """Load `parts` (name -> what has load_state_dict) from what `state_dicts` gave; return the rest of it."""
@@ -63,7 +88,8 @@ class State:
     def save(self, content: dict[str, Any]) -> None:
         """Tensors and plain values only."""
         buffer = io.BytesIO()
-        torch.save({"identity": self.identity, "seconds": self.seconds, "content": content}, buffer)
+        saved = {"identity": self.identity, "settings": self.settings, "seconds": self.seconds, "content": content}
+        torch.save(saved, buffer)
         payload = buffer.getvalue()
         with replacing(self.path) as temporary:
             temporary.write_bytes(_checksum(payload) + payload)
@@ -153,6 +179,10 @@ class NoState(State):
 def _checksum(payload: bytes) -> bytes:
     """What stands before a payload and shows that it is whole."""
     return hashlib.sha256(payload).hexdigest().encode() + b"\n"
+
+
+def _unpacked(payload: bytes) -> dict[str, Any]:
+    return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
 
 
 def state_dicts(parts: dict[str, Any]) -> dict[str, Any]:

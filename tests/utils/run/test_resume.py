@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from conftest import images
 from helpers import few
+from refusals import refused
 from utils.data.loader import EvalBatches
+from utils.run.errors import UserError
 from utils.run.resume import JointState, NoState, State
 from utils.run.shared_work import SharedWork
 
@@ -53,6 +55,43 @@ def test_squeeze_resumes_to_the_same_weights(place, monkeypatch, after):
     whole, cut = weights(place / "squeezed.pth"), weights(place / "cut.pth")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
     assert not (place / ".cut.pth.state").exists()
+
+
+def test_squeeze_does_not_lose_a_run_to_another_one(place, monkeypatch):
+    """An interrupted one, by other settings in its place, unless that is asked for."""
+    place.works("squeeze", output=place / "whole.pth")
+    cutting(monkeypatch, 2)
+    with pytest.raises(Cut):
+        place.run("squeeze")
+    monkeypatch.undo()
+    state = place / ".squeezed.pth.state"
+    refused(place, "squeeze", state, "(lr: 0.02 -> 0.05)", "--overwrite", lr=0.05)
+    cut = state.read_bytes()
+    place.works("squeeze")
+    whole, resumed = weights(place / "whole.pth"), weights(place / "squeezed.pth")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+    (place / "squeezed.pth").unlink()
+    (place / "squeezed_best.pth").unlink()
+    state.write_bytes(cut)
+    place.works("squeeze", lr=0.05, overwrite=True)
+    assert torch.load(place / "squeezed.pth", weights_only=True)["settings"]["lr"] == 0.05
+
+
+def test_a_pass_of_statistics_is_not_lost_to_another_one(place, monkeypatch):
+    words = ["--train-dir", place.train, "--teacher-path", place.teacher, "--device", "cpu", "--compile", "off"]
+    words += ["--output", place / "s.safetensors", "--batch-size", 8]
+    cutting(monkeypatch, 1)
+    with pytest.raises(Cut):
+        place.start("squeeze.statistics", *words)
+    monkeypatch.undo()
+    state = place / ".s.safetensors.state"
+    cut = state.read_bytes()
+    outcome = place.start("squeeze.statistics", *words, "--per-class")
+    assert outcome.code == 2 and f"{state}: holds an interrupted run of other settings" in outcome.err
+    assert "per_class: False -> True" in outcome.err and state.read_bytes() == cut
+    assert place.start("squeeze.statistics", *words, "--per-class", "--overwrite").code == 0
+    assert not state.exists()
 
 
 @pytest.mark.slow
@@ -196,7 +235,10 @@ def test_a_damaged_state_is_no_state(tmp_path_factory, noise, position, value):
 def test_a_state_of_other_work_is_not_used(tmp_path):
     State(tmp_path / "x.state", {"lr": 1}).save({"number": 3})
     assert State(tmp_path / "x.state", {"lr": 2}).load() is None
+    with pytest.raises(UserError, match=r"x\.state: .* \(lr: 1 -> 2\); .* --overwrite"):
+        State(tmp_path / "x.state", {"lr": 2}).require_own()
     state = State(tmp_path / "x.state", {"lr": 1})
+    state.require_own()
     assert state.load() == {"number": 3}
     with pytest.raises(ValueError), state:
         raise ValueError
@@ -204,6 +246,20 @@ def test_a_state_of_other_work_is_not_used(tmp_path):
     with state:
         pass
     assert state.load() is None, "the end removes it"
+
+
+def test_a_state_that_does_not_say_its_settings(tmp_path, monkeypatch, capsys):
+    """As those of earlier versions: resumed by its own work, and given up, which is said, by other work."""
+    with monkeypatch.context() as patched:
+        save = torch.save
+        plain = lambda saved, file: save({name: saved[name] for name in ("identity", "seconds", "content")}, file)  # noqa: E731
+        patched.setattr(torch, "save", plain)
+        State(tmp_path / "x.state", {"lr": 1}).save({"number": 3})
+    State(tmp_path / "x.state", {"lr": 1}).require_own()
+    assert State(tmp_path / "x.state", {"lr": 1}).load() == {"number": 3} and not capsys.readouterr().out
+    State(tmp_path / "x.state", {"lr": 2}).require_own()
+    assert f"{tmp_path / 'x.state'}: another version's" in capsys.readouterr().out
+    assert State(tmp_path / "x.state", {"lr": 2}).load() is None
 
 
 def test_seconds_add_up(tmp_path, monkeypatch):
