@@ -4,7 +4,7 @@
 
 FOLDER is what `save_to_disk` wrote, or what `load_dataset` takes: parquet files, or a folder for the Hub. Images are
 written byte for byte where they are stored as files, under the names that they had; so labels and results of the set
-are still known to be its own. Nothing is downloaded.
+are still known to be its own. Of a folder of validate.share the manifest comes along. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from typing import Any, Iterator
 from PIL import Image
 
 from utils import cli
+from utils.data import manifest
 from utils.data.formats import is_hidden, is_image
 from utils.run import entry
 from utils.run.errors import UserError, first_line
+from utils.run.files import sha256, write_json
 from utils.run.outputs import built, check_output
 from utils.run.packages import how_to_install, needed
 
@@ -66,6 +68,7 @@ def main() -> None:
     check_output(flags.output, flags.folder)
     with built(flags.output) as folder, tempfile.TemporaryDirectory() as cache:
         counts = write(columns(read(datasets, flags, cache), datasets, flags), folder)
+        keep_manifest(flags.folder, folder)
     print(f"{counts.total()} images of {len(counts)} classes in {flags.output}")
 
 
@@ -127,6 +130,28 @@ def write(rows: Iterator[tuple[str, str, bytes]], folder: Path) -> Counter[str]:
         path.write_bytes(content)
         counts[name] += 1
     return counts
+
+
+def keep_manifest(source: str, folder: Path) -> None:
+    """Put the manifest of a shared set beside the images, if they are those that it names: it has their weights.
+
+    A line says where they are not.
+    """
+    try:
+        images = manifest.images_of(source)
+        record, named = manifest.read(images), manifest.image_digests(images)
+    except UserError:
+        return  # a file of this name that is none of ours
+    if not named:
+        return
+    written = {path.relative_to(folder).as_posix(): sha256(path) for path in folder.glob("*/*")}
+    if written == named:
+        write_json(folder / manifest.MANIFEST, record)
+    else:
+        print(
+            f"{Path(images) / manifest.MANIFEST}: is left out, with the method's name and the weights of images if it "
+            "has any: these are not the images that it names"
+        )
 
 
 def ending(content: bytes, name: str) -> str:

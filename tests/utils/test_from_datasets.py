@@ -74,6 +74,10 @@ def test_a_shared_set_goes_there_and_back(place):
     """Loaded without code in the teacher's order; saved by the library, made an ImageFolder, and labelled as before."""
     order = place.reorder_teacher()
     place.works("recover")
+    record = json.loads((place.syn / "manifest.json").read_text())
+    for number, entry in enumerate(record["images"].values()):
+        entry["weight"] = 1 + number / 10
+    (place.syn / "manifest.json").write_text(json.dumps(record))
     place.works("validate", syn_dir=place.syn, method="x", save_labels=place / "labels")
     words = ("--syn-dir", place.syn, "--labels", place / "labels", "--licence", "mit", "--output-dir", place / "hub")
     assert place.start("validate.share.__main__", *words).code == 0
@@ -92,7 +96,13 @@ def test_a_shared_set_goes_there_and_back(place):
         assert outcome.code == 0 and f"{len(found['rows'])} images of 3 classes" in outcome.out, outcome.err
         assert images(place / f"back{number}") == images(place.syn)
     line = dict(load_labels=place / "hub/labels", teacher_path=None, student_arch="conv3")
-    assert "seed 0 is complete" in place.works("validate", syn_dir=place / "back0", method="x", **line)
+    assert "seed 0 is complete" in place.works("validate", syn_dir=place / "back2", method="x", **line), "and weighted"
+    assert "seed 0 is complete" not in place.works("validate", syn_dir=place / "back0", method="x", **line)
+
+    next((place / "hub/train").glob("*/*.png")).unlink()
+    outcome = back(place, "hub", output="fewer")
+    assert outcome.code == 0 and "hub/train/manifest.json: is left out, with" in outcome.out, outcome.err
+    assert not (place / "fewer/manifest.json").exists()
 
 
 @pytest.fixture
