@@ -181,7 +181,7 @@ class Recovery:
         """Every step that `state` does not hold yet; returns the images (N, 3, S, S), normalised fp32, in their order.
 
         `report` gets (image updates since the last report, iteration, loss) now and then. Raises UserError if the
-        loss is not finite.
+        loss, or a pixel at the end, is not finite.
         """
         state = state or NoState()
         if saved := state.load():
@@ -194,19 +194,29 @@ class Recovery:
                 report(updates, self.iteration, self._finite(loss))
                 updates = 0
             state.save_if_due(lambda: self._saved(loss))
+        self._require_finite_pixels()
         return self.images()
 
     def _finite(self, loss: torch.Tensor) -> float:
         value = loss.item()
         if not math.isfinite(value):
-            raise UserError(
-                f"loss is {value} at iteration {self.iteration} of unit {self.name}; nothing of it was saved; "
-                f"try a smaller --lr than {self.schedule.lr} or --precision fp32"
-            )
+            raise self._not_finite(f"loss is {value}")
         return value
+
+    def _require_finite_pixels(self) -> None:
+        """After an update: the loss is that before it."""
+        if not all(pixels.isfinite().all() for pixels in self.pixels):
+            raise self._not_finite("a pixel is NaN or infinite")
+
+    def _not_finite(self, what: str) -> UserError:
+        return UserError(
+            f"{what} at iteration {self.iteration} of unit {self.name}; nothing of it was saved; "
+            f"try a smaller --lr than {self.schedule.lr} or --precision fp32"
+        )
 
     def _saved(self, loss: torch.Tensor) -> dict[str, Any]:
         self._finite(loss)
+        self._require_finite_pixels()
         return {
             "iteration": self.iteration,
             "stage": self.stage,

@@ -239,6 +239,22 @@ def test_a_loss_that_is_not_finite_is_an_error(bad):
         recovery([0, 3], Toy(lambda batch: batch.images.sum() + bad)).run(quiet)
 
 
+@pytest.mark.parametrize("minutes", [0, 60], ids=["saved", "not saved"])
+def test_pixels_that_the_last_update_makes_nan_are_an_error_and_no_state(tmp_path, minutes):
+    """Its loss is 0, and the slope of a root at 0 is infinite."""
+
+    def loss(batch):
+        away = batch.images - batch.images.detach()
+        return away.abs().sqrt().sum() if len(toy.batches) == 12 else away.sum()
+
+    toy = Toy(loss)
+    state = State(tmp_path / "unit.state", {}, minutes)
+    with pytest.raises(UserError, match="a pixel is NaN.* iteration 12 .*smaller --lr"):
+        recovery([0, 3], toy).run(quiet, state)
+    saved = state.load()
+    assert saved is None or saved["iteration"] == 11
+
+
 @pytest.mark.parametrize("steps", [1, 4, 11])
 def test_a_unit_resumes_from_its_saved_state(tmp_path, steps):
     """Saved after each step, in the first round or a later one; what starts anew computes the rest."""
