@@ -11,6 +11,7 @@ from torch import nn
 from utils.nets import class_order
 from utils.nets.moments import channel_moments, image_moments, moments
 from utils.nets.statistics import BATCHNORM, CONVOLUTION, PARTS, Layer
+from utils.run.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,14 @@ class Measured(nn.Module):
 
     @torch.no_grad()
     def layers(self, images: torch.Tensor) -> list[Layer]:
-        """The layers that are called, whether they are measured or not, by the way of a few images."""
-        called = set()
+        """The layers that are called, whether they are measured or not, by the way of a few images.
 
-        def note(layer: nn.Module, *_: object) -> None:
-            called.add(layer)
+        Raises UserError where those of classes are asked for, and a layer gets other maps than one of each image.
+        """
+        called: dict[nn.Module, int] = {}  # how many maps each gets
+
+        def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            called[layer] = len(inputs[0])
 
         modules = {name: self.network.get_submodule(name) for name in self.kinds}
         hooks = [module.register_forward_pre_hook(note) for module in modules.values()]
@@ -66,6 +70,12 @@ class Measured(nn.Module):
         self.network(images)
         for hook in hooks:
             hook.remove()
+        for name, module in modules.items():
+            if self.what.per_class and called.get(module, len(images)) != len(images):
+                raise UserError(
+                    f"--per-class: the network's layer {name} gets {called[module]} maps of {len(images)} images, such "
+                    "as windows or heads, and no class's own; leave --per-class out, or give another teacher"
+                )
         return [
             Layer(name, kind, self.found[name][0].shape[-1], self.found[name][2].shape[-1])
             if kind == CONVOLUTION

@@ -240,6 +240,15 @@ class Grouped(nn.Module):
         return self.fc(self.squeeze(self.norm(self.stem(x)).relu().mean((2, 3), keepdim=True)).flatten(1))
 
 
+class Windows(Grouped):
+    """Whose last convolution gets the four quarters of each map as maps of their own."""
+
+    def forward(self, x):
+        quarters = [part for row in self.norm(self.stem(x)).relu().chunk(2, 2) for part in row.chunk(2, 3)]
+        found = self.squeeze(torch.cat(quarters)).mean((2, 3)).unflatten(0, (4, -1))
+        return self.fc(found.mean(0))
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_rank_0_alone_decodes_every_image_before_the_pass(place, line, monkeypatch, name):
     monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 0)
@@ -265,6 +274,21 @@ def test_a_network_without_batchnorm(place, line, monkeypatch):
     assert found["squeeze.patch_mean"].shape == (1,)
     torch.testing.assert_close(found["squeeze.patch_mean"][0], found["squeeze.mean"].mean(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found["squeeze.class_var"], torch.zeros(3, 4), rtol=0, atol=1e-6)
+
+
+def test_a_network_that_mixes_the_maps_of_images_has_no_statistics_of_classes(place, line, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(models, "build", lambda *_, **__: Windows())
+    checkpoints.save(
+        place.teacher, Windows(), arch="resnet18", **plain(Geometry(INPUT, MEAN, STD, 3, CLASSES, "cifar"))
+    )
+    before = snapshot(place.root)
+    outcome = place.start("squeeze.statistics", *line(per_class=True))
+    assert outcome.code == 2 and "--per-class: the network's layer squeeze gets 8 maps of 2 images" in outcome.err
+    assert outcome.err.strip().count("\n") == 0 and snapshot(place.root) == before
+    works(place, line)
+    found = load_file(place / "s.safetensors")
+    assert {name.rsplit(".", 1)[0] for name in found} == {"stem", "squeeze"}
 
 
 @pytest.mark.parametrize(
