@@ -107,6 +107,46 @@ def test_ranks_train_as_one_process_does(place, ranks, batch_size, parts):
     assert several["shown"] < one["shown"], "a rank has seen a part of the images only"
 
 
+WITH_HEAD = """
+from torch import nn
+from squeeze.__main__ import main
+from utils.nets import models
+from utils.run import entry
+
+class WithHead(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.auxiliary, self.last = nn.Linear(4, classes), nn.Linear(4, classes)
+
+    def forward(self, x):
+        features = self.body(x)
+        self.auxiliary(features)
+        return self.last(features)
+
+models.NETWORKS["with_head"] = models.Network("with_head", lambda match, classes, size: WithHead(classes))
+entry.run(main)
+"""
+
+
+def test_a_network_with_a_part_that_does_not_count_is_trained_by_one_process(place):
+    script = place / "script.py"
+    script.write_text(WITH_HEAD)
+    for start, code in (([*LAUNCH, "--nproc-per-node", "2"], 2), ([sys.executable], 0)):
+        done = subprocess.run(
+            [*start, str(script), *place.command("squeeze", arch="with_head")],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            env={**ENV, "PYTHONPATH": str(ROOT)},
+        )
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        if code:
+            assert "error: 2 parameters of the network (auxiliary.weight, auxiliary.bias)" in done.stderr
+            assert "train this network with one process" in done.stderr
+        assert (place / "squeezed.pth").exists() == (code == 0)
+
+
 SMALL_SHARDS = """
 import validate.labels
 from utils.run import entry

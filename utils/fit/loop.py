@@ -125,7 +125,8 @@ class Training:
         """Train `learner` in place from where `state` has it, on the `batches` from a number on.
 
         `losses(forward, batch)` gives the loss of each image of this rank's batch, or of one of its `parts`, fp32
-        (B,). Raises UserError if the loss is not finite.
+        (B,). Raises UserError if the loss is not finite, and where several ranks train a network of which a part does
+        not count for it.
         """
         schedule, device = self.schedule, self.runtime.device
         per_epoch = schedule.steps_per_epoch
@@ -175,6 +176,7 @@ class Training:
                     found = losses(part)
                     loss = distributed.global_mean(found, size, first)
                 scaler.scale(loss).backward()
+                distributed.require_gradients(learner.model)
                 course.total += loss.detach()
                 first += len(found)
         scaler.step(learner.optimizer)

@@ -211,6 +211,22 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
+def require_gradients(model: nn.Module) -> None:
+    """To be called after a backward pass: DistributedDataParallel would not average the gradients of all parameters.
+
+    Raises UserError where ranks train together, and a parameter took no part in the loss.
+    """
+    if get_world_size() == 1:
+        return
+    left_out = [name for name, own in model.named_parameters() if own.requires_grad and own.grad is None]
+    if left_out:
+        raise UserError(
+            f"{len(left_out)} parameter{'s' * (len(left_out) > 1)} of the network ({', '.join(left_out[:3])}"
+            f"{', ...' * (len(left_out) > 3)}) took no part in the loss, and processes that train together average the "
+            "gradient of each; train this network with one process"
+        )
+
+
 def broadcast_buffers(model: nn.Module) -> None:
     """Give every rank the BatchNorm statistics of rank 0, as each training step does at its start."""
     if get_world_size() > 1:
