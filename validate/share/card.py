@@ -11,7 +11,7 @@ import pandas as pd
 from utils import cli, hub
 from utils.data.manifest import IMAGES, MANIFEST, part
 from utils.run.markdown import escaped, table
-from validate.labels import VIEW_SETTINGS, StoredLabels
+from validate.labels import BATCH_SETTINGS, LATER_VIEWS, VIEW_SETTINGS, StoredLabels
 from validate.protocols import DELT
 from validate.share.results import TABLE, Results
 from validate.share.source import Source
@@ -90,7 +90,7 @@ def _head(facts: Facts) -> str:
 
 
 def _use(facts: Facts) -> str:
-    flags = f" --load-labels FOLDER/labels{_label_flags(facts.results)}" if facts.labels else ""
+    flags = f" --load-labels FOLDER/labels{_label_flags(facts)}" if facts.labels else ""
     return (
         "## Use\n\nFOLDER is where this folder is.\n\n```python\nfrom datasets import load_dataset\n\n"
         f'images = load_dataset("FOLDER", split="{IMAGES}")  # or the name that it has on the Hub\n```\n\n'
@@ -100,9 +100,10 @@ def _use(facts: Facts) -> str:
     )
 
 
-def _label_flags(results: Results | None) -> str:
-    """The flags that a student was trained with on stored labels, as they were given; empty if none was."""
-    given = next((one.arguments for one in results.measured if "stored_labels" in one.settings), {}) if results else {}
+def _label_flags(facts: Facts) -> str:
+    """The flags that a student was trained with on these labels, as they were given; empty if none was."""
+    measured = facts.results.measured if facts.results else []
+    given = next((one.arguments for one in measured if facts.labels[0].are_of(one.settings)), {})
     names = [
         name for name in ("protocol", *DELT, "dataset", "student_arch", "seed", "seeds") if given.get(name) is not None
     ]
@@ -159,7 +160,7 @@ def _labels(labels: Sequence[StoredLabels]) -> str:
     settings, classes = index["settings"], index["num_classes"]
     kept = f"the {labels[0].kept} largest of {classes}" if labels[0].kept < classes else f"all {classes}"
     teachers = zip(index["archs"], settings["teachers"])
-    rows = hub.rows_of({name: settings.get(name) for name in VIEW_SETTINGS})
+    rows = hub.rows_of({name: settings.get(name) for name in (*VIEW_SETTINGS, *LATER_VIEWS, *BATCH_SETTINGS)})
     return (
         f"## Labels\n\nWhat the teachers said of every view of every step, {kept} classes, for "
         f"seed{'s' * (len(labels) > 1)} {', '.join(str(one.seed) for one in labels)}: `labels/seed*/*.safetensors`. "

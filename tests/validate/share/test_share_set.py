@@ -174,6 +174,21 @@ def test_the_command_on_the_card_trains_on_the_labels(place):
     assert [row["top1"] for row in rows(place, "back")] == first and len(first) == SEEDS
 
 
+def test_the_card_has_the_flags_of_its_labels_and_not_of_others(place):
+    """Of two stores of one set each has its own students, and none where nobody learnt from it."""
+    line = dict(syn_dir=place.syn, seeds=SEEDS, save_labels=place / "tiled", protocol="mosaic", tiles=2)
+    place.works("validate", **line)
+    whole = "--syn-dir", place.syn, "--labels", place / "tiled"
+    for results, said in (("measured", "FOLDER/labels --protocol mosaic --epochs 2 --tiles 2 "), ("few", "labels\n")):
+        if results == "few":
+            place.works("validate", syn_dir=place.syn, seeds=1, output_dir=place / "few", save_labels=place / "others")
+        outcome = share(place, *whole, "--results", place / results, output=results + "_hub")
+        assert outcome.code == 0, outcome.err
+        text = front(place / f"{results}_hub" / "README.md")[1]
+        assert said in text.split("```bash\n")[1].split("```")[0]
+        assert "| tiles | 2 |" in text.split("## Labels")[1] and "| min\\_scale | 0.5 |" in text
+
+
 def test_what_the_real_data_are_called(place):
     """No folder stands for the name, as it does in results."""
     assert "data set" not in front(place / "hub/README.md")[1].split("## Use")[0]
