@@ -94,6 +94,7 @@ def main() -> None:
             SharedWork(job.parts, {}, 0).remove()
             print(f"barycenters: {job.output} is complete")
             return
+        statistics.check_seconds(job.output)
         folder.check(workers)
         print(f"barycenters: {len(folder):,} images by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
         judge.by_sample("barycenters", teacher, folder, runtime, workers)

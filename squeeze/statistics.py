@@ -110,6 +110,7 @@ def main() -> None:
             state_of(job, settings).remove()
             print(f"statistics: {job.output} is complete")
             return
+        statistics.check_seconds(job.output)
         if not job.overwrite:
             state_of(job, settings).require_own()
         folder.load(workers, alone=True)  # the other ranks have ended

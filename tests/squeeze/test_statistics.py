@@ -311,3 +311,17 @@ def test_a_file_of_another_kind_is_not_replaced(place, line):
     outcome = place.start("squeeze.statistics", *line())
     assert outcome.code == 2 and "is no file of statistics" in outcome.err
     assert (place / "s.safetensors").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("stage", ["squeeze.statistics", "squeeze.barycenters"])
+@pytest.mark.parametrize("content", ['{"seconds": 2, "lr": 1}', "[1]", "no JSON"])
+def test_a_file_that_is_called_as_the_seconds_are_is_left_alone(place, line, stage, content):
+    if stage == "squeeze.barycenters":
+        pytest.importorskip("ot")
+    (place / "s.json").write_text(content)
+    before = snapshot(place.root)
+    outcome = place.start(stage, *line(overwrite=True))
+    assert outcome.code == 2 and f"{place / 's.json'} would get" in outcome.err and outcome.err.count("\n") == 1
+    assert snapshot(place.root) == before
+    (place / "s.json").write_text('{"seconds": 2.0}')  # of an earlier run
+    assert place.start(stage, *line(overwrite=True)).code == 0

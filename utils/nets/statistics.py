@@ -23,6 +23,7 @@ BatchNorm that was not asked for is compared with its own running averages.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from torch import nn
 
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
-from utils.run.files import differences, replacing, sha256, write_json
+from utils.run.files import differences, read_json, replacing, sha256, write_json
 
 COMMAND, BARYCENTERS = "python -m squeeze.statistics", "python -m squeeze.barycenters"
 FORMAT = 2  # of files without tensors of BatchNorms; the first one had no BatchNorms among its layers
@@ -135,6 +136,21 @@ def write(
 def seconds_path(path: str | Path) -> Path:
     """Of the JSON file that says how many seconds the file of statistics took."""
     return Path(path).with_suffix(".json")
+
+
+def check_seconds(path: str | Path) -> None:
+    """To be called before the work for `path`. Raises UserError where what would say its seconds is another's file."""
+    beside = seconds_path(path)
+    if not beside.exists():
+        return
+    with contextlib.suppress(UserError):
+        content = read_json(beside)
+        if isinstance(content, dict) and set(content) == {"seconds"}:
+            return
+    raise UserError(
+        f"--output {path}: {beside} would get the seconds that it takes, and holds something else; move that away, or "
+        "choose another file"
+    )
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
