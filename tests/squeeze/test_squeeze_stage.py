@@ -78,7 +78,7 @@ def test_the_seed_alone_decides_the_weights(done, place):
 
 
 def test_squeeze_keeps_the_network_of_the_best_epoch(place):
-    """Of those that were measured; the last of them where several are as good."""
+    """Of those that were measured; the first of them where several are as good."""
     place.works("squeeze", epochs=6, evaluations=6, lr=0.5)
     best, last = (torch.load(place / name, weights_only=True) for name in ("squeezed_best.pth", "squeezed.pth"))
     assert best["top1"] >= last["top1"] and best["settings"] == last["settings"] and best["arch"] == "conv3"
