@@ -232,9 +232,10 @@ def test_the_report_of_what_the_stages_wrote(place):
     outcome = place.start("validate.report.diversity", place.syn, place.init, *place.command("ranking", **line))
     assert outcome.code == 0, outcome.err
     page = report(place / "run")
+    changed = "delt iterations=8 round_iterations=2"  # the name that was given, and what it does not say
     rows, stored = table(place / "run" / "report" / "results.csv"), table(place / "run" / "results.csv")
     assert [(row["method"], row["protocol"], row["seeds"]) for row in rows] == [
-        (method, f"{protocol} epochs=2", "2") for method in ("delt", "medium") for protocol in ("delt", "hard")
+        (method, f"{protocol} epochs=2", "2") for method in (changed, "medium") for protocol in ("delt", "hard")
     ]
     for row in rows:
         names = row["method"], row["protocol"]
@@ -243,8 +244,8 @@ def test_the_report_of_what_the_stages_wrote(place):
         assert float(row["std"]) == pytest.approx(abs(first - second) / math.sqrt(2), abs=0.011)
     assert len(re.findall(r"<label title=", page)) == 3 * 3 * 4
     for name in CLASSES:
-        assert f"{name}, delt, IPC 4, position 0, 8 updates" in page
-        assert f"{name}, delt, IPC 4, position 3, 2 updates" in page
+        assert f"{name}, {changed}, IPC 4, position 0, 8 updates" in page
+        assert f"{name}, {changed}, IPC 4, position 3, 2 updates" in page
     assert (place / "run" / "report" / "figures" / "diversity.png").is_file()
     outcome = place.start("validate.report.summary", place / "run")
     assert outcome.code == 0 and "delt epochs=2" in outcome.out
