@@ -128,7 +128,8 @@ def main():
 IN_TURN = """
 errors = pathlib.Path(os.environ["TORCHELASTIC_ERROR_FILE"]).parents[1]
 def wait_for(rank):
-    while not (errors / rank / "error.json").exists():
+    path = errors / rank / "error.json"
+    while not path.exists() or not path.read_text().endswith("}"):
         time.sleep(0.02)
 def end(code, end=os._exit):
     wait_for("1")
