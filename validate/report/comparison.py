@@ -7,6 +7,7 @@ comparison.md, the table for people, and comparison.csv, a row for each set and 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import statistics
@@ -60,6 +61,8 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
     tables call it.
     """
     similarities = _similarities(measured)
+    # Once a set, and not for each of its results: it takes digests of the images that the set started from.
+    making, is_traced = functools.cache(origins.making), functools.cache(origins.is_traced)
     baselines: dict[str, list[Measured]] = {}
     for one in measured:
         if one.method == BASELINE:
@@ -67,14 +70,14 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
     rows = []
     for one, similar, name in zip(measured, similarities, collect.names(measured)):
         there = one.is_there
-        made, images = (origins.making(one.set_dir), images_of(one)) if there else ({}, None)
+        made, images = (making(one.set_dir), images_of(one)) if there else ({}, None)
         label_bytes, labels = bytes_of_labels(one, images)
         margin, margin_std = _margin(one, baselines.get(one.conditions, []))
         rows.append(
             {
                 **{name: getattr(one, name) for name in ("dataset", "ipc", "teacher", "student", "method", "protocol")},
                 "iterations": _iterations(one.set_dir) if there else None,
-                "seconds": sum(made.values()) if made and origins.is_traced(one.set_dir) else None,
+                "seconds": sum(made.values()) if made and is_traced(one.set_dir) else None,
                 **{f"{stage}_seconds": made.get(stage) for stage in STAGES},
                 "image_bytes": bytes_of_images(images),
                 "label_bytes": label_bytes,
