@@ -30,6 +30,7 @@ class SharedWork:
         self.folder, self.identity, self.count = Path(folder), digest(identity), count
         self.is_done = is_done or (lambda number: self.record(number) is not None)
         self._locks: dict[int, FileLock] = {}
+        self._replaces = False  # what other work left in the folder
 
     def missing(self) -> list[int]:
         """The pieces that are not done, whoever may be at work on them."""
@@ -69,6 +70,7 @@ class SharedWork:
                         return
                     found = True
                     left.remove(number)
+                    self._say_if_replaced(number)
                     yield number
         finally:
             os.close(opened)
@@ -86,12 +88,8 @@ class SharedWork:
         path = self._path(number)
         if not path.exists():
             return None
-        try:
-            entry = read_json(path)
-            whole = digest(entry["content"]) == entry["sha256"] and "identity" in entry
-        except (UserError, TypeError, KeyError):
-            whole = False
-        if not whole:
+        entry = self._entry(number)
+        if entry is None:
             if path.exists():  # else another process has put everything together since
                 print(f"{path}: damaged, and not used; piece {number} is done again")
             return None
@@ -128,6 +126,21 @@ class SharedWork:
                     raise
                 return  # another process was faster
         shutil.rmtree(removed, ignore_errors=True)
+
+    def _entry(self, number: int) -> dict[str, Any] | None:
+        """What is in the file of a piece, by whatever work; None if that is missing or damaged."""
+        try:
+            entry = read_json(self._path(number))
+            return entry if digest(entry["content"]) == entry["sha256"] and "identity" in entry else None
+        except (OSError, UserError, TypeError, KeyError):
+            return None
+
+    def _say_if_replaced(self, number: int) -> None:
+        """Once, that what was done for other settings is lost."""
+        entry = self._entry(number)
+        if not self._replaces and entry is not None and entry["identity"] != self.identity:
+            self._replaces = True
+            print(f"{self.folder}: holds work of other settings or images, which this replaces", flush=True)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"

@@ -107,6 +107,9 @@ def _settled(full_hard: Sequence[FullHard], students: set[tuple[str, str]]) -> d
                 f"{word}: could be of {listed([f'{student} on {dataset}' for dataset, student in meant], 4)}; give one "
                 "for each as ARCH=PERCENT, and report data sets one by one"
             )
+        twice = [student for student in meant if found.get(student, top1) != top1]
+        if twice:
+            raise UserError(f"{word}: {found[twice[0]]:g} was given for {twice[0][1]} as well; give one for each")
         if not meant:
             say_once(f"{word}: no LRS needs it: the teacher's own is taken where it is of the student's architecture")
         found |= dict.fromkeys(meant, top1)

@@ -171,6 +171,18 @@ DAMAGE = {
 }
 
 
+def test_work_of_other_settings_is_not_replaced_without_a_word(folder, capsys):
+    """Nor is it said of pieces that are done, or done again because what they name is gone."""
+    folder.do(2)
+    gone = SharedWork(folder.work, IDENTITY, 3, lambda number: number == 0)
+    with gone as work:
+        assert list(work.take()) == [1, 2]
+    assert capsys.readouterr().out == ""
+    with folder.shared(3, IDENTITY | {"seed": 1}) as work:
+        assert list(work.take()) == [0, 1, 2]
+    assert capsys.readouterr().out == f"{folder.work}: holds work of other settings or images, which this replaces\n"
+
+
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_record_is_named_and_done_again(folder, capsys, damage):
     folder.do(3)

@@ -141,6 +141,13 @@ def test_what_could_be_of_several_students_has_to_say_which(tmp_path):
     assert found["conv3"] == pytest.approx(scores.label_robust(0.5, 0.4, 0.8, 0.3)) and found["conv2"] > found["conv3"]
 
 
+def test_two_figures_of_one_student_are_refused(tmp_path):
+    of_students(tmp_path, "conv3")
+    with pytest.raises(UserError, match="--full-hard conv3=80: 60 was given for conv3 as well"):
+        robust(tmp_path, (None, 60.0), ("conv3", 80.0))
+    assert robust(tmp_path, (None, 60.0), ("conv3", 60.0)) == robust(tmp_path, (None, 60.0))
+
+
 def test_random_images_that_were_drawn_anew_take_the_place_of_the_earlier_ones_in_scores_too(tmp_path):
     of_students(tmp_path, "conv3")
     settings = {"images": "the earlier draw"}
