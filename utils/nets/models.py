@@ -26,6 +26,7 @@ from utils.run.errors import UserError, first_line
 STEMS = ("cifar", "imagenet")
 CONV_WIDTH = 128
 TIMM = "timm/"
+UNFIT = (RuntimeError, AssertionError, ValueError, IndexError)  # what networks raise at sizes that are not theirs
 
 
 class ConvNet(nn.Module):
@@ -108,7 +109,8 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     """A network with random weights (or torchvision's named `weights`) for (N, 3, input_size, input_size).
 
     `stem`: "imagenet" leaves torchvision's network as it is; "cifar" makes its first convolution 3x3 with
-    stride 1 and drops the pool behind it. Those of NETWORKS have one stem. Raises UserError for an unknown `arch`, or
+    stride 1 and drops the pool behind it. Those of NETWORKS and those that timm makes for one size, whose positions are
+    the grid's behind the stem, have one stem. Raises UserError for an unknown `arch`, or
     one that cannot take images of this size.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -116,7 +118,7 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
             _make(arch, num_classes, input_size, stem, None).eval()(torch.empty(1, 3, input_size, input_size))
         except NotImplementedError:
             pass  # a network that cannot be made without memory to try it: torchvision's RegNet
-        except (RuntimeError, AssertionError, ValueError) as error:
+        except UNFIT as error:
             raise UserError(
                 f"architecture '{arch}' with the {stem} stem cannot take images of {input_size} pixels "
                 f"({first_line(error)}); give another --input-size or another architecture"
@@ -131,7 +133,7 @@ def takes_size(network: nn.Module, size: int) -> bool:
             copy.deepcopy(network).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
     except NotImplementedError:
         pass  # as in `build`
-    except (RuntimeError, AssertionError, ValueError):
+    except UNFIT:
         return False
     return True
 
@@ -143,7 +145,7 @@ def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
         model = _make_timm(arch.removeprefix(TIMM), num_classes, input_size)
     else:
         model = _make_torchvision(arch, num_classes, input_size, weights)
-    if stem == "cifar":
+    if stem == "cifar" and not _has_one_size(arch):
         _give_small_stem(model)
     return model
 
@@ -171,9 +173,17 @@ def _make_timm(name: str, num_classes: int, input_size: int) -> nn.Module:
             f"architecture 'timm/{name}' is not known to timm {timm.__version__}; "
             f"{f'near it: {chr(44).join(near)}' if near else 'timm.list_models() lists them'}"
         )
-    # Networks with position embeddings are made for one size; the others take any and know no such argument.
-    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
-    return timm.create_model(name, num_classes=num_classes, **({"img_size": input_size} if fixed else {}))
+    options = {"img_size": input_size} if _has_one_size(TIMM + name) else {}  # the others know no such argument
+    return timm.create_model(name, num_classes=num_classes, **options)
+
+
+def _has_one_size(arch: str) -> bool:
+    """Whether it is one of timm's that are made for one size, as those with position embeddings are."""
+    if not arch.startswith(TIMM):
+        return False
+    import timm
+
+    return getattr(timm.get_pretrained_cfg(arch.removeprefix(TIMM)), "fixed_input_size", False)
 
 
 def _give_small_stem(model: nn.Module) -> None:
@@ -242,10 +252,10 @@ def _stems(arch: str) -> tuple[dict, dict, bool]:
         try:
             network = _make(arch, 2, 224, "imagenet", None)
             large, described = _shapes(network.state_dict()), str(network)
-            if not _maker(arch):
+            if not (_maker(arch) or _has_one_size(arch)):
                 _give_small_stem(network)
             return large, _shapes(network.state_dict()), str(network) == described
-        except (UserError, RuntimeError, AssertionError, ValueError):
+        except (UserError, *UNFIT):
             return {}, {}, False  # `build` says what is wrong
 
 

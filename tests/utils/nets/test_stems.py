@@ -103,6 +103,18 @@ def test_no_stem_is_hidden_where_there_is_one_or_the_shapes_tell(arch):
     assert not models.hides_stem(arch)
 
 
+@pytest.mark.parametrize("arch", ["timm/levit_128s", "timm/mvitv2_tiny", "timm/pit_ti_224", "timm/visformer_tiny"])
+def test_networks_that_are_made_for_one_size_take_small_images_by_the_stem_that_they_have(arch):
+    """Their positions are the grid's behind it; the meta device does not see all of those that are out of it."""
+    torch.manual_seed(0)
+    large, small = (models.build(arch, 3, 64, stem).eval() for stem in ("imagenet", "cifar"))
+    small.load_state_dict(large.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(large(images), small(images))
+    assert not models.hides_stem(arch) and models.read_stem(arch, large.state_dict()) is None
+
+
 def test_networks_that_the_meta_device_cannot_try_are_built():
     network = models.build("regnet_x_400mf", 3, 32, "cifar").eval()
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 3)
