@@ -15,7 +15,8 @@ from utils.fit.loop import Training
 from utils.nets.teacher import Teacher
 from utils.run.device import Runtime
 from validate.augment import Augmentation, Views
-from validate.labels import StoredLabels, Writer
+from validate.label_writer import Writer
+from validate.labels import StoredLabels
 from validate.stream import Stream
 from validate.targets import Teachers, accumulated, hard_labelled, student_losses
 from validate.train import train

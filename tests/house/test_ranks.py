@@ -148,17 +148,17 @@ def test_a_network_with_a_part_that_does_not_count_is_trained_by_one_process(pla
 
 
 SMALL_SHARDS = """
-import validate.labels
+import validate.label_writer
 from utils.run import entry
 from validate.__main__ import main
-validate.labels.SHARD_BYTES = 1
+validate.label_writer.SHARD_BYTES = 1
 entry.run(main)
 """
 
 
 def test_stored_labels_are_the_same_whoever_stores_them(place, monkeypatch):
     """Shards of one epoch, each by whoever is free; and students trained on their parts of each stored batch."""
-    monkeypatch.setattr("validate.labels.SHARD_BYTES", 1)
+    monkeypatch.setattr("validate.label_writer.SHARD_BYTES", 1)
     line = dict(mix="cutmix", epochs=3)
     place.works("validate", save_labels=place / "one", **line)
     script = place / "script.py"

@@ -17,7 +17,8 @@ from utils.nets.batch_statistics import with_batch_statistics
 from utils.nets.teacher import Teacher
 from utils.run import distributed
 from utils.run.device import Runtime
-from validate.labels import StoredLabels, Writer
+from validate.label_writer import Writer
+from validate.labels import StoredLabels
 from validate.stream import spans
 from validate.targets import Teachers, accumulated, hard_labelled, student_losses
 from validate.train import train

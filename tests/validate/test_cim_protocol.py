@@ -15,7 +15,8 @@ from utils.data import dsa
 from utils.run import distributed
 from utils.run.registry import with_changes
 from validate.augment import Augmentation
-from validate.labels import StoredLabels, Writer
+from validate.label_writer import Writer
+from validate.labels import StoredLabels
 from validate.protocols import PROTOCOLS, SetFacts, recipes, resolve
 from validate.targets import Teachers
 

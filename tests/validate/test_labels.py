@@ -15,7 +15,8 @@ from plain_teacher import logits
 from refusals import refused
 from result_files import result
 from students import noise_folder, small_student, stream
-from validate.labels import StoredLabels, Writer, _narrow, complete_probabilities
+from validate.label_writer import Writer, _narrow
+from validate.labels import StoredLabels, complete_probabilities
 from validate.targets import Teachers
 
 LINE = dict(epochs=3, student_arch="conv3", seeds=2)
@@ -134,7 +135,7 @@ def damaged(folder):
 
 @pytest.mark.parametrize("damage", [unfinished, lost, damaged])
 def test_saving_again_makes_what_is_not_whole(place, monkeypatch, damage):
-    monkeypatch.setattr("validate.labels.SHARD_BYTES", 1)  # a shard an epoch
+    monkeypatch.setattr("validate.label_writer.SHARD_BYTES", 1)  # a shard an epoch
     line, folder = dict(save_labels=place / "labels", **LINE), place / "labels" / "seed0"
     place.works("validate", output_dir=place / "saved", **line)
     whole = snapshot(folder)
@@ -150,7 +151,7 @@ def test_saving_again_makes_what_is_not_whole(place, monkeypatch, damage):
 @pytest.mark.parametrize("loss", ["kl", "mse"])
 def test_labels_from_a_step_on_are_the_rest_of_what_the_teacher_said(tmp_path, monkeypatch, loss):
     """As a student that was broken off asks for them: three epochs of three batches, a shard each."""
-    monkeypatch.setattr("validate.labels.SHARD_BYTES", 1)
+    monkeypatch.setattr("validate.label_writer.SHARD_BYTES", 1)
     batches = stream(noise_folder(tmp_path / "set"), epochs=3, batch_size=5, loss=loss, temperature=2.0)
     network = small_student().eval()
     teachers = Teachers(batches.geometry, ("a",), ("0",), (network,), (batches.geometry,))

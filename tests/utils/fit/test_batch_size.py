@@ -17,7 +17,7 @@ TRIES = {
     "squeeze": "squeeze.__main__.try_training_step",
     "ranking": "utils.fit.batch_size.try_evaluation",
     "recover": "recover.__main__.find_batch_size",
-    "validate": "validate.__main__.try_training_step",
+    "validate": "validate.trial.try_training_step",
 }
 
 
