@@ -42,6 +42,14 @@ def test_the_extremes_stay_in_bounds(kind, value):
     assert found.shape == (3, 3, 9, 9) and found.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_places_are_as_exact_beside_a_network_in_bf16(kind):
+    batch, draws = images(64).float(), DRAWS.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = KINDS[kind](batch, draws)
+    assert torch.equal(found, KINDS[kind](batch, draws))
+
+
 def test_crops_shift_by_an_eighth_both_ways():
     row = torch.arange(1.0, 17).view(1, 1, 1, 16).expand(1, 3, 16, 16)
     shifts = {dsa.crop(row, torch.tensor([[0.5, k / 100, 0]]))[0, 0, 8, 8].item() - 9 for k in range(100)}
