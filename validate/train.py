@@ -44,9 +44,10 @@ def train(
 def recompute_statistics(stream: Stream, model: nn.Module) -> None:
     """BatchNorm's running statistics anew: the mean over further batches, by the weights as they are.
 
-    As training leaves them they are of weights that moved meanwhile (Izmailov et al., 2018, section 3.2).
+    As training leaves them they are of weights that moved meanwhile (Izmailov et al., 2018, section 3.2). Every rank
+    sees whole batches: rank 0's statistics are tested.
     """
     epochs = stream.protocol.epochs
     further = range(epochs, epochs + stream.protocol.bn_epochs)
     with seeded(stream.seed, "statistics", device=stream.runtime.device), stream.runtime.autocast():
-        update_bn((step.images for step in stream.draw(further)), model)
+        update_bn((step.images for step in stream.draw(further, local=False)), model)

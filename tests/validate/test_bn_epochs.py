@@ -13,9 +13,10 @@ from result_files import result
 from students import noise_folder, small_student, stream
 from utils.data.loader import EvalBatches
 from utils.fit.loop import Training
+from utils.run import distributed
 from validate.stream import Stream
 from validate.targets import hard_labelled
-from validate.train import train
+from validate.train import recompute_statistics, train
 
 EPOCHS, FURTHER = 3, 2
 SETTINGS = dict(batch_size=4, epochs=EPOCHS, labels="hard", rand_augment="none", lr=0.05)
@@ -55,6 +56,18 @@ def test_statistics_are_the_means_over_further_batches(tested, average):
             expected = torch.stack([batch[layer][kind] for batch in found]).mean(0)
             torch.testing.assert_close(running, expected, rtol=1e-4, atol=1e-5)
     assert first.momentum == second.momentum == 0.1, "training goes on as before"
+
+
+def test_each_of_several_processes_sees_whole_batches(tmp_path, monkeypatch):
+    """Those of the first are tested, and its part of a batch is not all images."""
+    batches = stream(noise_folder(tmp_path), num_classes=4, **SETTINGS, bn_epochs=FURTHER, mix="none")
+    alone, second = small_student(), small_student()
+    recompute_statistics(batches, alone)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    recompute_statistics(batches, second)
+    assert torch.equal(second[1].running_mean, alone[1].running_mean)
+    assert torch.equal(second[4].running_var, alone[4].running_var)
 
 
 def test_training_is_the_same_with_and_without(tested):
