@@ -205,7 +205,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     # No teacher: what the images alone teach.
     "hard": {**DELT, "labels": "hard"},
     # The images as they stand, for DD-Ranking's robustness to augmentation.
-    "noaug": {**DELT, "mix": "none", "temperature": 20.0, "rand_augment": "none", "min_scale": 1.0, "flip": 0.0},
+    "noaug": {**DELT, "mix": "none", "rand_augment": "none", "min_scale": 1.0, "flip": 0.0},
 }
 
 # Of ten classes of ImageNet, by FADRM's code for ResNet-18.

@@ -91,6 +91,7 @@ def test_without_augmentation_nothing_is_drawn():
     plain = resolved("noaug")
     assert (plain.rand_augment, plain.mix, plain.temperature) == ("none", "none", 20)
     assert (plain.min_scale, plain.max_scale, plain.flip) == (1, 1, 0)
+    assert resolved("noaug", loss="ce").temperature == 1 and resolved("noaug", mix="mixup").temperature == 4
 
 
 @pytest.mark.parametrize(
