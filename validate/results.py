@@ -65,6 +65,23 @@ def path_of(folder: str | Path, settings: dict, facts: dict) -> Path:
     return Path(folder) / "results" / f"{name}.json"
 
 
+def _as_stored(folder: str | Path, settings: dict, facts: dict) -> dict:
+    """`facts` under the protocol's name by which these very settings were measured: a flag may say what it has anyway.
+
+    As they are where nothing was, or can be read.
+    """
+    path = path_of(folder, settings, facts)
+    others = [] if path.exists() else sorted(path.parent.glob(f"*_{digest(settings)[:8]}.json"))
+    for other in others:
+        with contextlib.suppress(UserError, TypeError, KeyError):
+            content = read_json(other)
+            if digest(content["settings"]) == digest(settings) and isinstance(content["protocol"], str):
+                found = {**facts, "protocol": content["protocol"]}
+                if path_of(folder, settings, found) == other:
+                    return found
+    return facts
+
+
 class Run:
     """One student architecture on one set under one protocol, over seeds; found again on disk by its `settings`."""
 
@@ -85,6 +102,7 @@ class Run:
 
         Other runs of the folder may be measured by other processes. Raises UserError where another one measures this.
         """
+        facts = distributed.by_main(lambda: _as_stored(folder, settings, facts))
         with locked(path_of(folder, settings, facts)):
             yield cls(folder, settings, facts)
 
