@@ -83,6 +83,7 @@ class Job:
         """
         protocols = chosen_protocols(self.arguments, dataset, input_size)
         say_unread(self.arguments, protocols)
+        say_kept_rates(self.arguments, recipes(dataset, input_size))
         return replace(self, protocols=protocols)
 
 
@@ -285,6 +286,17 @@ def say_unread(flags: dict[str, Any], protocols: dict[str, dict[str, Any]]) -> N
         print(*(f"validate: {title} reads no {name}\n" for title in unread), sep="", end="")
 
 
+def say_kept_rates(flags: dict[str, Any], known: dict[str, dict[str, Any]]) -> None:
+    """Say where another optimiser is given, and not its rate or weight decay, which stay those of the protocol's."""
+    kept = [cli.spelled(name) for name in ("lr", "weight_decay") if flags[name] is None]
+    for name in flags["protocol"]:
+        own = known[name]["optimizer"]
+        if kept and flags["optimizer"] not in (None, own):
+            print(
+                f"validate: --optimizer {flags['optimizer']}: {name}'s are for {own}, so give {' and '.join(kept)} too"
+            )
+
+
 def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
     protocols = chosen_protocols(vars(args), args.dataset, args.input_size)
     sets = [manifest.images_of(path) for path in args.syn_dir]
@@ -314,10 +326,13 @@ def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
 def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, dict[str, Any]]) -> None:
     soft = [settings for settings in protocols.values() if settings["labels"] == "soft"]
     hard = [settings for settings in protocols.values() if settings["labels"] == "hard"]
-    if any((settings["min_scale"] or 0) > settings["max_scale"] for settings in protocols.values()):
-        parser.error(f"--min-scale must be at most --max-scale ({args.min_scale} and {args.max_scale} were given)")
-    if any(settings["loss"] not in (None, "ce") for settings in hard):
-        parser.error(f"--loss {args.loss} compares with a teacher; hard labels go with ce")
+    for title, settings in protocols.items():
+        least, most = settings["min_scale"] or 0, settings["max_scale"]
+        if least > most:
+            parser.error(f"--min-scale must be at most --max-scale (here {least} and {most}, of --protocol {title})")
+    for settings in hard:
+        if settings["loss"] not in (None, "ce"):
+            parser.error(f"--loss {settings['loss']} compares with a teacher; hard labels go with ce")
     cli.refuse_single_images(parser, args)
     if args.method and len(args.method) != len(args.syn_dir):
         parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Iterable
 
 from utils.data import input_size, manifest
 from utils.data.class_folders import by_position
+from utils.data.datasets import first_known, known
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.sizes import common_size
@@ -20,6 +22,8 @@ def geometry_without_teacher(
 ) -> Geometry:
     """The classes of the test images, and the input size that the flags say, else a set's manifest, else these images.
 
+    Mean and standard deviation are the flags', else those of the data set that flags or manifests name.
+
     Raises UserError where two manifests say another size, or the data set has another number of classes.
     """
     if classes_by == "position":
@@ -30,6 +34,9 @@ def geometry_without_teacher(
         size, source = input_size.said(sets) or (common_size(folder.load(workers)), f"the images in {val_dir}")
         print(f"validate: no teacher says the input size; assumed {size} (from {source}); --input-size gives another")
         given = replace(given, input_size=size)
+    sets_are_of = known(first_known(given.dataset, *map(manifest.dataset, sets)))
+    if sets_are_of:  # by teachers of this data set the same images are normalised so
+        given = replace(given, mean=given.mean or sets_are_of.mean, std=given.std or sets_are_of.std)
     return geometry_of_images(given, folder, workers)
 
 
@@ -64,7 +71,10 @@ def _changed(folder: ImageFolder) -> str | None:
 
 
 def require_same_size(sets: list[ImageFolder]) -> None:
-    """Raises UserError if the sets differ in size: their students would differ in updates, and prove nothing."""
+    """Raises UserError if the sets differ in size: their students would differ in updates, and prove nothing.
+
+    In images per class, too: batches and schedules go by them.
+    """
     first = sets[0]
     for folder in sets[1:]:
         if len(folder) != len(first):
@@ -73,9 +83,14 @@ def require_same_size(sets: list[ImageFolder]) -> None:
                 f"at the same number of images and updates; give --ipc {min(folder.fewest(), first.fewest())}, or "
                 "measure them one by one"
             )
+        if nominal_ipc(folder) != nominal_ipc(first):
+            raise UserError(
+                f"--syn-dir {folder.root}: counts as {nominal_ipc(folder)} images per class, {first.root} as "
+                f"{nominal_ipc(first)}, by which protocols choose their batch; measure them one by one"
+            )
 
 
 def nominal_ipc(folder: ImageFolder) -> int:
-    """Images per class: of the smallest class, unless that is a short one that the selection kept as it is."""
+    """Images per class: of the selection that kept a short class as it is, else the mean, rounded."""
     kept = manifest.kept_ipc(folder.root)
-    return kept if kept == folder.most() else folder.fewest()
+    return kept if kept == folder.most() else max(1, math.floor(len(folder) / len(folder.classes) + 0.5))

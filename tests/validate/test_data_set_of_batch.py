@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from result_files import result
 from utils.data import datasets
 from validate import protocols
 
@@ -12,7 +13,7 @@ from validate import protocols
 @pytest.fixture
 def own_batch(monkeypatch):
     """A data set of the test's three classes whose students have batches of 5; by IPC 4 they have 10."""
-    facts = datasets.DataSet(classes=3, input_size=14, student_batch=5)
+    facts = datasets.DataSet(classes=3, input_size=14, mean=(0.2, 0.3, 0.4), student_batch=5)
     monkeypatch.setitem(datasets.DATASETS, "insects", facts)
 
 
@@ -43,6 +44,15 @@ def test_the_teacher_names_it(place, own_batch, said):
 def test_the_manifest_of_one_set_decides_for_all(place, own_batch, said):
     (place.init / "manifest.json").write_text(json.dumps(said))
     assert batch_sizes(place, syn_dir=[place.val, place.init], ipc=4, method=["a", "b"]) == {5}
+
+
+def test_without_a_teacher_the_data_set_of_the_manifest_says_how_images_are_normalised(place, own_batch):
+    facts = datasets.DATASETS["insects"]
+    line = dict(epochs=1, labels="hard", student_arch="conv3", teacher_path=None, output_dir=place / "hard")
+    (place.init / "manifest.json").write_text(json.dumps({"dataset": "insects"}))
+    place.works("validate", **line)
+    settings = result(place, "hard")["settings"]
+    assert (settings["mean"], settings["std"]) == (list(facts.mean), list(facts.std))
 
 
 @pytest.mark.parametrize("said", [{"settings": []}, {"dataset": 3}, {"settings": {"dataset": "unheard-of"}}])

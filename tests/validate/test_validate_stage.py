@@ -96,6 +96,27 @@ def test_a_set_called_after_its_recipe_says_what_was_changed(place):
     assert table(place, "named")[0]["method"] == "mine", "a name of one's own"
 
 
+def test_a_flag_that_says_what_the_protocol_has_anyway_measures_nothing_anew(place):
+    place.works("validate", **QUICK)
+    before = snapshot(place.root)
+    assert "is complete" in place.works("validate", **QUICK, batch_size=result(place)["settings"]["batch_size"])
+    assert snapshot(place.root) == before
+    place.works("validate", **QUICK, batch_size=5)
+    assert [row["protocol"] for row in table(place)] == [
+        "delt epochs=1 labels=hard",
+        "delt epochs=1 batch_size=5 labels=hard",
+    ]
+
+
+def test_the_rate_of_another_optimiser_is_not_kept_without_a_word(place):
+    line = dict(QUICK, optimizer="sgd")
+    assert "--optimizer sgd: delt's are for adamw, so give --lr and --weight-decay too" in place.works(
+        "validate", **line
+    )
+    assert "adamw" not in place.works("validate", **line, lr=0.1, weight_decay=0.0)
+    assert "are for" not in place.works("validate", **{**line, "optimizer": "adamw"})
+
+
 def test_help_names_every_flag_of_the_design(stock):
     flags = """--dataset --val-dir --teacher-arch --teacher-path --ipc --seed --batch-size --workers --device
         --precision --compile --stem --syn-dir --student-arch --protocol --epochs --lr --temperature --loss --mix
@@ -306,6 +327,31 @@ def test_images_that_are_not_those_of_their_manifest_do_not_pass_for_them(place,
     refused(place, "validate", f"{first.relative_to(place.init)} is not as manifest.json there says", epochs=1, seeds=1)
     (place.init / "manifest.json").unlink()
     place.works("validate", epochs=1, seeds=1, method=None, output_dir=place / "another")
+
+
+def test_sets_of_as_many_images_are_measured_alike_however_their_classes_share_them(place):
+    """12 images: four of each of three classes, or five, four and three."""
+    shutil.copytree(place.init, place / "uneven")
+    first, *_, last = sorted((place / "uneven").iterdir())
+    moved = sorted(last.iterdir())[0]
+    moved.rename(first / f"more_{moved.name}")
+    place.works("validate", syn_dir=[place.init, place / "uneven"], method=["even", "uneven"], **QUICK)
+    found = [json.loads(path.read_text()) for path in (place / "measured" / "results").iterdir()]
+    assert {one["method"]: one["ipc"] for one in found} == {"even": 4, "uneven": 4}
+    assert len({one["settings"]["batch_size"] for one in found}) == 1
+    kept = {"ipc": 5, "short_classes": "keep"}
+    write_manifest(place / "uneven", settings=kept)
+    refused(
+        place,
+        "validate",
+        "uneven",
+        "counts as 5 images per class",
+        "as 4",
+        "one by one",
+        syn_dir=[place.init, place / "uneven"],
+        method=["a", "b"],
+        **QUICK,
+    )
 
 
 def test_sets_of_different_size_are_not_compared(place):
