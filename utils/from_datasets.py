@@ -37,7 +37,7 @@ PARQUET = ".parquet"
 class Flags:
     folder: str
     output: str
-    split: str
+    split: str | None
     image: str
     label: str
 
@@ -48,7 +48,7 @@ def parse() -> Flags:
     )
     parser.add_argument("folder", metavar="FOLDER", help="of save_to_disk, or what load_dataset takes")
     parser.add_argument("output", metavar="OUTPUT", help="ImageFolder to write")
-    parser.add_argument("--split", default="train", help="of several splits the one to take")
+    parser.add_argument("--split", help="of several splits the one to take; train if left out")
     parser.add_argument("--image", default="image", metavar="COLUMN", help="of the images")
     parser.add_argument("--label", default="label", metavar="COLUMN", help="of the classes")
     return cli.group(parser.parse_args(), Flags)
@@ -84,11 +84,16 @@ def read(datasets: Any, flags: Flags, cache: str) -> Any:
             found = datasets.load_dataset(str(path.resolve()), cache_dir=cache)
     except Exception as error:  # whatever the library makes of a damaged or foreign file
         raise UserError(f"{path}: cannot be read by datasets ({first_line(error)})") from None
-    if not hasattr(found, "keys"):  # one split
-        return found
-    if flags.split not in found:
-        raise UserError(f"{path}: has no split '{flags.split}'; give --split: {', '.join(found)}")
-    return found[flags.split]
+    if not hasattr(found, "keys"):  # a split by itself
+        if not flags.split or not found.split:
+            if flags.split:
+                print(f"{path}: is one split, and does not say which; --split {flags.split} is not used")
+            return found
+        found = {str(found.split).split("[")[0]: found}  # train[:50%] is of train
+    split = flags.split or "train"
+    if split not in found:
+        raise UserError(f"{path}: has no split '{split}'; give --split: {', '.join(found)}")
+    return found[split]
 
 
 def columns(split: Any, datasets: Any, flags: Flags) -> Iterator[tuple[str, str, bytes]]:

@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from conftest import ROOT, Outcome, images, snapshot
+from utils import from_datasets
+from utils.run.errors import UserError
 
 pytestmark = pytest.mark.skipif(
     not importlib.util.find_spec("datasets"), reason="the library datasets is not installed"
@@ -124,6 +127,7 @@ def test_sets_of_others_and_what_is_refused(others):
     (place / "bad.parquet").write_bytes(b"nothing")
     refusals = [
         ("@saved --split test @output", "no split 'test'; give --split: train"),
+        ("@saved/train --split test @output", "saved/train: has no split 'test'; give --split: train"),
         ("@saved --label class @output", "no column 'class'; give --image and --label, of image, label"),
         ("@saved --image label @output", "'label' holds no images"),
         ("@bad.parquet @output", "bad.parquet: cannot be read"),
@@ -139,3 +143,20 @@ def test_sets_of_others_and_what_is_refused(others):
     for error, code, (_, told) in zip(said[::2], said[1::2], refusals):
         assert error.startswith("error: ") and told in error and code == "exit code 2"
     assert snapshot(place.root) == before
+
+
+@pytest.mark.parametrize("said, told", [("train", ""), ("train[:50%]", ""), (None, "--split train is not used")])
+def test_a_split_that_was_saved_by_itself(tmp_path, capsys, said, told):
+    """It is taken where it is the one that is asked for, or nobody says which one it is; never as another one."""
+    (tmp_path / "state.json").touch()
+    split = SimpleNamespace(split=said)
+    library = SimpleNamespace(load_from_disk=lambda path: split)
+
+    def read(name):
+        return from_datasets.read(library, SimpleNamespace(folder=str(tmp_path), split=name), "")
+
+    assert read(None) is split and capsys.readouterr().out == ""
+    assert read("train") is split and (told in (out := capsys.readouterr().out)) and bool(out) == bool(told)
+    if said:
+        with pytest.raises(UserError, match="has no split 'test'; give --split: train$"):
+            read("test")
