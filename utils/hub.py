@@ -18,6 +18,7 @@ import yaml
 
 from utils import cli
 from utils.data.manifest import SHARED
+from utils.run.errors import UserError
 from utils.run.files import flush_folder, replacing, sha256, write_json, write_text
 from utils.run.markdown import escaped
 from utils.run.outputs import check_output, claim, locked
@@ -60,7 +61,11 @@ def add_sharing(parser: cli.Parser, source: str) -> None:
         "--source", metavar="TEXT", help="what these data are called; read from the files if they say it"
     )
     parser.add_argument("--name", metavar="TEXT", help="heads the card; made of what is known if left out")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder of other contents")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what this command wrote there before, changed or not; files of your own stay",
+    )
 
 
 def require_licence(parser: cli.Parser, licence: str | None, source: str) -> None:
@@ -132,14 +137,16 @@ def without_folders(value: Any) -> Any:
 def write(folder: str | Path, settings: dict, contents: Contents, overwrite: bool, *inputs: str | Path) -> bool:
     """Make the folder, and say whether anything was left to do.
 
-    `settings` identify what it holds; after a kill the same call goes on. Raises UserError where the folder holds
-    something else, or touches one of the `inputs`.
+    `settings` identify what it holds; after a kill the same call goes on, and what is missing is written again. Files
+    that its record does not name, such as those of git, stay as they are. Raises UserError where the folder holds
+    something else, or a file that was changed since, unless it is to `overwrite`; or touches one of the `inputs`.
     """
     folder = Path(folder)
+    names = sorted([*contents.copies, *contents.pictures, *contents.texts])
     check_output(folder, *inputs)
     with locked(folder):
-        found = claim(folder, SHARED, settings, overwrite, *inputs)
-        if found.get("finished") and _is_whole(folder, found):
+        found = claim(folder, SHARED, settings, overwrite, *inputs, files=names)
+        if found.get("finished") and _is_whole(folder, found, overwrite):
             return False
         for name, source in contents.copies.items():
             _copy(source, folder / name)
@@ -148,17 +155,24 @@ def write(folder: str | Path, settings: dict, contents: Contents, overwrite: boo
         for name, text in contents.texts.items():
             write_text(folder / name, text)
         flush_folder(folder)  # what the record is going to say is there
-        names = sorted([*contents.copies, *contents.pictures, *contents.texts])
         files = {name: sha256(folder / name) for name in names}
         write_json(folder / SHARED, {"settings": settings, "finished": True, "files": files})
         return True
 
 
-def _is_whole(folder: Path, record: dict) -> bool:
+def _is_whole(folder: Path, record: dict, overwrite: bool) -> bool:
+    """Whether all files are there. Raises UserError for one that has changed, unless it is to be overwritten."""
     files = record.get("files")
-    return isinstance(files, dict) and all(
-        (path := folder / name).is_file() and sha256(path) == digest for name, digest in files.items()
-    )
+    if not isinstance(files, dict):
+        return False
+    there = {name: sha256(folder / name) for name in files if (folder / name).is_file()}
+    changed = [name for name, digest in there.items() if digest != files[name]]
+    if changed and not overwrite:
+        raise UserError(
+            f"{folder / changed[0]}: was changed since it was written; keep it elsewhere and give --overwrite to write "
+            "it again, or choose another folder"
+        )
+    return there == files
 
 
 def _copy(source: Path, target: Path) -> None:

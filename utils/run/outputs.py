@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 from filelock import FileLock, Timeout
 
@@ -53,12 +53,21 @@ def check_folder(folder: str | Path, record_name: str, *inputs: str | Path) -> s
     return entries
 
 
-def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool, *inputs: str | Path) -> dict:
+def claim(
+    folder: str | Path,
+    record_name: str,
+    settings: dict,
+    overwrite: bool,
+    *inputs: str | Path,
+    files: Iterable[str] | None = None,
+) -> dict:
     """Make `folder` this run's, and return the record of how far the same run came before.
 
     The record is a JSON file `record_name` in the folder, whose `settings` entry identifies the run. With `overwrite`
-    another run's folder is emptied. Raises UserError if the folder holds another run, or files that no run wrote
-    (those are never removed), or touches one of the folders `inputs`.
+    another run's folder is emptied. `files` are the paths in the folder that the run is going to write, where people
+    keep files of their own between them: the record names them, and of another run only those are removed that its
+    record names. Raises UserError if the folder holds another run, or files that no run wrote (those are never
+    removed), or touches one of the folders `inputs`.
     """
     folder, record_path = Path(folder), Path(folder) / record_name
     entries = check_folder(folder, record_name, *inputs)
@@ -75,9 +84,14 @@ def claim(folder: str | Path, record_name: str, settings: dict, overwrite: bool,
                 "or give --overwrite"
             )
         write_json(record_path, {**record, "finished": False})  # what is left of it is no whole run from here on
-        _empty(folder, record_name)
+        if files is None:
+            _empty(folder, record_name)
+        else:
+            _remove(folder, record.get("files"))
     make_folder(folder)
     record = {"settings": settings, "finished": False}
+    if files is not None:
+        record["files"] = dict.fromkeys(files)
     write_json(record_path, record)
     return record
 
@@ -92,6 +106,21 @@ def _empty(folder: Path, record_name: str) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+def _remove(folder: Path, names: object) -> None:
+    """Remove the files of these paths in a folder, as a record names them, and the folders that this leaves empty."""
+    root = folder.resolve()
+    for path in (folder / name for name in (names if isinstance(names, dict) else ())):
+        place = path.parent.resolve()
+        if root not in (place, *place.parents):  # records come from others, too
+            continue
+        if path.is_file() or path.is_symlink():
+            path.unlink()
+        with contextlib.suppress(OSError):
+            while place != root:
+                place.rmdir()
+                place = place.parent
 
 
 @contextlib.contextmanager

@@ -140,6 +140,23 @@ def test_a_run_killed_while_it_emptied_its_folder_can_start_again(tmp_path, monk
     assert claim(folder, RECORD, other, True)["settings"] == other and tree(folder) == [RECORD]
 
 
+def test_a_record_names_nothing_outside_of_its_folder(tmp_path):
+    """It may have come from others with the folder."""
+    folder = tmp_path / "run"
+    claim(folder, RECORD, SETTINGS, False, files=["a/x.png"])
+    for name in ("other/mine.txt", "mine.txt", "run/a/x.png", "run/.git/HEAD"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("precious")
+    (folder / "link").symlink_to(tmp_path / "other")
+    names = ["a/x.png", "../mine.txt", str(tmp_path / "mine.txt"), "link/mine.txt", "..", ".git", "none/at/all"]
+    (folder / RECORD).write_text(json.dumps({"settings": SETTINGS, "files": dict.fromkeys(names)}))
+    claim(folder, RECORD, {"lr": 0.1}, True, files=["b"])
+    assert [name for name in tree(tmp_path) if "." in name] == [
+        *("mine.txt", "other/mine.txt", "run/.git", "run/.git/HEAD", f"run/{RECORD}")
+    ]
+    assert not (folder / "a").exists() and json.loads((folder / RECORD).read_text())["files"] == {"b": None}
+
+
 def test_a_run_killed_while_it_claimed_its_folder_can_start_again(tmp_path):
     # What SIGKILL leaves between the writing of the manifest and its renaming.
     (tmp_path / f".manifest.{os.uname().nodename}.4711.partial.json").write_text('{"sett')

@@ -95,9 +95,24 @@ def test_the_same_command_gives_the_same_bytes_and_does_nothing_twice(place):
 def test_what_was_lost_is_written_again(place):
     before = {name: entry[0] for name, entry in snapshot(place / "hub").items()}
     (place / "hub/train/ant").joinpath(next(iter(images(place.syn))).split("/")[1]).unlink()
-    (place / "hub/README.md").write_text("damaged")
     assert share(place, *everything(place)).code == 0
     assert {name: entry[0] for name, entry in snapshot(place / "hub").items()} == before
+
+
+def test_what_people_keep_in_the_folder_stays(place):
+    """A repository of git, and a card that was edited."""
+    own = ["hub/.git/HEAD", "hub/notes.md", "hub/train/ant/.note", "hub/README.md"]
+    for name in own:
+        (place / name).parent.mkdir(exist_ok=True)
+        (place / name).write_text("my own")
+    refused(place, *everything(place), told=[place / "hub/README.md", "changed", "--overwrite"])
+    assert share(place, *everything(place), "--overwrite").code == 0
+    assert "my own" not in (place / "hub/README.md").read_text()
+
+    assert share(place, "--syn-dir", place / "random", "--overwrite").code == 0
+    assert [(place / name).read_text() == "my own" for name in own] == [True, True, True, False]
+    assert images(place / "hub/train") == images(place / "random")
+    assert not (place / "hub/labels").exists() and not (place / "hub/results").exists()
 
 
 def test_the_yaml_of_the_card(stage):
