@@ -22,7 +22,7 @@ from PIL import Image
 
 from utils import cli
 from utils.data import manifest
-from utils.data.formats import is_hidden, is_image
+from utils.data.formats import can_be_class, is_image
 from utils.run import entry
 from utils.run.errors import UserError, first_line
 from utils.run.files import sha256, write_json
@@ -124,7 +124,7 @@ def write(rows: Iterator[tuple[str, str, bytes]], folder: Path) -> Counter[str]:
     """How many images there are of each class. Raises UserError for a class that can be no folder, and for no image."""
     counts: Counter[str] = Counter()
     for name, file, content in rows:
-        if not name or "/" in name or is_hidden(name):
+        if not can_be_class(name):
             raise UserError(f"class '{name}' can be no folder of images; rename it in the set")
         if not is_image(file):
             file = f"{counts[name]:04d}.{ending(content, name)}"

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from utils import cli
 from utils.data.datasets import DATASETS, known
-from utils.data.formats import TENSORS
+from utils.data.formats import TENSORS, can_be_class
 from utils.data.geometry import fault_of_scale
 from utils.data.image_folder import ImageFolder
 from utils.data.whitening import ZCA_EPS, unwhitened
@@ -67,7 +67,9 @@ def parse() -> Flags:
     parser.add_argument("file", metavar="FILE", help=f"images, {', '.join(TENSORS)}")
     parser.add_argument("output", metavar="OUTPUT", help="ImageFolder to write")
     parser.add_argument("--labels", metavar="FILE", help="of the images, if they are not in FILE")
-    parser.add_argument("--classes", metavar="FILE", help="class names in label order, one a line; else numbers")
+    parser.add_argument(
+        "--classes", metavar="FILE", help="names of class folders in label order, one a line; else numbers"
+    )
     parser.add_argument("--dataset", choices=tuple(DATASETS), help="whose mean and std the images were normalised by")
     parser.add_argument("--mean", type=cli.finite_float, nargs=3, metavar=("R", "G", "B"))
     parser.add_argument("--std", type=cli.positive_float, nargs=3, metavar=("R", "G", "B"))
@@ -224,12 +226,14 @@ def beside(path: str) -> str | None:
 
 
 def class_names(path: str | None, least: int) -> Sequence[str]:
-    """Raises UserError where the file does not name so many classes."""
+    """Raises UserError where the file does not name so many classes, or one that can be no folder of images."""
     if path is None:
         return [f"{label:0{len(str(least - 1))}d}" for label in range(least)]
     names = read_names(path)
-    if len(names) < least or any("/" in name for name in names):
+    if len(names) < least:
         raise UserError(f"--classes {path}: {least} names of folders are needed, one a line")
+    if wrong := [name for name in names if not can_be_class(name)]:
+        raise UserError(f"--classes {path}: class '{wrong[0]}' can be no folder of images; rename it there")
     return names
 
 

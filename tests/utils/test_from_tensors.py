@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from conftest import ROOT
+from conftest import ROOT, snapshot
 from helpers import tree
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
@@ -96,6 +96,17 @@ def test_a_line_without_a_name_names_no_class(place):
     (place / "names.txt").write_text("ant\n\nmoth\nzebra\n")
     outcome = place.start("utils.from_tensors", place / "s.pt", place / "set", "--classes", place / "names.txt")
     assert outcome.code == 2 and "names.txt: has an empty line" in outcome.err and not (place / "set").exists()
+
+
+@pytest.mark.parametrize("name", [".b", "..", "lost+found", "a/b", "a\0b"])
+def test_a_name_that_no_class_folder_can_have(place, name):
+    """Hidden folders are no classes, and others lie elsewhere."""
+    save(place / "s.pt", "dict")
+    (place / "names.txt").write_text(f"ant\n{name}\nzebra\n")
+    before = snapshot(place.root)
+    outcome = place.start("utils.from_tensors", place / "s.pt", place / "set", "--classes", place / "names.txt")
+    assert outcome.code == 2 and f"names.txt: class '{name}' can be no folder" in outcome.err, outcome.err
+    assert snapshot(place.root) == before
 
 
 def test_a_killed_run_leaves_no_set_and_the_same_command_makes_it(place, monkeypatch):

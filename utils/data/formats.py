@@ -58,6 +58,11 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_NAMES
 
 
+def can_be_class(name: str) -> bool:
+    """Whether a folder of this name can be made, and is a class of an ImageFolder then."""
+    return bool(name) and "/" not in name and "\0" not in name and not is_hidden(name)
+
+
 def is_image(name: str | Path) -> bool:
     """Whether a file of this name is taken as an image."""
     name = os.path.basename(name)
