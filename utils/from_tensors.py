@@ -59,7 +59,7 @@ class Flags:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     zca: str | None
-    zca_eps: float
+    zca_eps: float | None
 
 
 def parse() -> Flags:
@@ -74,12 +74,16 @@ def parse() -> Flags:
     parser.add_argument("--mean", type=cli.finite_float, nargs=3, metavar=("R", "G", "B"))
     parser.add_argument("--std", type=cli.positive_float, nargs=3, metavar=("R", "G", "B"))
     parser.add_argument("--zca", metavar="DIR", help="the training images, pixels from 0 to 1, that gave the whitening")
-    parser.add_argument("--zca-eps", type=cli.positive_float, default=ZCA_EPS, help="of the whitening; MTT, DATM: 0.1")
+    parser.add_argument(
+        "--zca-eps", type=cli.positive_float, help=f"of the whitening; {ZCA_EPS} if left out, as MTT and DATM have it"
+    )
     flags = cli.group(parser.parse_args(), Flags)
     if fault := fault_of_scale(flags.mean, flags.std, "--"):
         parser.error(fault)
-    if flags.zca and (flags.mean or flags.std):
-        parser.error("--zca: images are whitened, or normalised by --mean and --std; give one of them")
+    if flags.zca and (flags.mean or flags.std or flags.dataset):
+        parser.error("--zca: images are whitened, or normalised by --mean and --std or --dataset's; give one of them")
+    if flags.zca_eps and not flags.zca:
+        parser.error("--zca-eps goes with --zca; give the training images as --zca, or leave it out")
     return flags
 
 
@@ -161,12 +165,20 @@ def _array(part: Any) -> Any:
 
 
 def to_pixels(images: np.ndarray, flags: Flags) -> np.ndarray:
-    """uint8 (N, H, W, 3). Raises UserError for floats that no flag explains."""
+    """uint8 (N, H, W, 3). Raises UserError for floats that no flag explains, bytes that need none, and no image."""
+    if not images.size:
+        raise UserError(f"{flags.file}: holds no image, its array is {images.shape}; give a file that does")
     if images.shape[1] in (1, 3):
         images = images.transpose(0, 2, 3, 1)
     if images.shape[3] not in (1, 3):
         raise UserError(f"{flags.file}: its images are {images.shape[1:]}; (3, H, W) or (H, W, 3) is needed")
     images = np.repeat(images, 3, 3) if images.shape[3] == 1 else images
+    given = {"--mean": flags.mean, "--std": flags.std, "--dataset": flags.dataset, "--zca": flags.zca}
+    if images.dtype.kind in "biu" and (unused := " and ".join(name for name, value in given.items() if value)):
+        raise UserError(
+            f"{flags.file}: its images are whole numbers ({images.dtype}), so neither normalised nor whitened; leave "
+            f"out {unused}"
+        )
     if images.dtype == np.uint8:
         return np.ascontiguousarray(images)
     facts = known(flags.dataset)
@@ -175,7 +187,7 @@ def to_pixels(images: np.ndarray, flags: Flags) -> np.ndarray:
     if not np.isfinite(values).all():
         raise UserError(f"{flags.file}: its images hold values that are not finite numbers")
     if flags.zca:
-        values = unwhitened(values, ImageFolder(flags.zca, "--zca"), flags.zca_eps)
+        values = unwhitened(values, ImageFolder(flags.zca, "--zca"), flags.zca_eps or ZCA_EPS)
     elif mean and std:
         values = values * np.array(std) + np.array(mean)
     elif values.min() < -ROUNDING or (1 + ROUNDING < values.max() and (values % 1).any()) or values.max() > 255:
@@ -191,7 +203,7 @@ def to_pixels(images: np.ndarray, flags: Flags) -> np.ndarray:
 def read_labels(content: Any, count: int, flags: Flags) -> tuple[np.ndarray, int]:
     """A class for each image (N,), and how many classes there are at least.
 
-    Raises UserError where no labels are found, or not as many as images.
+    Raises UserError where no labels are found, not as many as images, or scores that are no numbers.
     """
     path = flags.labels or beside(flags.file) or flags.file
     content = read(path) if path != flags.file else content
@@ -203,6 +215,11 @@ def read_labels(content: Any, count: int, flags: Flags) -> tuple[np.ndarray, int
             scores = find(content, LABELS, 2, path, "labels")
         except UserError:
             raise UserError(f"{path}: holds no labels (N,); give the file that does as --labels") from None
+        if not scores.size or np.isnan(scores).any():
+            what = "are not numbers (NaN)" if scores.size else f"are {scores.shape}"
+            raise UserError(
+                f"{path}: scores of its labels {what}; a score of each class is needed, or labels (N,) as --labels"
+            ) from None
         labels = scores[:, 0] if scores.shape[1] == 1 else scores.argmax(1)
     if len(labels) != count or labels.min() < 0 or (labels % 1).any():
         raise UserError(f"{path}: {len(labels)} labels do not fit {count} images; whole numbers from 0 are needed")

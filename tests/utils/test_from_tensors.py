@@ -127,13 +127,41 @@ def test_a_killed_run_leaves_no_set_and_the_same_command_makes_it(place, monkeyp
     check(place / "set")
 
 
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        ("--zca @train", "--zca"),
+        ("--dataset cifar10", "--dataset"),
+        ("--mean 0 0 0 --std 1 1 1", "--mean and --std"),
+        ("--zca-eps 0.2", "--zca-eps goes with --zca"),
+        ("--zca @train --dataset cifar10", "give one of them"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(place, words, told):
+    """Of bytes, which are neither normalised nor whitened; and without the flag that it goes with."""
+    save(place / "s.npz", "npz")
+    words = [place / word[1:] if word[0] == "@" else word for word in words.split()]
+    outcome = place.start("utils.from_tensors", place / "s.npz", place / "set", *words)
+    assert outcome.code == 2 and told in outcome.err and outcome.err.count("\n") == 1, outcome.err
+    assert not (place / "set").exists()
+
+
 def test_what_cannot_be_such_a_set_is_one_line(place):
     (place / "text.pt").write_text("no tensors")
     torch.save({"weights": torch.ones(3, 3)}, place / "other.pt")
     np.savez(place / "short.npz", images=PIXELS, labels=LABELS[:4])
-    for name in ("text.pt", "other.pt", "short.npz", "missing.pt"):
+    scores = np.eye(3)[LABELS]
+    np.savez(place / "nan.npz", images=PIXELS, labels=np.where(np.arange(6) == 4, np.nan, scores.T).T)
+    np.savez(place / "no-scores.npz", images=PIXELS, labels=scores[:, :0])
+    np.savez(place / "empty.npz", images=PIXELS[:0], labels=LABELS[:0])
+    np.savez(place / "empty-floats.npz", images=PIXELS[:0] / 255, labels=LABELS[:0])
+    for name in (
+        *("text.pt", "other.pt", "short.npz", "missing.pt"),
+        *("nan.npz", "no-scores.npz", "empty.npz", "empty-floats.npz"),
+    ):
         outcome = place.start("utils.from_tensors", place / name, place / "set")
         assert outcome.code == 2 and name in outcome.err and outcome.err.count("\n") == 1, outcome.err
+        assert not (place / "set").exists()
 
 
 @pytest.mark.slow
