@@ -16,13 +16,13 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 from PIL import Image
 
 from utils import cli
 from utils.data import manifest
-from utils.data.formats import can_be_class, is_image
+from utils.data.formats import EXTENSIONS, can_be_class, is_image
 from utils.run import entry
 from utils.run.errors import UserError, first_line
 from utils.run.files import sha256, write_json
@@ -99,7 +99,7 @@ def read(datasets: Any, flags: Flags, cache: str) -> Any:
 def columns(split: Any, datasets: Any, flags: Flags) -> Iterator[tuple[str, str, bytes]]:
     """Class, file name ("" where there was none) and bytes of each image.
 
-    Raises UserError where the columns are no images and classes.
+    Raises UserError where the columns are no images and classes, and for a row without the one or the other.
     """
     for name in (flags.image, flags.label):
         if name not in split.features:
@@ -112,25 +112,53 @@ def columns(split: Any, datasets: Any, flags: Flags) -> Iterator[tuple[str, str,
     as_name = label.int2str if isinstance(label, datasets.ClassLabel) else str
 
     def found() -> Iterator[tuple[str, str, bytes]]:
-        for row in split.cast_column(flags.image, datasets.Image(decode=False)):
-            image, path = row[flags.image], row[flags.image]["path"] or ""
-            content = image["bytes"] if image["bytes"] is not None else Path(path).read_bytes()
-            yield as_name(row[flags.label]), os.path.basename(path), content
+        for number, row in enumerate(split.cast_column(flags.image, datasets.Image(decode=False))):
+            name, image = _class(row[flags.label], as_name), row[flags.image] or {}
+            if name is None:
+                raise UserError(
+                    f"{at(number)} has no class, its '{flags.label}' is {row[flags.label]}; give another --label or "
+                    "--split, or leave the row out of the set"
+                )
+            path, content = image.get("path") or "", image.get("bytes")
+            if content is None and os.path.isfile(path):
+                content = Path(path).read_bytes()
+            if not content:
+                missing = f"{path} is no file" if path else "it is empty"
+                raise UserError(
+                    f"{at(number)} has no image in '{flags.image}': {missing}; leave the row out of the set"
+                )
+            yield name, os.path.basename(path), content
 
     return found()
 
 
+def at(number: int) -> str:
+    """Of a row, in messages: as the library counts."""
+    return f"row {number} (the first is 0)"
+
+
+def _class(value: Any, as_name: Callable[[Any], str]) -> str | None:
+    """None where there is no class, such as -1 in splits without labels."""
+    try:
+        return None if value is None else as_name(value)
+    except (TypeError, ValueError, IndexError):
+        return None
+
+
 def write(rows: Iterator[tuple[str, str, bytes]], folder: Path) -> Counter[str]:
-    """How many images there are of each class. Raises UserError for a class that can be no folder, and for no image."""
+    """How many images there are of each class. None takes the place of another one: a taken name gets a number.
+
+    Raises UserError for a class that can be no folder, and for what is no image of a format that is read here.
+    """
     counts: Counter[str] = Counter()
-    for name, file, content in rows:
+    for row, (name, file, content) in enumerate(rows):
         if not can_be_class(name):
-            raise UserError(f"class '{name}' can be no folder of images; rename it in the set")
+            raise UserError(f"{at(row)}: class '{name}' can be no folder of images; rename it in the set")
         if not is_image(file):
-            file = f"{counts[name]:04d}.{ending(content, name)}"
-        path = folder / name / file
-        if path.exists():
-            path = path.with_name(f"{counts[name]:04d}_{file}")
+            file = f"{counts[name]:04d}{ending(content, at(row))}"
+        path, number = folder / name / file, counts[name]
+        while path.exists():
+            path, number = path.with_name(f"{number:04d}_{file}"), number + 1
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(content)
         counts[name] += 1
@@ -159,13 +187,18 @@ def keep_manifest(source: str, folder: Path) -> None:
         )
 
 
-def ending(content: bytes, name: str) -> str:
-    """By the format of an image. Raises UserError where it is none that is known."""
+def ending(content: bytes, where: str) -> str:
+    """By the format of an image. Raises UserError where it is none, or of a format that is not read here."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return {"JPEG": "jpg"}.get(image.format, image.format.lower())
+            found = image.format
     except Exception as error:
-        raise UserError(f"class '{name}' has an image that cannot be read ({first_line(error)})") from None
+        raise UserError(f"{where} has an image that cannot be read ({first_line(error)})") from None
+    own, endings = f".{found.lower()}", Image.registered_extensions()
+    read = [name for name in (own, *EXTENSIONS) if name in EXTENSIONS and endings.get(name) == found]
+    if not read:
+        raise UserError(f"{where} has an image of the format {found}, which is not read here; convert it to PNG")
+    return ".jpg" if ".jpg" in read else read[0]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from conftest import ROOT, Outcome, images, snapshot
+from helpers import tree
 from utils import from_datasets
 from utils.run.errors import UserError
 
@@ -143,6 +144,60 @@ def test_sets_of_others_and_what_is_refused(others):
     for error, code, (_, told) in zip(said[::2], said[1::2], refusals):
         assert error.startswith("error: ") and told in error and code == "exit code 2"
     assert snapshot(place.root) == before
+
+
+# Saves sets of one odd row, the second one, by their names in the folder.
+ODD = """
+import io, sys
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pillow
+def as_bytes(kind):
+    file = io.BytesIO()
+    Pillow.new("RGB", (8, 8), (9, 8, 7)).save(file, kind)
+    return {"bytes": file.getvalue(), "path": None}
+good, classes = as_bytes("PNG"), ClassLabel(names=["ant", "moth"])
+for name, label, image, value in (
+    ("unlabelled", classes, good, -1),
+    ("none", classes, good, None),
+    ("none-named", Value("string"), good, None),
+    ("no-image", classes, None, 1),
+    ("foreign", classes, as_bytes("ICNS"), 1),
+    ("jpeg2000", classes, as_bytes("JPEG2000"), 1),
+):
+    rows = {"image": [good, image], "label": ["ant" if label != classes else 0, value]}
+    found = Dataset.from_dict(rows, features=Features({"image": Image(), "label": label}))
+    found.save_to_disk(sys.argv[1] + "/" + name)
+"""
+
+
+@pytest.mark.slow
+def test_rows_without_a_class_or_an_image(tmp_path):
+    """One line that says which row; nothing is left."""
+    place = tmp_path
+    assert (made := start(place, "-c", ODD, place)).code == 0, made.err
+    told = {
+        "unlabelled": "row 1 (the first is 0) has no class, its 'label' is -1",
+        "none": "row 1 (the first is 0) has no class",
+        "none-named": "row 1 (the first is 0) has no class",
+        "no-image": "row 1 (the first is 0) has no image in 'image'",
+        "foreign": "row 1 (the first is 0) has an image of the format ICNS",
+    }
+    lines = [[str(place / name), str(place / "output")] for name in told]
+    outcome = start(place, "-c", SEVERAL, json.dumps([*lines, [str(place / "jpeg2000"), str(place / "good")]]))
+    said = outcome.err.splitlines()
+    assert len(said) == 2 * len(told), outcome.err
+    for error, code, text in zip(said[::2], said[1::2], told.values()):
+        assert error.startswith("error: ") and text in error and code == "exit code 2"
+    assert not (place / "output").exists()
+    assert tree(place / "good") == ["ant", "ant/0000.png", "moth", "moth/0000.jp2"]
+
+
+def test_no_file_takes_the_place_of_another_one(tmp_path):
+    """Its name is a free one, also where other files are called as a numbered one is."""
+    names = ["0002_a.png", "a.png", "a.png", "a.png"]
+    from_datasets.write((("ant", name, str(row).encode()) for row, name in enumerate(names)), tmp_path)
+    assert sorted(path.read_bytes() for path in tmp_path.glob("ant/*.png")) == [b"0", b"1", b"2", b"3"]
+    assert [(tmp_path / "ant" / name).read_bytes() for name in names[:2]] == [b"0", b"1"], "names that they had"
 
 
 @pytest.mark.parametrize("said, told", [("train", ""), ("train[:50%]", ""), (None, "--split train is not used")])
