@@ -80,7 +80,7 @@ def main() -> None:
 
 def card(job: Job, teacher: Teacher, content: dict[str, Any]) -> str:
     """README.md; `content` is what the checkpoint says of itself."""
-    source = job.source or teacher.dataset
+    source = hub.name_of_data(job.source, teacher.dataset)
     title = job.name or f"{teacher.arch}{f' for {source}' if source else ''}"
     sections = [
         f"# {escaped(title)}\n\nA network for image classification, trained as the teacher of data-set distillation: "

@@ -17,6 +17,7 @@ from typing import Any, Callable, Mapping
 import yaml
 
 from utils import cli
+from utils.data.datasets import called
 from utils.data.manifest import SHARED
 from utils.run.errors import UserError
 from utils.run.files import flush_folder, replacing, sha256, write_json, write_text
@@ -58,7 +59,9 @@ def add_sharing(parser: cli.Parser, source: str) -> None:
         "the address where they say it",
     )
     parser.add_argument(
-        "--source", metavar="TEXT", help="what these data are called; read from the files if they say it"
+        "--source",
+        metavar="TEXT",
+        help="what these data are called; what the files say if left out, and no other known data set than they say",
     )
     parser.add_argument("--name", metavar="TEXT", help="heads the card; made of what is known if left out")
     parser.add_argument(
@@ -75,6 +78,18 @@ def require_licence(parser: cli.Parser, licence: str | None, source: str) -> Non
             f"--licence is needed: that of {source}, such as cc-by-4.0 or mit, or in your words with an address, as "
             "'for research only, https://...'"
         )
+
+
+def name_of_data(given: str | None, *said: str | None) -> str | None:
+    """What the real data are called: as `given` by --source, else the first that files have `said`, if any has.
+
+    Raises UserError where these are two known data sets: the licence would be that of the wrong one.
+    """
+    for name in said:
+        known = called(given or ""), called(name or "")
+        if all(known) and known[0] != known[1]:
+            raise UserError(f"--source {given}: the files say that these data are {name}; leave it out")
+    return next((name for name in (given, *said) if name), None)
 
 
 def licence_fields(text: str) -> dict[str, str]:

@@ -113,6 +113,14 @@ def test_weights_that_name_no_classes(place):
     assert "sorted order" in front(place / "hub/README.md")[1]
 
 
+def test_another_known_data_set_than_the_checkpoint_names(place):
+    torch.save({**torch.load(place.teacher, weights_only=True), "dataset": "tinyimagenet"}, place.teacher)
+    words = "--teacher-path", place.teacher, "--source"
+    refused(place, *words, "cifar10", told=["--source cifar10", "tinyimagenet", "leave it out"])
+    assert share(place, *words, "Tiny ImageNet").code == 0
+    assert "| data | Tiny ImageNet |" in front(place / "hub/README.md")[1]
+
+
 def test_what_is_refused(place):
     words = "--teacher-path", place.teacher
     refused(place, told=["--teacher-path is needed"])

@@ -5,6 +5,7 @@ One entry of DATASETS adds one. Run as a module, it prints the names.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping
@@ -172,6 +173,12 @@ def known(name: str | None) -> DataSet | None:
 def first_known(*names: Any) -> str | None:
     """The first of `names`, as files and flags have them, that is a known data set's; None without one."""
     return next((name for name in names if isinstance(name, str) and name in DATASETS), None)
+
+
+def called(text: str) -> str | None:
+    """The known data set that people call so, as CIFAR-10 or Tiny ImageNet; None where it is none."""
+    plain = {re.sub(r"[\W_]", "", name): name for name in DATASETS}
+    return plain.get(re.sub(r"[\W_]", "", text).lower())
 
 
 def own_settings(

@@ -30,13 +30,12 @@ class Facts:
     results: Results | None
     licence: str
     name: str | None
-    data: str | None  # what the real data are called
+    data: str | None  # what the real data are called, as given
 
     @property
     def dataset(self) -> str | None:
-        """The real data set, by name."""
-        said = (self.data, self.source.dataset, *(labels.teachers.dataset for labels in self.labels))
-        return next((name for name in said if name), None)
+        """The real data set, by name. Raises UserError as `hub.name_of_data` does."""
+        return hub.name_of_data(self.data, self.source.dataset, *(one.teachers.dataset for one in self.labels))
 
     @property
     def title(self) -> str:

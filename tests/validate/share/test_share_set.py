@@ -212,6 +212,17 @@ def test_what_the_real_data_are_called(place):
     assert facts["pretty_name"].startswith("Moths | 2, delt") and "source data, Moths \\| 2, as" in text
 
 
+def test_another_known_data_set_than_the_files_name(place):
+    """Its licence would be another one's. The same one may be spelled as people do."""
+    path = place.syn / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dataset": "cifar10"}))
+    line = "--syn-dir", place.syn, "--source"
+    refused(place, *line, "CIFAR-100", output="new", told=["--source CIFAR-100", "cifar10", "leave it out"])
+    for number, (words, name) in enumerate([(line[:2], "cifar10"), ((*line, "CIFAR-10"), "CIFAR-10")]):
+        assert share(place, *words, output=f"new{number}").code == 0
+        assert f"source data, {name}, as given" in front(place / f"new{number}/README.md")[1]
+
+
 def test_the_report_reads_the_results_in_the_folder(place):
     outcome = place.start("validate.report.comparison", place / "hub", "--output-dir", place / "report")
     assert outcome.code == 0, outcome.err
