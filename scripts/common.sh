@@ -3,6 +3,8 @@
 # Sourced a second time, by distill.sh of a thin script: what was set since then stays. (No array comes from outside.)
 if [ -n "${RESERVED[1]:-}" ]; then return 0; fi
 
+unset CDPATH    # which leads cd to folders of other places, and makes it print them
+
 # Clusters and shells export these names for purposes of their own (ARCH=x86_64). They are taken from the script's own
 # lines or from DELT_ARCH, DELT_SEED and so on, and never from the environment. All other variables can be set there.
 RESERVED=(ARCH NAME SEED LR DEVICE INIT METHOD STAGES WORKERS NPROC)

@@ -1,0 +1,44 @@
+"""What a shell or a cluster has exported, or what is mistyped, does not lead the scripts elsewhere."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from script_stubs import ROOT, Stubs, command
+
+
+@pytest.fixture
+def distill(tmp_path):
+    return Stubs(tmp_path)
+
+
+def test_folders_that_cd_looks_in_are_not_the_repository(tmp_path):
+    """CDPATH has a folder scripts, and the one that a script is in, too, which cd then prints."""
+    others = tmp_path / "others"
+    for name in "scripts", ".ci":
+        (others / name).mkdir(parents=True)
+    here = {"PATH": f"{command(tmp_path / 'bin' / 'chromium', '').parent}:{os.environ['PATH']}"}
+    shutil.copytree(ROOT / ".ci", tmp_path / "here" / ".ci")
+    for name in "test", "quickstart":
+        command(tmp_path / "here" / "scripts" / f"{name}.sh", "pwd\n")
+    for path in f"{others}", f".:{others}":
+        for line in ["distill.sh"], ["compare.sh"], ["setup.sh", "nowhere.txt"], ["check_gpu.sh"]:
+            process = subprocess.run(
+                ["bash", f"scripts/{line[0]}", *line[1:]],
+                cwd=ROOT,
+                text=True,
+                capture_output=True,
+                env={**here, "CDPATH": path, "PYTHON_BIN": "false", "PARTS": "none"},
+            )
+            [said] = process.stderr.splitlines()
+            assert process.returncode == 2 and said.startswith(line[0]) and not process.stdout
+        process = subprocess.run(
+            ["bash", ".ci/run"],
+            cwd=tmp_path / "here",
+            text=True,
+            capture_output=True,
+            env={**here, "CDPATH": path},
+        )
+        assert process.stdout.splitlines()[:2] == [str(tmp_path / "here")] * 2, process.stderr
