@@ -76,6 +76,7 @@ NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-0}} # this machine's number: 0 also makes
 MASTER_ADDR=${MASTER_ADDR:-}               # NNODES above 1: the machine where all meet, and a free port on it
 MASTER_PORT=${MASTER_PORT:-29400}
 MAX_RESTARTS=${MAX_RESTARTS:-0}            # how often processes that died are replaced
+[ "$NNODES" != 1 ] || NODE_RANK=0          # of one machine, whatever a cluster exports
 
 source scripts/stages.sh
 

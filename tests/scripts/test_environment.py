@@ -42,3 +42,11 @@ def test_folders_that_cd_looks_in_are_not_the_repository(tmp_path):
             env={**here, "CDPATH": path},
         )
         assert process.stdout.splitlines()[:2] == [str(tmp_path / "here")] * 2, process.stderr
+
+
+def test_one_machine_makes_the_page_whatever_its_number_is(distill):
+    plain, _ = distill("distill")
+    assert "validate.report.summary" in dict(plain)
+    for number in dict(NODE_RANK=3), dict(SLURM_NODEID=1), dict(NODE_RANK="node3"):
+        calls, process = distill("distill", **number)
+        assert process.returncode == 0 and calls == plain and not process.stderr
