@@ -18,6 +18,8 @@ TEST_LIMIT=${TEST_LIMIT:-240}              # seconds of the tests
 RUN_DIR=${RUN_DIR:-runs/check_gpu}         # gets gpu.md and tests.log
 ROWS=${ROWS:-}                             # of python -m benchmarks.gpu; empty: all that there is time for
 
+need_number LIMIT 1
+need_number TEST_LIMIT 1
 for word in $PARTS; do
     case $word in tests|speed) ;; *) fail "PARTS: '$word' is none of: tests speed" ;; esac
 done
@@ -48,7 +50,7 @@ esac
 
 case " $PARTS " in *" speed "*)
     speed=0
-    left=$((LIMIT - SECONDS - 10))
+    left=$((10#$LIMIT - SECONDS - 10))    # 0530 is no octal number
     "$PYTHON_BIN" -m benchmarks.gpu --device cuda --seconds "$((left > 0 ? left : 0))" --output "$RUN_DIR/gpu.md" \
         ${ROWS:+--rows $ROWS} || speed=$?
     if [ "$speed" -eq 0 ]; then

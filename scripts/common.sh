@@ -31,6 +31,15 @@ fail() {
     exit 2
 }
 
+# [ and $(( )) take what is no number for false or for a variable's name, say so in words of their own, and go on.
+need_number() {    # VARIABLE LEAST
+    case ${!1} in
+        ''|*[!0-9]*) ;;
+        *) [ "${!1}" -lt "$2" ] || return 0 ;;
+    esac
+    fail "$1: '${!1}' is no whole number of at least $2"
+}
+
 case $(uname -s) in
     Linux|Darwin) ;;    # WSL is a Linux
     *) fail "runs on Linux, macOS and WSL (Windows Subsystem for Linux), and this is $(uname -s)" ;;

@@ -193,6 +193,11 @@ for name in CRITERION RANKING_FILE OUTPUT_DIR INIT_PATH SYN_PATH ITR MOST_ITR RO
 done
 [ -z "${PROTOCOL:-}" ] || IGNORED+=" PROTOCOL (PROTOCOLS is read)"
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
+need_number NPROC 1
+need_number IPC 1
+need_number SEEDS 1
+need_number LABELLERS 0
+[ -z "$VAL_EPOCHS" ] || need_number VAL_EPOCHS 1
 check_ranking_args "METHODS, BASELINES or IPC"
 need_packages
 known DATASET utils.data.datasets $DATASET

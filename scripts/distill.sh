@@ -185,6 +185,13 @@ done
 [ -z "${METHODS:-}" ] || IGNORED+=" METHODS (DELT_METHOD is read)"
 [ -z "${PROTOCOLS:-}" ] || IGNORED+=" PROTOCOLS (PROTOCOL is read)"
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
+need_number NPROC 1
+need_number IPC 1
+need_number SEEDS 1
+[ -z "$MOST_ITR" ] || need_number MOST_ITR 0
+[ -z "$VAL_EPOCHS" ] || need_number VAL_EPOCHS 1
+if [ "$NNODES" != 1 ]; then need_number NODE_RANK 0; fi
+[[ $NNODES =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || fail "NNODES: '$NNODES' is no number of machines, nor a range as 1:4"
 for word in $STAGES; do
     case $word in
         squeeze|ranking|statistics|recover|validate) ;;
@@ -211,8 +218,8 @@ needs_of "$METHOD"
 iterations=${ITR:-$NEEDS_ITERATIONS} of_a_round=${ROUND_ITR:-$NEEDS_ROUND_ITERATIONS}
 if wants recover && [ "$NEEDS_RECOVERS" = true ] && [[ $RECOVER_ARGS != *iterations* ]]; then
     case $iterations/$of_a_round in
-        */0|*[!0-9/]*) ;;
-        *) [ "$((iterations % of_a_round))" -eq 0 ] ||
+        *[!0-9/]*) ;;
+        */*[1-9]*) [ "$((10#$iterations % 10#$of_a_round))" -eq 0 ] ||    # 08 is no octal number
             fail "ROUND_ITR: rounds of $of_a_round iterations do not divide the $iterations of ITR; 0 is one round" ;;
     esac
 fi

@@ -1,6 +1,11 @@
 # Sourced by the jobs of this folder, in the repository's root.
 
 MAX_REQUEUES=${MAX_REQUEUES:-30}    # how often a job is queued again: a month of days, and not for ever
+case $MAX_REQUEUES in
+    *[!0-9]*)
+        echo "MAX_REQUEUES: '$MAX_REQUEUES' is no whole number" >&2
+        exit 2 ;;
+esac
 
 # lead SECONDS: how long before the end the job's --signal comes. A stage may use all but the last half minute, in which
 # it saves, to end its step. Of a job that is given another --signal set DELT_GRACE.

@@ -50,3 +50,39 @@ def test_one_machine_makes_the_page_whatever_its_number_is(distill):
     for number in dict(NODE_RANK=3), dict(SLURM_NODEID=1), dict(NODE_RANK="node3"):
         calls, process = distill("distill", **number)
         assert process.returncode == 0 and calls == plain and not process.stderr
+
+
+@pytest.mark.parametrize(
+    "name, variables",
+    [
+        ("distill", dict(DELT_NPROC="gpu")),
+        ("distill", dict(DELT_NPROC=0)),
+        ("distill", dict(NNODES="two")),
+        ("distill", dict(MASTER_ADDR="node7", NNODES="1:")),
+        ("distill", dict(NNODES=2, MASTER_ADDR="node7", NODE_RANK="node8")),
+        ("distill", dict(IPC="ten")),
+        ("distill", dict(IPC=0)),
+        ("distill", dict(MOST_ITR="1e3")),
+        ("distill", dict(SEEDS="-1")),
+        ("distill", dict(VAL_EPOCHS="1.5")),
+        ("quickstart", dict(MOST_ITR="few")),
+        ("compare", dict(DELT_NPROC="auto")),
+        ("compare", dict(IPC="ten")),
+        ("compare", dict(SEEDS="x")),
+        ("compare", dict(VAL_EPOCHS=0)),
+        ("compare", dict(LABELLERS="all")),
+        ("check_gpu", dict(LIMIT="9m")),
+        ("check_gpu", dict(TEST_LIMIT="x")),
+    ],
+)
+def test_what_is_no_number_is_said_before_any_stage(distill, name, variables):
+    calls, process = distill(name, **variables)
+    assert process.returncode == 2 and not calls
+    [line] = process.stderr.splitlines()
+    variable, value = list(variables.items())[-1]
+    assert line.startswith(f"{name}.sh: {variable.removeprefix('DELT_')}: '{value}' is no ")
+
+
+def test_numbers_may_begin_with_zeros(distill):
+    calls, process = distill("distill", ITR="090", ROUND_ITR="09", IPC="08")
+    assert process.returncode == 0 and not process.stderr and dict(calls)["recover"]["round-iterations"] == "09"

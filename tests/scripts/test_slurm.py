@@ -136,3 +136,9 @@ def test_a_job_that_a_signal_ended_is_queued_again(slurm):
     assert "requeue 40_5" in asked
     done, _, asked = slurm("one_node", CODE="2")
     assert done.returncode == 2 and "requeue" not in asked, "an error would come again"
+
+
+def test_a_limit_that_is_no_number_ends_the_job(slurm, tmp_path):
+    (tmp_path / "seen").touch()  # by no experiment
+    done, _, asked = slurm("one_node", CODE="143", MAX_REQUEUES="none")
+    assert done.returncode == 2 and "requeue" not in asked and "MAX_REQUEUES: 'none' is no " in done.stderr
