@@ -42,7 +42,6 @@ KEEP_EPOCHS=${KEEP_EPOCHS:-}               # the networks of these epochs are ke
 TEACHER_EPOCH=${TEACHER_EPOCH:-}           # a kept epoch, whose networks rank and recover; empty: the last one
 LABEL_EPOCH=${LABEL_EPOCH-$TEACHER_EPOCH}  # a kept epoch, whose networks label
 CLASSES=${CLASSES:-}                       # a file of the class folders' names in label order, for a teacher without
-CLASSES_BY=                                # every set is made here, with the names that it needs
 LABELLERS=${LABELLERS:-1}                  # how many of TEACHERS label, the first ones
 
 # What is made
@@ -188,9 +187,10 @@ for name in METHOD LR INIT STAGES; do
     [ -z "${!name:-}" ] || IGNORED+=" DELT_$name"
 done
 for name in CRITERION RANKING_FILE OUTPUT_DIR INIT_PATH SYN_PATH ITR MOST_ITR ROUND_ITR R_BN FIRST_BN_MULTIPLIER \
-    JITTER CURRICULUM MILESTONE MIN_CROP BATCH_BY IMAGE_FORMAT RECOVER_BATCH NNODES MAX_RESTARTS; do
+    JITTER CURRICULUM MILESTONE MIN_CROP BATCH_BY IMAGE_FORMAT RECOVER_BATCH CLASSES_BY NNODES MAX_RESTARTS; do
     [ -z "${!name:-}" ] || IGNORED+=" $name"
 done
+CLASSES_BY=    # every set is made here, with the names that it needs
 [ -z "${PROTOCOL:-}" ] || IGNORED+=" PROTOCOL (PROTOCOLS is read)"
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
 need_number NPROC 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -272,6 +273,21 @@ def test_variables_of_the_other_script_are_named_and_not_taken(compare):
     said = "not taken from the environment: DELT_METHOD DELT_LR ITR PROTOCOL (PROTOCOLS is read)"
     assert process.out.splitlines()[0] == said
     assert all("lr" not in flags and "iterations" not in flags for flags in of(calls, "recover"))
+
+
+def test_all_that_the_other_script_reads_alone_is_named(compare):
+    """Not what a cluster sets for every job: where its machines meet, and which one this is."""
+    read = {
+        name: set(re.findall(r"^([A-Z_]+)=\$\{\1:?-", (SCRIPTS / f"{name}.sh").read_text(), re.M))
+        for name in ("compare", "distill", "stages")
+    }
+    own = read["distill"] - read["compare"] - read["stages"] - {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK"}
+    prefixed = {"METHOD", "LR", "INIT", "STAGES"}
+    given = {f"DELT_{name}" if name in prefixed else name: "position" for name in own}
+    _, process = compare(**given, METHODS="unknown")  # so that it ends there
+    assert "CLASSES_BY" in own and prefixed <= own and process.returncode == 2
+    said = process.out.splitlines()[0].split()
+    assert said[:4] == ["not", "taken", "from", "the"] and set(given) <= set(said)
 
 
 def test_a_share_of_the_iterations(compare):
