@@ -198,7 +198,10 @@ for word in $STAGES; do
         *) fail "STAGES: '$word' is none of: squeeze ranking statistics recover validate" ;;
     esac
 done
-check_ranking_args "CRITERION, IPC or METHOD, or INIT_PATH to images of another selection"
+refuse_words RECOVER_ARGS "would make another method's set, under the name of this one: set DELT_METHOD" --method
+refuse_words RECOVER_ARGS "would make the set where no other stage looks for it: set SYN_PATH" --syn-dir
+[ -z "${BASELINES/selection/}" ] ||
+    check_ranking_args "CRITERION, IPC or METHOD, or INIT_PATH to images of another selection"
 need_packages
 known DATASET utils.data.datasets $DATASET
 criteria=    # of the sets that validate compares with

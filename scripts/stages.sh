@@ -193,16 +193,17 @@ check_classes() {
     esac
 }
 
-# Baselines are selected with RANKING_ARGS, too, and have to remain what they are called.
-check_ranking_args() {    # ADVICE
+refuse_words() {    # VARIABLE WHY FLAG...: these are not to be among the further arguments of a stage
     local word
-    [ -n "${BASELINES/selection/}" ] || return 0
-    for word in $RANKING_ARGS; do
-        case ${word%%=*} in
-            --criterion|--ipc|--candidates|--crops|--tiles)
-                fail "RANKING_ARGS: ${word%%=*} would also change the images of the baselines: set $1" ;;
-        esac
+    for word in ${!1}; do
+        case " ${*:3} " in *" ${word%%=*} "*) fail "$1: ${word%%=*} $2" ;; esac
     done
+}
+
+# What is selected with RANKING_ARGS has to remain what it is called: baselines, and the start where it is measured.
+check_ranking_args() {    # ADVICE
+    refuse_words RANKING_ARGS "would also change the images of the baselines: set $1" \
+        --criterion --ipc --candidates --crops --tiles
 }
 
 # What METHOD needs besides recover: NEEDS_RANKING and NEEDS_STATISTICS are flags of these stages (of ranking none for a

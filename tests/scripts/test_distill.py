@@ -293,6 +293,8 @@ def test_failing_stage_ends_the_script(distill):
         ("distill", dict(RANKING_ARGS="--candidates 2x"), "baselines: set CRITERION, IPC or METHOD, or INIT_PATH"),
         ("distill", dict(RANKING_ARGS="--tiles 2"), "--tiles"),
         ("distill", dict(RANKING_ARGS="--ipc 2"), "--ipc"),
+        ("distill", dict(RECOVER_ARGS="--iterations 2 --method=cda"), "RECOVER_ARGS: --method would make another"),
+        ("distill", dict(RECOVER_ARGS="--syn-dir elsewhere"), "no other stage looks for it: set SYN_PATH"),
         ("distill", dict(DELT_STAGES="recover"), "set RANKER_PATH"),
         ("distill", dict(RANKER_PATH="nowhere.pth"), "no file nowhere.pth"),
         ("distill", dict(PYTHON_BIN="false"), "setup.sh"),
