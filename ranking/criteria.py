@@ -1,16 +1,21 @@
 """Criteria: which images of a class are selected, and in which order. One registry, CRITERIA.
 
-A new criterion is a function and an entry. Run as a module, it prints the names.
+A new criterion is a function and an entry. Run as a module, it prints the names; with `--made FOLDER` by which
+flags the selection there was made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
 from ranking import coreset
+from utils.data import manifest
 from utils.run import registry
+from utils.run.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -94,5 +99,20 @@ CRITERIA = {
 }
 
 
+def made(folder: str) -> str:
+    """The flags by which the selection in `folder` was made; empty where nothing says it."""
+    settings: dict = {}
+    with contextlib.suppress(UserError):  # validate says what is wrong with the manifest
+        settings = manifest.part(manifest.read(manifest.images_of(folder)), "settings")
+    if settings.get("criterion") not in list(CRITERIA):  # whatever it is
+        return ""
+    numbers = {name: settings.get(name) for name in ("candidates", "crops", "tiles")}
+    flags = [f"--{name} {value}" for name, value in numbers.items() if type(value) is int and value]
+    return " ".join([f"--criterion {settings['criterion']}", *flags])
+
+
 if __name__ == "__main__":
-    registry.main("criterion", CRITERIA)
+    if sys.argv[1:2] == ["--made"] and len(sys.argv) == 3:
+        print(made(sys.argv[2]))
+    else:
+        registry.main("criterion", CRITERIA)

@@ -200,7 +200,7 @@ need_number LABELLERS 0
 [ -z "$VAL_EPOCHS" ] || need_number VAL_EPOCHS 1
 refuse_words RECOVER_ARGS "would make one set for all METHODS: set METHODS" --method
 refuse_words RECOVER_ARGS "would put the sets of all METHODS into one folder: set RUN_DIR" --syn-dir
-[ -z "$BASELINES" ] || check_ranking_args "METHODS, BASELINES or IPC"
+[ -z "$BASELINES$STARTS" ] || check_ranking_args "METHODS, BASELINES or IPC"
 need_packages
 known DATASET utils.data.datasets $DATASET
 known METHODS recover.methods $METHODS

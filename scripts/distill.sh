@@ -143,7 +143,7 @@ stage_validate() {
         if [ "$baseline" != selection ]; then
             select_images "$RUN_DIR/$baseline" "$scores" --criterion "$baseline"
             names+=("$baseline") sets+=("$RUN_DIR/$baseline")
-        elif [ "$SYN_PATH" != "$OUTPUT_DIR" ]; then
+        else
             names+=("$(start_name $start)") sets+=("$OUTPUT_DIR")
         fi
     done
@@ -178,6 +178,19 @@ leave_out() {    # BASELINE WHY
     BASELINES=${BASELINES// $1 / }
 }
 
+# A selection that is there is called after what made it, by its manifest.
+find_start() {
+    local by like="$start "
+    made=$("$PYTHON_BIN" -m ranking.criteria --made "$OUTPUT_DIR" 2> /dev/null) ||
+        broken "$?" ranking.criteria --made "$OUTPUT_DIR"
+    [ -n "$made" ] || return 0
+    by=${made#--criterion } by=${by%% *}
+    [ "${CRITERION:-$by}" = "$by" ] ||
+        fail "CRITERION: $OUTPUT_DIR was selected by $by, not by $CRITERION: set CRITERION=$by, or to nothing"
+    like=${like/ [0-9]*x / * }    # --candidates 2x, of which the manifest has the number
+    [[ "$made " == $like ]] || start=$made
+}
+
 # What compare.sh reads, and this does not: here all teachers label, and ITR says how many iterations there are.
 for name in LABELLERS ITR_SHARE STARTS; do
     [ -z "${!name:-}" ] || IGNORED+=" $name"
@@ -200,15 +213,13 @@ for word in $STAGES; do
 done
 refuse_words RECOVER_ARGS "would make another method's set, under the name of this one: set DELT_METHOD" --method
 refuse_words RECOVER_ARGS "would make the set where no other stage looks for it: set SYN_PATH" --syn-dir
-[ -z "${BASELINES/selection/}" ] ||
-    check_ranking_args "CRITERION, IPC or METHOD, or INIT_PATH to images of another selection"
 need_packages
 known DATASET utils.data.datasets $DATASET
 criteria=    # of the sets that validate compares with
 for word in $BASELINES; do
     [ "$word" = selection ] || criteria+=" $word"
 done
-if wants ranking; then known CRITERION ranking.criteria $CRITERION; fi
+known CRITERION ranking.criteria $CRITERION
 if wants recover; then
     known METHOD recover.methods "$METHOD"
     case $METHOD/$ROUND_ITR in
@@ -251,6 +262,8 @@ case $INIT in
     images) NEEDS_RANKING=${NEEDS_RANKING:---criterion medium} ;;
 esac
 start=$(with_criterion "$CRITERION" $NEEDS_RANKING)
+[ "$SYN_PATH" != "$OUTPUT_DIR" ] || leave_out selection "the images of $METHOD are those"
+if [ -n "$start" ] && wants validate && ! wants ranking && [[ " $BASELINES " == *" selection "* ]]; then find_start; fi
 if [ -z "$start" ]; then
     skip ranking "$METHOD starts from noise"
     leave_out selection "$METHOD starts from noise"
@@ -264,6 +277,8 @@ elif [[ " $BASELINES " == *" $(start_name $start) "* ]]; then
     leave_out selection "it is $(start_name $start), which BASELINES names"
 fi
 [ -z "$start" ] || INIT_PATH=${INIT_PATH:-$OUTPUT_DIR}
+[[ $BASELINES != *[![:space:]]* ]] ||
+    check_ranking_args "CRITERION, IPC or METHOD, or INIT_PATH to images of another selection, or BASELINES to nothing"
 find_kinds
 [ ${#kinds[@]} -gt 0 ] || drop statistics
 if wants statistics && [ -n "$NEEDS_MISSING" ]; then fail "METHOD: $METHOD needs the package $NEEDS_MISSING"; fi

@@ -17,6 +17,7 @@ from helpers import noise
 from plain_teacher import logits_of
 from ranking import collage, crops
 from ranking.collage import Collages, arranged
+from ranking.criteria import made
 from refusals import refused
 from utils.data import tiles as collage_tiles
 from utils.data.tiles import Tile
@@ -249,6 +250,7 @@ def test_every_criterion_chooses_among_crops(place, criterion):
     line = {**RDED, "criterion": criterion, "ranking_file": None}
     place.works("ranking", **line)
     found = manifest(place / "selected")
+    assert made(str(place / "selected")) == f"--criterion {criterion} --crops 3 --tiles 2", "as scripts ask for it"
     for name in CLASSES:
         tiles = [tile for path, tiles in found["tiles"].items() if path.startswith(name) for tile in tiles]
         assert len(tiles) == 8 and len({(tile["path"], tuple(tile["box"])) for tile in tiles}) == 8

@@ -17,7 +17,7 @@ PYTHON = f"""#!/bin/sh
 [ "$1" = -c ] && exit 0
 [ -n "$NEEDS" ] && case "$2 $3" in "recover.methods --needs") echo "$NEEDS"; exit 0;; esac
 case "$2 $3" in
-    "recover.methods --needs"|"recover.methods --made"|"utils.run.cells "*) cd {ROOT}; exec {sys.executable} "$@";;
+    "recover.methods --needs"|*" --made"|"utils.run.cells "*) cd {ROOT}; exec {sys.executable} "$@";;
 esac
 case " {REGISTRIES} " in *" $2 "*)
     case " $* " in *" unknown "*) echo "error: '$2' knows no 'unknown'; known: this, that" >&2; exit 2;; esac

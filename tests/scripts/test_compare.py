@@ -374,6 +374,10 @@ def test_two_processes_share_the_cells(compare):
             dict(RANKING_ARGS="--tiles 2"),
             "--tiles would also change the images of the baselines: set METHODS, BASELINES",
         ),
+        (
+            dict(RANKING_ARGS="--criterion top", BASELINES="", METHODS="delt"),
+            "RANKING_ARGS: --criterion would also change",
+        ),
         (dict(RECOVER_ARGS="--method cda"), "RECOVER_ARGS: --method would make one set for all METHODS"),
         (dict(RECOVER_ARGS="--lr 1 --syn-dir=x"), "RECOVER_ARGS: --syn-dir would put the sets of all METHODS into one"),
         (dict(RANKER_PATH="nowhere.pth"), "no file nowhere.pth"),
