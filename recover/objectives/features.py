@@ -78,7 +78,22 @@ def enlarged_tiles(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def build(teachers: Sequence[Teacher], settings: Settings) -> Objective:
-    """The entry of the registry. Raises UserError for an augmentation that there is not."""
+    """The entry of the registry.
+
+    Raises UserError for an augmentation that there is not, and for a view or stages of other sizes: a tile that is
+    moved within its collage would be compared with the original of another one.
+    """
+    views = {
+        f"--crop {settings.crop}": settings.crop != "none",
+        "--flip on": settings.flip,
+        f"--jitter {settings.jitter}": settings.jitter != 0,
+        f"--stage-sizes {' '.join(f'{size:g}' for size in settings.stage_sizes)}": set(settings.stage_sizes) != {1},
+    }
+    if moved := [said for said, is_on in views.items() if is_on]:
+        raise UserError(
+            f"{' '.join(moved)}: the objective features compares each tile with its original, where it lies in the "
+            "collage; give --crop none --flip off --jitter 0 --stage-sizes 1, as cim has them"
+        )
     text = settings.options.get("augment", "none")
     kinds = [] if text == "none" else text.split("_")
     if unknown := [kind for kind in kinds if kind not in dsa.KINDS]:

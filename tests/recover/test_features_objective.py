@@ -185,3 +185,18 @@ def test_an_augmentation_that_there_is_not_is_named():
     with pytest.raises(UserError, match="augment=crop_blur: 'blur'.*cutout"):
         build([teacher()], settings)
     assert build([teacher()], Settings.of({**METHODS["cim"], "augment": "none"})).kinds == ()
+
+
+@pytest.mark.parametrize(
+    "view, said",
+    [
+        ({"crop": "resized"}, "--crop resized"),
+        ({"flip": True}, "--flip on"),
+        ({"jitter": 4}, "--jitter 4"),
+        ({"stage_sizes": (0.5, 1.0)}, "--stage-sizes 0.5 1"),
+    ],
+)
+def test_a_view_that_moves_tiles_is_refused(view, said):
+    """Each piece would be compared with the original of another tile."""
+    with pytest.raises(UserError, match=f"^{said}: .* each tile with its original"):
+        build([teacher()], Settings.of({**METHODS["cim"], **view}))
