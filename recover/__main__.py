@@ -27,6 +27,7 @@ from utils.data.images import resize_whole
 from utils.fit.batch_size import find_batch_size
 from utils.nets import judge
 from utils.nets.frozen import COMPARED, Untouched
+from utils.nets.statistics import require_order
 from utils.nets.teacher import Teacher, beside, unsaid_of
 from utils.run import entry
 from utils.run.device import Runtime, versions
@@ -75,6 +76,8 @@ def recover(job: Job, teachers: list[Teacher], schedule: EarlyLate, starts: Star
     steps = settings.iterations * len(units)
     objective = OBJECTIVES[settings.objective].build(teachers, settings)
     objective.check(starts.ipc, settings.batch_by)
+    for path in settings.statistics:
+        require_order(path, starts.classes)
     found = {**identity(job, objective, teachers, runtime), "batch_size": batch_size}
     found |= {"ipc": starts.ipc, "init": starts.identity()}
     if not starts.folder:

@@ -27,7 +27,7 @@ import contextlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import safetensors.torch
 import torch
@@ -98,6 +98,16 @@ class Statistics:
             if needed and not self.settings.get(flag):
                 name = flag.replace("_", "-")
                 raise UserError(f"--statistics {self.path}: was collected without --{name}; {self.command} --{name}")
+
+
+def require_order(path: str | Path, classes: Sequence[str]) -> None:
+    """Raises UserError where the file has the same `classes` in another order: each would be guided by another's."""
+    found = _facts(path)["settings"].get("classes")
+    if isinstance(found, list) and found != list(classes) and sorted(map(str, found)) == sorted(classes):
+        raise UserError(
+            f"--statistics {path}: has the classes in another order than the images that are recovered; give both the "
+            f"same --classes, or collect the file anew: {COMMAND}"
+        )
 
 
 def measurable(network: nn.Module) -> dict[str, str]:
