@@ -40,7 +40,8 @@ class EarlyLate:
 
     @property
     def rounds(self) -> int:
-        return self.iterations // self.round_iterations if self.round_iterations else 1
+        """In which images begin: no more than a class has images."""
+        return min(self.iterations // self.round_iterations, self.ipc) if self.round_iterations else 1
 
     @property
     def round_of(self) -> list[int]:

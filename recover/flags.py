@@ -216,6 +216,9 @@ def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | 
     given = {setting: flags[setting] for setting in recipe if setting in Settings.names() - {"batch_size"}}
     for setting in ("clamp", "flip"):
         given[setting] = {"on": True, "off": False, None: None}[given[setting]]
+    both_given = None not in (given["iterations"], given["round_iterations"])
+    if flags["iterations_share"] and both_given and not flags["shared"]:
+        raise UserError("--iterations-share does nothing beside --iterations and --round-iterations: leave it out")
     if flags["iterations_share"]:
         given |= {**share(recipe, flags["iterations_share"]), **{name: v for name, v in given.items() if v is not None}}
     given["stage_sizes"] = tuple(given["stage_sizes"]) if given["stage_sizes"] else None

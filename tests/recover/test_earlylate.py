@@ -94,6 +94,12 @@ def test_number_of_rounds(iterations, length, rounds):
     assert schedule(10, iterations, length).rounds == rounds
 
 
+@pytest.mark.parametrize("ipc, rounds", [(1, 1), (3, 3), (8, 8), (9, 8)])
+def test_no_more_rounds_begin_than_there_are_images(ipc, rounds):
+    found = schedule(ipc, 4000, 500)
+    assert found.rounds == rounds == len(set(found.round_of))
+
+
 @pytest.mark.parametrize("ipc", [1, 10])
 def test_without_rounds_all_start_at_once(ipc):
     found = schedule(ipc, 1000, 0)

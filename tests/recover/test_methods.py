@@ -7,6 +7,7 @@ import pytest
 
 from conftest import images, snapshot
 from recover.flags import share
+from refusals import refused
 
 
 def manifest(folder):
@@ -28,6 +29,13 @@ def manifest(folder):
 def test_the_name_says_what_was_changed(place, given, name):
     assert f"recover: {name}: " in place.works("recover", **given)
     assert manifest(place.syn)["method"] == name
+
+
+def test_a_share_of_iterations_that_are_given_is_refused(place):
+    refused(place, "recover", "--iterations-share does nothing beside --iterations and --round", iterations_share=0.5)
+    assert "recover: delt iterations=8 round_iterations=2: " in place.works(
+        "recover", iterations_share=0.5, shared=True
+    )
 
 
 @pytest.mark.parametrize(
