@@ -31,7 +31,7 @@ OBJECTIVES: dict[str, Entry] = {
     "statistics": Entry(
         statistics.build,
         (*_NORMS, "statistics", *statistics.OPTIONS),
-        ("first_bn_multiplier", "momentum", "drop"),
+        ("first_bn_multiplier", "momentum", "drop", "class_share"),
     ),
     "wasserstein": Entry(wasserstein.build, (*_NORMS, "statistics", "per_class"), ("first_bn_multiplier", "per_class")),
 }

@@ -194,6 +194,7 @@ def test_a_flag_that_nothing_reads(place, line):
         (dict(method="cim", objective="batchnorm", option="augment=none"), "--objective features"),
         (dict(method="wmdd", objective="batchnorm", option="per_class=false"), "--objective wasserstein"),
         (dict(method="gvbsm", r_bn=0, option="drop=0.1", statistics=[ROOT / "LICENSE"]), "give --r-bn above 0"),
+        (dict(method="edc", r_bn=0, option="class_share=0.1", statistics=[ROOT / "LICENSE"]), "give --r-bn above 0"),
         (dict(method="cda", combine="turn"), "--combine turn does nothing with one teacher"),
         (dict(statistics=[ROOT / "LICENSE"]), "give --objective statistics or wasserstein"),
     ],
