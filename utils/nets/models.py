@@ -110,8 +110,8 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
 
     `stem`: "imagenet" leaves torchvision's network as it is; "cifar" makes its first convolution 3x3 with
     stride 1 and drops the pool behind it. Those of NETWORKS and those that timm makes for one size, whose positions are
-    the grid's behind the stem, have one stem. Raises UserError for an unknown `arch`, or
-    one that cannot take images of this size.
+    the grid's behind the stem, have one stem. Raises UserError for an unknown `arch`, or one that cannot take images of
+    this size.
     """
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         try:
@@ -145,7 +145,7 @@ def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
         model = _make_timm(arch.removeprefix(TIMM), num_classes, input_size)
     else:
         model = _make_torchvision(arch, num_classes, input_size, weights)
-    if stem == "cifar" and not _has_one_size(arch):
+    if stem == "cifar" and not _has_one_stem(arch):
         _give_small_stem(model)
     return model
 
@@ -184,6 +184,10 @@ def _has_one_size(arch: str) -> bool:
     import timm
 
     return getattr(timm.get_pretrained_cfg(arch.removeprefix(TIMM)), "fixed_input_size", False)
+
+
+def _has_one_stem(arch: str) -> bool:
+    return _maker(arch) is not None or _has_one_size(arch)
 
 
 def _give_small_stem(model: nn.Module) -> None:
@@ -252,7 +256,7 @@ def _stems(arch: str) -> tuple[dict, dict, bool]:
         try:
             network = _make(arch, 2, 224, "imagenet", None)
             large, described = _shapes(network.state_dict()), str(network)
-            if not (_maker(arch) or _has_one_size(arch)):
+            if not _has_one_stem(arch):
                 _give_small_stem(network)
             return large, _shapes(network.state_dict()), str(network) == described
         except (UserError, *UNFIT):

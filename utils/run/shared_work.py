@@ -137,8 +137,10 @@ class SharedWork:
 
     def _say_if_replaced(self, number: int) -> None:
         """Once, that what was done for other settings is lost."""
+        if self._replaces:
+            return
         entry = self._entry(number)
-        if not self._replaces and entry is not None and entry["identity"] != self.identity:
+        if entry is not None and entry["identity"] != self.identity:
             self._replaces = True
             print(f"{self.folder}: holds work of other settings or images, which this replaces", flush=True)
 
