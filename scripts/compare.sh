@@ -193,11 +193,8 @@ done
 CLASSES_BY=    # every set is made here, with the names that it needs
 [ -z "${PROTOCOL:-}" ] || IGNORED+=" PROTOCOL (PROTOCOLS is read)"
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
-need_number NPROC 1
-need_number IPC 1
-need_number SEEDS 1
+check_numbers
 need_number LABELLERS 0
-[ -z "$VAL_EPOCHS" ] || need_number VAL_EPOCHS 1
 refuse_words RECOVER_ARGS "would make one set for all METHODS: set METHODS" --method
 refuse_words RECOVER_ARGS "would put the sets of all METHODS into one folder: set RUN_DIR" --syn-dir
 [ -z "$BASELINES$STARTS" ] || check_ranking_args "METHODS, BASELINES or IPC"

@@ -180,7 +180,7 @@ leave_out() {    # BASELINE WHY
 
 # A selection that is there is called after what made it, by its manifest.
 find_start() {
-    local by like="$start "
+    local made by like="$start "
     made=$("$PYTHON_BIN" -m ranking.criteria --made "$OUTPUT_DIR" 2> /dev/null) ||
         broken "$?" ranking.criteria --made "$OUTPUT_DIR"
     [ -n "$made" ] || return 0
@@ -198,11 +198,8 @@ done
 [ -z "${METHODS:-}" ] || IGNORED+=" METHODS (DELT_METHOD is read)"
 [ -z "${PROTOCOLS:-}" ] || IGNORED+=" PROTOCOLS (PROTOCOL is read)"
 [ -z "$IGNORED" ] || echo "not taken from the environment:$IGNORED"
-need_number NPROC 1
-need_number IPC 1
-need_number SEEDS 1
+check_numbers
 [ -z "$MOST_ITR" ] || need_number MOST_ITR 0
-[ -z "$VAL_EPOCHS" ] || need_number VAL_EPOCHS 1
 if [ "$NNODES" != 1 ]; then need_number NODE_RANK 0; fi
 [[ $NNODES =~ ^[1-9][0-9]*(:[1-9][0-9]*)?$ ]] || fail "NNODES: '$NNODES' is no number of machines, nor a range as 1:4"
 for word in $STAGES; do

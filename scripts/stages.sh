@@ -193,6 +193,13 @@ check_classes() {
     esac
 }
 
+check_numbers() {
+    need_number NPROC 1
+    need_number IPC 1
+    need_number SEEDS 1
+    [ -z "$VAL_EPOCHS" ] || need_number VAL_EPOCHS 1
+}
+
 refuse_words() {    # VARIABLE WHY FLAG...: these are not to be among the further arguments of a stage
     local word
     for word in ${!1}; do
