@@ -208,7 +208,8 @@ def whole(text: str) -> int:
 def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | None) -> tuple[str, Settings]:
     """What to call the method, and its settings for images of the data set or of `input_size` pixels, if known.
 
-    Raises UserError for an option that it does not have, and for settings that do not fit together.
+    Raises UserError for an option that it does not have, a recipe with one that nothing reads, and for settings that do
+    not fit together.
     """
     name, recipes = flags["method"], methods.recipes(dataset, input_size)
     recipe = recipes[name]
@@ -223,6 +224,12 @@ def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | 
         given |= {**share(recipe, flags["iterations_share"]), **{name: v for name, v in given.items() if v is not None}}
     given["stage_sizes"] = tuple(given["stage_sizes"]) if given["stage_sizes"] else None
     options = {setting: value for setting, value in recipe.items() if setting not in Settings.names()}
+    known_to_objective = OBJECTIVES[recipe["objective"]].reads
+    if strange := [option for option in options if option not in known_to_objective]:
+        raise UserError(
+            f"the recipe of {name} has '{strange[0]}', which is no setting and which its objective "
+            f"{recipe['objective']} does not read ({', '.join(known_to_objective)}); correct it in recover/methods.py"
+        )
     for text in flags["option"]:
         option, _, value = text.partition("=")
         if option not in options:

@@ -88,6 +88,9 @@ def positions(labels: torch.Tensor) -> torch.Tensor:
 def build(teachers: Sequence[Teacher], settings: Settings) -> Objective:
     """The entry of the registry. Raises UserError where the files of settings.statistics do not fit the teachers."""
     files = [statistics.read(path) for path in settings.statistics]
+    for file in files:
+        if file.settings.get("teacher") not in {teacher.sha256 for teacher in teachers}:
+            file.require(teachers[0])
     points = [file for file in files if "points" in file.tensors]
     classes = [file for file in files if "points" not in file.tensors]
     per_class = settings.r_bn > 0 and settings.options.get("per_class", False)
@@ -103,9 +106,11 @@ def build(teachers: Sequence[Teacher], settings: Settings) -> Objective:
 
 
 def of_teacher(files: Sequence[Statistics], teacher: Teacher, what: str) -> Statistics:
-    """The one of the files that was made with this teacher. Raises UserError where there is none."""
-    for file in files:
-        if file.settings.get("teacher") == teacher.sha256 or file is files[-1]:
-            file.require(teacher)
-            return file
-    raise UserError(f"--statistics: {teacher.arch} needs a file of {what}")
+    """The one of the files that was made with this teacher. Raises UserError where there is none, or another one."""
+    own = [file for file in files if file.settings.get("teacher") == teacher.sha256]
+    if not own:
+        raise UserError(f"--statistics: {teacher.arch} needs a file of {what}")
+    if len(own) > 1:
+        raise UserError(f"--statistics: {own[0].path} and {own[1].path} are both of this {teacher.arch}; give one")
+    own[0].require(teacher)
+    return own[0]

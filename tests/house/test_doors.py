@@ -185,9 +185,9 @@ def test_an_objective_beside_another_method(place, monkeypatch):
 @pytest.mark.parametrize(
     "reads, line, told",
     [
-        ((), dict(r_bn=0.1), "--r-bn does nothing with toy-method, as its objective is toy-shade"),
-        ((), dict(combine="mean"), "--combine does nothing with toy-method, as its objective is toy-shade"),
-        ((), dict(option="darkest=0.3"), "--option darkest=0.3 does nothing with toy-method"),
+        (("darkest",), dict(r_bn=0.1), "--r-bn does nothing with toy-method, as its objective is toy-shade"),
+        (("darkest",), dict(combine="mean"), "--combine does nothing with toy-method, as its objective is toy-shade"),
+        (("dark", "r_bn"), {}, "recipe of toy-method has 'darkest', which is no setting and which its objective"),
         (("r_bn", "darkest"), dict(r_bn=0.1, option="darkest=0.3"), None),
     ],
     ids=str,

@@ -24,8 +24,8 @@ LINE = dict(method="wmdd", iterations=8, round_iterations=None, ipc=IPC, batch_s
 
 
 def barycenters(place, output="points.safetensors", **changes):
-    flags = dict(train_dir=place.train, teacher_path=place.teacher, output=place / output, ipc=IPC, **changes)
-    flags |= dict(device="cpu", precision="fp32", compile="off")
+    flags = dict(train_dir=place.train, teacher_path=place.teacher, output=place / output, ipc=IPC)
+    flags |= dict(device="cpu", precision="fp32", compile="off", **changes)
     words = [w for k, v in flags.items() for w in ["--" + k.replace("_", "-"), *([] if v is True else [v])]]
     outcome = place.start("squeeze.barycenters", *words)
     assert outcome.code == 0, outcome.err
@@ -159,6 +159,8 @@ def test_several_teachers_have_files_of_their_own(place):
         ("points", dict(batch_by="index", option="per_class=false"), "--batch-by class"),
         ("points", {}, "python -m squeeze.statistics --per-class"),
         ("both", {}, "--per-class"),
+        ("twice", dict(option="per_class=false"), "more.safetensors are both of this conv3; give one"),
+        ("more", dict(option="per_class=false"), "more.safetensors: was collected with another teacher"),
         ("other", {}, "with another teacher"),
         ("other", {}, "collect them anew: python -m squeeze.barycenters"),
         ("damaged", {}, "damaged"),
@@ -168,6 +170,11 @@ def test_what_does_not_fit_is_one_line_before_any_work(place, case, changes, tol
     files = [] if case == "none" else [barycenters(place)]
     if case == "both":
         files.append(collected(place, flags=[]))
+    if case in ("twice", "more"):
+        other = dict(teacher_path=place / "other.pth") if case == "more" else dict(seed=1)
+        if case == "more":
+            place.works("squeeze", output=place / "other.pth", seed=1)
+        files.append(barycenters(place, "more.safetensors", **other))
     if case == "other":
         place.works("squeeze", output=place.teacher, seed=1, overwrite=True)
     if case == "damaged":
