@@ -108,8 +108,8 @@ def main() -> None:
 def remove_others(folder: Path, found: Sequence[charts.Chart]) -> None:
     """Remove an earlier report's figures that this one does not have: they would pass for its own."""
     drawn = {chart.anchor for chart in found if chart.numbers is not None}
-    # Of curves there is one for all, or one a protocol.
-    earlier = [path for anchor in charts.CURVES for path in folder.glob(f"{anchor}*.*")]
+    # Of curves there is one for all, or one a protocol; of diversity, one for the sets of each data set.
+    earlier = [path for pattern in charts.EARLIER for path in folder.glob(pattern)]
     earlier += [folder / f"{chart.anchor}.{ending}" for chart in found for ending in ("png", "csv")]
     for path in earlier:
         if path.stem not in drawn:

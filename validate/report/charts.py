@@ -34,6 +34,13 @@ CURVES = {
 }
 
 
+DIVERSITY = "diversity"
+EARLIER = (
+    *(f"{anchor}*.*" for anchor in CURVES),
+    f"{DIVERSITY}-[0-9]*.*",
+)  # files of charts that there may be several of
+
+
 @dataclass(frozen=True)
 class Chart:
     anchor: str  # on the page, and the name of its file
@@ -47,7 +54,7 @@ class Chart:
 
 
 def of_runs(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
-    return [*_curves(measured), _diversity(runs, measured), _time(measured)]
+    return [*_curves(measured), *_diversity(runs, measured), _time(measured)]
 
 
 def _curves(measured: Sequence[Measured]) -> list[Chart]:
@@ -75,7 +82,8 @@ def _curves(measured: Sequence[Measured]) -> list[Chart]:
     return charts
 
 
-def _diversity(runs: Sequence[str], measured: Sequence[Measured]) -> Chart:
+def _diversity(runs: Sequence[str], measured: Sequence[Measured]) -> list[Chart]:
+    """Of the sets that have the same classes one chart."""
     found = {Path(run): table for run in runs if (table := diversity.of_run(run)) is not None}
     tables = [_still_true(table, [one for one in measured if one.run == run]) for run, table in found.items()]
     tables = [table.assign(run=str(run)) for run, table in zip(found, tables) if len(table)]
@@ -85,7 +93,7 @@ def _diversity(runs: Sequence[str], measured: Sequence[Measured]) -> Chart:
             f"Not measured yet: run python -m validate.report.diversity SET... --output-dir {runs[0]}, then make this "
             "page again."
         )
-        return Chart("diversity", title, text)
+        return [Chart(DIVERSITY, title, text)]
     table = pd.concat(tables, ignore_index=True)
     # Folders of one relative path lie in different places for different runs, unless their images are the same.
     table = table[~((table["set"] != "") & table.duplicated(diversity.UNIQUE))]
@@ -95,7 +103,19 @@ def _diversity(runs: Sequence[str], measured: Sequence[Measured]) -> Chart:
         "Mean cosine similarity of the pairs of images within a class, in a network's penultimate features: lower is "
         "more diverse."
     )
-    return Chart("diversity", title, text, table, figures.diversity)
+    parts: dict[frozenset[str], list[pd.DataFrame]] = {}
+    for _, found in table.groupby("method", sort=False):
+        parts.setdefault(frozenset(found["class"]), []).append(found)
+    if len(parts) == 1:
+        return [Chart(DIVERSITY, title, text, table, figures.diversity)]
+    charts = []
+    for number, (classes, tables) in enumerate(parts.items(), start=1):
+        found = pd.concat(tables, ignore_index=True)
+        of = {one.dataset for one in measured if str(one.run) in set(found["run"])}
+        name = of.pop() if len(of) == 1 else f"{min(classes)} and others"
+        anchor = f"{DIVERSITY}-{number}" if number > 1 else DIVERSITY
+        charts.append(Chart(anchor, f"{title}, {name}", text, found, figures.diversity))
+    return charts
 
 
 def _still_true(table: pd.DataFrame, measured: Sequence[Measured]) -> pd.DataFrame:
@@ -112,7 +132,7 @@ def _time(measured: Sequence[Measured]) -> Chart:
     if seconds.isna().all(axis=None):
         return Chart("time", title, "No seconds are known.")
     text = (
-        "Wall time on the machine that ran it, of validate for one student under the first protocol; what was "
-        "trained or made elsewhere has no bar."
+        "Wall time on the machine that ran it, of validate for one student under the protocol that is named, the "
+        "first one under which all sets were measured; what was trained or made elsewhere has no bar."
     )
     return Chart("time", title, text, seconds.rename_axis("set").reset_index(), figures.stages)

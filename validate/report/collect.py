@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from utils.data import manifest
 from utils.nets.teacher import unsaid_in
 from utils.run.entry import one_line
 from utils.run.errors import UserError
-from utils.run.files import digest, read_json
+from utils.run.files import differences, digest, read_json
 from utils.run.progress import say_once
 from validate.protocols import SQUARED
 
@@ -36,6 +37,7 @@ RATE = ("lr", "lr_search")
 GEOMETRY = ("input_size", "mean", "std", "stem")
 # What they say of no protocol; and, beside it, what teachers leave unsaid.
 OF_THE_SUBJECT = ("method", "images", "student", "teachers", "test_images", "precision", "sync_bn", *GEOMETRY)
+EVALUATIONS = "evaluations"  # how often a student was tested, which its last top-1 does not depend on
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Student:
     seconds: float
     curve: list[dict[str, float]]  # of each epoch its number, loss, and top1 where it was measured
     processes: tuple[int, ...]  # that trained it together; several numbers if it was resumed with another one
+
+    @property
+    def evaluations(self) -> int:
+        """How often it was tested."""
+        return sum("top1" in point for point in self.curve)
 
 
 @dataclass(frozen=True)
@@ -72,29 +79,43 @@ class Measured:
     classes: int | None = None  # how many; earlier versions did not say it
 
     @property
-    def group(self) -> tuple[str, int, str, str]:
-        """Results are compared within these."""
-        return self.dataset, self.ipc, self.teacher, self.student
+    def group(self) -> tuple[Any, ...]:
+        """Results are compared within these: of one data set, IPC, teacher and student, in the same circumstances."""
+        return self.dataset, self.ipc, self.teacher, self.student, self.circumstances
 
     @property
-    def conditions(self) -> str:
+    def circumstances(self) -> tuple[str, ...]:
+        """By which teachers, on which test images, in which geometry and precision; in words, empty where not said."""
+        said = {name: value for name, value in self.settings.items() if value not in (None, False)}
+        digests = {name: value if isinstance(value, list) else [value] for name, value in said.items()}
+        parts = [
+            f"{word} {' '.join(str(digest)[:8] for digest in digests[name])}" if name in digests else ""
+            for name, word in (("teachers", "teacher"), ("test_images", "test images"))
+        ]
+        parts.append(f"{said['input_size']} px" if "input_size" in said else "")
+        parts += [f"{name} {said[name]}" if name in said else "" for name in ("stem", "mean", "std", "precision")]
+        unsaid = ", ".join(f"{name}: {value}" for name, value in unsaid_in(self.settings).items())
+        return (*parts, "sync_bn" if "sync_bn" in said else "", unsaid)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
         """Equal for all sets that were measured alike: with as many images, under the same protocol, by the same
         teachers, student, processes and test images. A rate that was searched for is a set's own. Students whose number
         of processes changed are like no other set's."""
-        return self._digest(("lr",) if self.settings.get("lr_search") else ())
+        return self._conditions(("lr",) if self.settings.get("lr_search") else ())
 
     @property
-    def conditions_but_rate(self) -> str:
+    def conditions_but_rate(self) -> dict[str, Any]:
         """The same, whatever the learning rate is."""
-        return self._digest(RATE)
+        return self._conditions(RATE)
 
-    def _digest(self, more: tuple[str, ...]) -> str:
-        left_out = {*OF_THE_SET, *(TILES if self.settings.get("tiles_of_set") else ()), *more}
+    def _conditions(self, more: tuple[str, ...]) -> dict[str, Any]:
+        left_out = {*OF_THE_SET, *(TILES if self.settings.get("tiles_of_set") else ()), *more, EVALUATIONS}
         processes = sorted({student.processes for student in self.seeds.values()})
         if any(len(numbers) > 1 for numbers in processes):
-            left_out = set()  # nobody knows for how long there were as many
+            left_out = {EVALUATIONS}  # nobody knows for how long there were as many
         kept = {name: value for name, value in self.settings.items() if name not in left_out}
-        return digest({"ipc": self.ipc, "images": self.images, "processes": processes, "settings": kept})
+        return {**kept, "images of the set": self.images, "images a class": self.ipc, "processes": processes}
 
     @property
     def subject(self) -> str:
@@ -104,16 +125,16 @@ class Measured:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """For `told_apart`: which set it is, then by which settings of the subject it was measured."""
-        said = {name: value for name, value in self.settings.items() if value not in (None, False)}
-        size = f"{said['input_size']} px" if "input_size" in said else ""
-        named = [f"{name} {said[name]}" if name in said else "" for name in ("stem", "mean", "std", "precision")]
-        unsaid = ", ".join(f"{name}: {value}" for name, value in unsaid_in(self.settings).items())
-        return self.syn_dir, size, *named, "sync_bn" if "sync_bn" in said else "", unsaid, self.subject[:8]
+        """For `told_apart`: which set it is, then in which circumstances it was measured."""
+        return self.syn_dir, *self.circumstances, self.subject[:8]
+
+    @property
+    def set_name(self) -> str:
+        return f"{self.method} (earlier images)" if self.is_replaced else self.method
 
     @property
     def set_title(self) -> str:
-        return f"{self.method}, IPC {self.ipc}"
+        return f"{self.set_name}, IPC {self.ipc}"
 
     @property
     def title(self) -> str:
@@ -134,12 +155,19 @@ class Measured:
     @property
     def is_there(self) -> bool:
         """Whether what is said of the set's folder is said of the images that were measured."""
-        if self.set_digest is None:
-            return True
-        try:
-            return manifest.digest_of_images(self.set_dir) == self.set_digest
-        except UserError:
-            return False
+        return self.set_digest in (None, self._digest_there)
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether other images lie where those lay that were measured."""
+        return not self.is_there and self._digest_there is not None
+
+    @functools.cached_property
+    def _digest_there(self) -> str | None:
+        """Of the images that are in the set's folder; None where nothing says it."""
+        with contextlib.suppress(UserError):
+            return manifest.digest_of_images(self.set_dir)
+        return None
 
     def mean(self, name: str) -> float:
         return statistics.fmean(getattr(student, name) for student in self.seeds.values())
@@ -148,8 +176,9 @@ class Measured:
 def read(runs: Sequence[str | Path]) -> list[Measured]:
     """The results in the folders `runs`; those of one data set, IPC, teacher and student stand together.
 
-    A seed that several runs have counts once, as the first of them has it. Raises UserError for a folder without
-    results, and for a file that is none.
+    A seed that several runs have counts once, as the first of them has it. What was measured twice and differs in the
+    number of evaluations alone is there once, if one of both has all seeds of the other. Raises UserError for a folder
+    without results, and for a file that is none.
     """
     found: dict[str, Measured] = {}
     for run in map(Path, runs):
@@ -169,7 +198,20 @@ def read(runs: Sequence[str | Path]) -> list[Measured]:
             seeds = found.setdefault(settings, measured).seeds
             for seed, student in measured.seeds.items():
                 seeds.setdefault(seed, student)
-    return sorted(found.values(), key=lambda entry: entry.group)
+    return sorted(_once(found.values()), key=lambda entry: entry.group)
+
+
+def _once(measured: Iterable[Measured]) -> Iterator[Measured]:
+    """Those of which no other has all seeds by the same settings, and more of them, or more evaluations of each."""
+    alike: dict[str, list[Measured]] = {}
+    for one in measured:
+        settings = {name: value for name, value in one.settings.items() if name != EVALUATIONS}
+        alike.setdefault(digest(settings), []).append(one)
+    for group in alike.values():
+        group.sort(key=lambda one: (len(one.seeds), one.mean("evaluations")), reverse=True)
+        for number, one in enumerate(group):
+            if not any(one.seeds.keys() <= other.seeds.keys() for other in group[:number]):
+                yield one
 
 
 @contextlib.contextmanager
@@ -211,13 +253,54 @@ def told_apart(entries: Sequence[Sequence[str]]) -> list[str]:
 
 
 def names(measured: Sequence[Measured]) -> list[str]:
-    """What tables call each result's set: its method, and what tells it from others of that method in its group."""
+    """What the tables of its group call each result's set: its method, and what tells it from others of that method.
+
+    So does how often it was tested, where seeds that do not cover each other were tested more or less often.
+    """
     found = [""] * len(measured)
-    for group in dict.fromkeys(one.group for one in measured):
-        own = [k for k, one in enumerate(measured) if one.group == group]
-        for k, name in zip(own, told_apart([(measured[k].method, *measured[k].words) for k in own])):
+    for own in _alike(measured, lambda one: one.group):
+        for k, name in zip(own, told_apart([(measured[k].set_name, *measured[k].words) for k in own])):
+            found[k] = name
+    for own in _alike(measured, lambda one: (one.subject, one.protocol)):
+        entries = [
+            (f"{one.mean('evaluations'):g} evaluations", digest(one.settings)[:8]) for one in (measured[k] for k in own)
+        ]
+        for k, name in zip(own, told_apart([(found[k], *words) for k, words in zip(own, entries)])):
             found[k] = name
     return found
+
+
+def circumstances(measured: Sequence[Measured]) -> list[str]:
+    """What tells each result's group from others of its data set, IPC, teacher and student, to be put behind a name."""
+    found = [""] * len(measured)
+    for own in _alike(measured, lambda one: one.group[:-1]):
+        for k, words in zip(own, told_apart([("", *measured[k].circumstances) for k in own])):
+            found[k] = words
+    return found
+
+
+def full_names(measured: Sequence[Measured]) -> list[str]:
+    """What a table of several groups calls each result's set."""
+    return [f"{name}{more}" for name, more in zip(names(measured), circumstances(measured))]
+
+
+def _alike(measured: Sequence[Measured], key: Callable[[Measured], Any]) -> Iterator[list[int]]:
+    """The positions of the results that are alike in `key`, for each value of it."""
+    found: dict[Any, list[int]] = {}
+    for k, one in enumerate(measured):
+        found.setdefault(key(one), []).append(k)
+    yield from found.values()
+
+
+def baseline_of(one: Measured, random: Sequence[Measured]) -> Measured | None:
+    """Of random images those that were measured as `one` was; None where there are none, or several, as a line says."""
+    there = [other for other in random if (other.group, other.protocol) == (one.group, one.protocol)]
+    if alike := [other for other in there if other.conditions == one.conditions]:
+        return baseline(alike)
+    if there:
+        found = differences(there[0].conditions, one.conditions)
+        say_once(f"no margin of {one.title} over random images, which were measured otherwise: {found}")
+    return None
 
 
 def _measured(content: Any, run: Path) -> Measured:

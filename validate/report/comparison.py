@@ -38,8 +38,10 @@ OVER = "over random"  # heads what stands before each top-1
 COLUMNS = (
     *("dataset", "ipc", "teacher", "student", "method", "protocol", "iterations"),
     *("seconds", *(f"{stage}_seconds" for stage in STAGES), "image_bytes", "label_bytes", "labels"),
-    *("seeds", "top1", "top1_std", "margin", "margin_std", "similarity", "syn_dir", "subject", "name"),
+    *("seeds", "top1", "top1_std", "margin", "margin_std", "similarity"),
+    *("syn_dir", "subject", "name", "group", "earlier"),
 )
+WORDS = 5  # of COLUMNS, the last ones
 SUBJECT_DIGITS = 16
 NOTE = (
     "Top-1 in percent by protocol: the last epoch's, mean and sample standard deviation over seeds. Over random: the "
@@ -58,21 +60,18 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
     What is known of a set's folder is that of the images in it: where these were made anew since, of none. Accuracies
     in percent, bytes of one student's labels, `labels` how these are known: stored, computed, or none.
     Rows of one `subject` are of one set, with the same teachers, test images, geometry and precision; `name` is what
-    tables call it.
+    tables call it, `group` what the table is headed by that it stands in. `earlier`: its images were replaced since.
     """
     similarities = _similarities(measured)
     # Once a set, and not for each of its results: it takes digests of the images that the set started from.
     making, is_traced = functools.cache(origins.making), functools.cache(origins.is_traced)
-    baselines: dict[str, list[Measured]] = {}
-    for one in measured:
-        if one.method == BASELINE:
-            baselines.setdefault(one.conditions, []).append(one)
+    random = [one for one in measured if one.method == BASELINE]
     rows = []
-    for one, similar, name in zip(measured, similarities, collect.names(measured)):
+    for one, similar, name, group in zip(measured, similarities, collect.names(measured), _group_titles(measured)):
         there = one.is_there
         made, images = (making(one.set_dir), images_of(one)) if there else ({}, None)
         label_bytes, labels = bytes_of_labels(one, images)
-        margin, margin_std = _margin(one, baselines.get(one.conditions, []))
+        margin, margin_std = _margin(one, random)
         rows.append(
             {
                 **{name: getattr(one, name) for name in ("dataset", "ipc", "teacher", "student", "method", "protocol")},
@@ -91,12 +90,14 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
                 "syn_dir": one.syn_dir,
                 "subject": one.subject[:SUBJECT_DIGITS],
                 "name": name,
+                "group": group,
+                "earlier": one.is_replaced,
             }
         )
     frame = pd.DataFrame(rows, columns=COLUMNS)
     whole = ["iterations", "image_bytes", "label_bytes"]
     frame[whole] = frame[whole].astype("Int64")
-    numbers = [name for name in COLUMNS[7:-3] if name not in (*whole, "labels", "seeds")]
+    numbers = [name for name in COLUMNS[7:-WORDS] if name not in (*whole, "labels", "seeds")]
     frame[numbers] = frame[numbers].astype(float)
     return frame
 
@@ -161,13 +162,14 @@ def _similarities(measured: Sequence[Measured]) -> list[pd.DataFrame]:
     for k, one in enumerate(measured):
         if (rows := tables[one.run]) is not None and one.is_there:
             found[k] = diversity.of_images(rows[diversity.of_folder(rows, one.syn_dir)], one.set_digest)
-    for group in dict.fromkeys(one.group for one in measured):
-        own = [k for k, one in enumerate(measured) if one.group == group and len(found[k])]
+    titles = _group_titles(measured)
+    for title in dict.fromkeys(titles):
+        own = [k for k in range(len(measured)) if titles[k] == title and len(found[k])]
         networks = diversity.extractors(pd.concat([nothing, *(found[k] for k in own)]))
         if len(networks) > 1:
             names = ", ".join(" ".join([arch, sha[:8]]).strip() for arch, sha in sorted(networks))
             say_once(
-                f"left out: similarities of {_group_title(*group)}: they are in the features of several networks "
+                f"left out: similarities of {title}: they are in the features of several networks "
                 f"({names}), which do not compare; measure all sets by one"
             )
             for k in own:
@@ -181,9 +183,9 @@ def _similarity(found: pd.DataFrame, images: ImageFolder | None) -> float | None
     return found["similarity"].mean() if measured else None
 
 
-def _margin(one: Measured, alike: Sequence[Measured]) -> tuple[float | None, float | None]:
+def _margin(one: Measured, random: Sequence[Measured]) -> tuple[float | None, float | None]:
     """Over the random images that were measured alike; of several sets of them over none."""
-    if one.method == BASELINE or (baseline := collect.baseline(alike)) is None:
+    if one.method == BASELINE or (baseline := collect.baseline_of(one, random)) is None:
         return None, None
     return difference(one.top1, baseline.top1)
 
@@ -208,12 +210,14 @@ class Group:
 
 
 def groups(frame: pd.DataFrame) -> Iterator[Group]:
-    """The table by groups, a column for each protocol, the best set under the first soft one on top."""
-    names = ["dataset", "ipc", "teacher", "student"]
-    for (dataset, ipc, teacher, student), found in frame.groupby(names, sort=False):
+    """The table by groups, a column for each protocol, the best set under the first soft one on top.
+
+    Sets whose images were replaced since stand below.
+    """
+    for title, found in frame.groupby("group", sort=False):
         hard = found.groupby("protocol", sort=False)["labels"].agg(lambda labels: (labels == "none").all())
         protocols = [*hard[~hard].index, *hard[hard].index]
-        seeds = sorted(set(found["seeds"]))
+        seeds = sorted(found["seeds"])
         soft = [protocol for protocol in protocols if not hard[protocol]]
         columns = ["set", *(title for protocol in protocols for title in (f"{protocol} {OVER}", protocol))]
         main = len(columns)
@@ -222,14 +226,18 @@ def groups(frame: pd.DataFrame) -> Iterator[Group]:
         # What was measured of one set several times under one name, by other settings, has a row each.
         found = found.assign(again=found.groupby(["subject", "protocol"]).cumcount())
         sets = [_by_protocol(one) for _, one in found.groupby(["subject", "again"], sort=False)]
-        sets.sort(key=lambda one: -_top1(one, protocols[0]))
-        rows = [_row(one, protocols, soft) for one in sets]
-        count = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
-        yield Group(f"{_group_title(dataset, ipc, teacher, student)}, {count}", columns, main, rows)
+        sets.sort(key=lambda one: (next(iter(one.values()))["earlier"], -_top1(one, protocols[0])))
+        most = statistics.mode(seeds)
+        rows = [_row(one, protocols, soft, most) for one in sets]
+        count = f"{most} seed{'s' * (most > 1)}{', other numbers in brackets' * (seeds[0] < seeds[-1])}"
+        yield Group(f"{title}, {count}", columns, main, rows)
 
 
-def _group_title(dataset: str, ipc: int, teacher: str, student: str) -> str:
-    return f"{dataset}, IPC {ipc}, teacher {teacher}, student {student}"
+def _group_titles(measured: Sequence[Measured]) -> list[str]:
+    return [
+        f"{one.dataset}, IPC {one.ipc}, teacher {one.teacher}, student {one.student}{more}"
+        for one, more in zip(measured, collect.circumstances(measured))
+    ]
 
 
 def _by_protocol(rows: pd.DataFrame) -> dict[str, pd.Series]:
@@ -240,13 +248,17 @@ def _top1(one: dict[str, pd.Series], protocol: str) -> float:
     return one[protocol]["top1"] if protocol in one else -1.0
 
 
-def _row(one: dict[str, pd.Series], protocols: Sequence[str], soft: Sequence[str]) -> list[Cell]:
+def _row(one: dict[str, pd.Series], protocols: Sequence[str], soft: Sequence[str], most: int) -> list[Cell]:
+    """`most`: the number of seeds that is not said."""
     first = next(iter(one.values()))
-    cells = [Cell(first["name"], first["name"])]
+    name = max((row["name"] for row in one.values()), key=len)  # with all that tells one of its results apart
+    cells = [Cell(name, name)]
     for protocol in protocols:
         row = one.get(protocol, {})
         cells += [_cell(row.get("margin"), "{:+.2f}", row.get("margin_std"))]
-        cells += [_cell(row.get("top1"), "{:.2f}", row.get("top1_std"))]
+        top1 = _cell(row.get("top1"), "{:.2f}", row.get("top1_std"))
+        others = f" ({row['seeds']})" if row.get("seeds", most) != most else ""
+        cells += [Cell(f"{top1.text}{others}", top1.value)]
     cells += [_cell(first[name], "{:,.0f}") for name in ("seconds", *(f"{stage}_seconds" for stage in STAGES))]
     cells += [_bytes(first["image_bytes"]), *(_bytes(one.get(protocol, {}).get("label_bytes")) for protocol in soft)]
     return [*cells, _cell(first["similarity"], "{:.3f}"), _cell(first["iterations"], "{:,}")]

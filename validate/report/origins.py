@@ -185,20 +185,38 @@ def _beside(path: str) -> dict[str, Any]:
 
 
 def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
-    """Set and student -> stage -> seconds, where they are known; of validate one seed's under the first protocol."""
-    firsts = {entry.subject: entry for entry in reversed(measured)}
-    subjects = list(dict.fromkeys(entry.subject for entry in measured))
-    words = [
-        (f"{one.set_title}, {one.student}", one.dataset, one.teacher, *one.words) for one in map(firsts.get, subjects)
-    ]
+    """Set and student -> stage -> seconds, where they are known; of validate one seed's.
+
+    That is under the first protocol under which all sets of the group were measured, which stands behind the student;
+    where there is none, nothing is said of validate.
+    """
+    shared = _shared_protocols(measured)
     found: dict[str, dict[str, float]] = {}
-    for name, subject in zip(told_apart(words), subjects):
-        entry = firsts[subject]
+    firsts = {}
+    for one in reversed(measured):
+        if one.subject not in firsts or one.protocol == shared[one.group]:
+            firsts[one.subject] = one
+    subjects = list(dict.fromkeys(entry.subject for entry in measured))
+    shown = [firsts[subject] for subject in subjects]
+    titles = [one.title if shared[one.group] else f"{one.set_title}, {one.student}" for one in shown]
+    words = [(title, one.dataset, one.teacher, *one.words) for title, one in zip(titles, shown)]
+    for name, entry in zip(told_apart(words), shown):
         squeeze = sum(manifest.seconds(teacher) for teacher in _teachers(entry))
         made = making(entry.set_dir) if entry.is_there else {}
-        stages = {"squeeze": squeeze, **made, "validate": entry.mean("seconds")}
+        stages = {"squeeze": squeeze, **made, "validate": entry.mean("seconds") if shared[entry.group] else 0.0}
         found[name] = {stage: value for stage, value in stages.items() if value}
     return found
+
+
+def _shared_protocols(measured: Sequence[Measured]) -> dict[Any, str | None]:
+    """Group -> the first protocol under which all of its sets were measured."""
+    under: dict[Any, dict[str, dict[str, None]]] = {}  # group -> subject -> protocols
+    for one in measured:
+        under.setdefault(one.group, {}).setdefault(one.subject, {})[one.protocol] = None
+    return {
+        group: next((name for name in next(iter(sets.values())) if all(name in own for own in sets.values())), None)
+        for group, sets in under.items()
+    }
 
 
 def _teachers(entry: Measured) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def table(measured: Sequence[Measured], full_hard: Sequence[FullHard] = ()) -> p
     own = [teacher_top1(one.first) if one.needs_whole else None for one in parts]
     given = _settled(full_hard, {one.student for one, whole in zip(parts, own) if one.needs_whole and whole is None})
     rows = []
-    names = dict(zip((entry.subject for entry in measured), collect.names(measured)))
+    names = dict(zip((entry.subject for entry in measured), collect.full_names(measured)))
     for one, whole in zip(parts, own):
         whole = given.get(one.student) if whole is None else whole
         soft, plain, hard, random, random_plain = one.soft, one.plain, one.hard, one.random, one.random_plain
@@ -92,7 +92,7 @@ def table(measured: Sequence[Measured], full_hard: Sequence[FullHard] = ()) -> p
             scores["ARS"] = augmentation_robust(*map(_fraction, (soft, random, plain, random_plain)))
         if scores:
             said = _said({name: searched[name] for name in scores})
-            rows.append([*one.first.group, names[one.first.subject], scores.get("LRS"), scores.get("ARS"), said])
+            rows.append([*one.first.group[:4], names[one.first.subject], scores.get("LRS"), scores.get("ARS"), said])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -36,7 +36,7 @@ PUBLISHED = "published"
 def results(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row for each set, protocol and student, and below them what was published of these networks and data."""
     rows = []
-    for entry, name in zip(measured, collect.names(measured)):
+    for entry, name in zip(measured, collect.full_names(measured)):
         row = {word: getattr(entry, word) for word in ("dataset", "ipc", "teacher", "student", "protocol")}
         row |= {
             "method": name,
@@ -50,8 +50,10 @@ def results(measured: Sequence[Measured]) -> pd.DataFrame:
             "source": "measured",
         }
         rows.append(row)
-    for group, known in {entry.group: found for entry in measured if (found := published.beside(entry))}.items():
-        names = dict(zip(("dataset", "ipc", "teacher", "student"), group))
+    named = ("dataset", "ipc", "teacher", "student")
+    networks = {entry.group[: len(named)]: found for entry in measured if (found := published.beside(entry))}
+    for group, known in networks.items():
+        names = dict(zip(named, group))
         for method, top1 in known.items():
             rows.append({**names, "method": method, "protocol": "", "top1": top1, "source": PUBLISHED})
     frame = pd.DataFrame(rows)

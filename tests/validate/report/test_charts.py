@@ -67,3 +67,18 @@ def test_sets_of_one_relative_path_in_two_runs_are_two_lines(tmp_path):
         write_result(run, syn_dir="syn")
         write_diversity(run, {"similarity": value}, {"method": "random", "set": DIGEST, "similarity": 0.3})
     assert lines_of(a, b) == {f"delt ({a})": 0.5, f"delt ({b})": 0.6, "random": 0.3}
+
+
+def test_sets_of_other_classes_have_a_figure_of_their_own(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for run, dataset, classes in ((a, "insects", "ant moth"), (b, "letters", "x y z")):
+        write_result(run, dataset=dataset)
+        rows = [f"delt,{label},2,0.5,conv3,{run / 'syn'}" for label in classes.split()]
+        (run / "diversity.csv").write_text("\n".join(["method,class,images,similarity,extractor,syn_dir", *rows, ""]))
+    found = [one for one in charts.of_runs([str(a), str(b)], collect.read([a, b])) if one.title.startswith("Diversity")]
+    assert [(one.title, sorted(one.numbers["class"])) for one in found] == [
+        ("Diversity, insects", ["ant", "moth"]),
+        ("Diversity, letters", ["x", "y", "z"]),
+    ]
+    lines = [len(line.get_xdata()) for one in found for line in one.draw().axes[0].lines]
+    assert lines == [2, 3] and [one.anchor for one in found] == ["diversity", "diversity-2"]

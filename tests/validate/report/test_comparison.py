@@ -210,6 +210,67 @@ def test_only_what_was_measured_alike_is_compared(run):
     assert rows["delt", "delt"]["margin"] == 4.5
 
 
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"teachers": ["b" * 64]}, ("teacher resnet18", f"teacher {'b' * 8}")),
+        ({"test_images": "c" * 64}, ("test images cifar10", f"test images {'c' * 8}")),
+        ({"precision": "bf16"}, ("precision fp32", "precision bf16")),
+    ],
+    ids=str,
+)
+def test_what_was_measured_in_other_circumstances_has_a_table_of_its_own(run, changed, words):
+    """It may be on top of that, and of no other; the flat table says so behind each name."""
+    measured(run, "cda", "delt", (90.0,), {**SOFT, **changed}, syn_dir=str(run / "delt"))
+    found = collect.read([run])
+    tops = {group.title: group.rows[0][0].text for group in comparison.groups(comparison.table(found))}
+    begin = "cifar10, IPC 2, teacher resnet18, student resnet18"
+    usual, other = ([title for title in tops if title.startswith(f"{begin} ({word})")] for word in words)
+    assert [tops[title] for title in usual + other] == ["delt", "cda"] and len(tops) == 2
+    assert {f"delt ({words[0]})", f"cda ({words[1]})"} < set(tables.results(found)["method"])
+
+
+def test_a_line_says_why_random_images_are_no_baseline(run, capsys):
+    measured(run, "cda", "delt", (50.0,), {**SOFT, "lr": 0.7}, syn_dir=str(run / "delt"))
+    assert math.isnan(table(run)["cda", "delt"]["margin"])
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("no margin of cda, IPC 2, resnet18, delt over random images") and line.endswith(
+        ": lr: 0.001 -> 0.7"
+    )
+
+
+def test_images_that_were_replaced_stand_below_and_are_called_so(run):
+    measured(run, "delt", "delt", (90.0, 92.0), {**SOFT, "images": "x"}, name="before", set=DIGEST)
+    [group] = comparison.groups(comparison.table(collect.read([run])))
+    assert [row[0].text for row in group.rows] == ["delt", "random", "delt (earlier images)"]
+
+
+def test_how_often_students_were_tested_is_no_difference(run):
+    """The same seeds count once, with the finer curve; others have a row, and a margin as well."""
+    fine = {"seeds": ((0, 44.0), (1, 46.0)), "settings": {**SOFT, "evaluations": 30}}
+    curve = [{"epoch": epoch, "loss": 0.1, "top1": 40.0} for epoch in range(1, 31)]
+    place = dict(syn_dir=str(run / "delt"), ipc=2, epochs=30)
+    path = write_result(run, "delt", "delt", **fine, **place, name="fine")
+    for seeds in ([(0, 44.0), (1, 46.0)], [(0, 44.0), (7, 48.0)]):
+        content = json.loads(path.read_text())
+        for student, (seed, top1) in zip(content["seeds"], seeds):
+            student.update(seed=seed, top1=top1, curve=curve)
+        path.write_text(json.dumps(content))
+        rows = comparison.table(collect.read([run]))
+        rows = rows[(rows["method"] == "delt") & (rows["protocol"] == "delt")]
+        if seeds[1][0] == 1:
+            assert rows[["name", "seeds", "margin"]].to_numpy().tolist() == [["delt", 3, 4.5]]
+    assert sorted(zip(rows["name"], rows["seeds"], rows["margin"])) == [
+        ("delt (1 evaluations)", 3, 4.5),
+        ("delt (30 evaluations)", 2, 4.5),
+    ]
+    content = json.loads(path.read_text())
+    again = [dict(content["seeds"][0], seed=seed) for seed in range(3)]
+    path.write_text(json.dumps({**content, "seeds": again}))
+    [found] = [one for one in collect.read([run]) if (one.method, one.protocol) == ("delt", "delt")]
+    assert {student.evaluations for student in found.seeds.values()} == {30}
+
+
 def test_of_two_random_sets_none_is_the_baseline_as_a_line_says(run, capsys):
     measured(run, "random", "delt", (1.0,), syn_dir=str(run / "again"), name="again")
     assert math.isnan(table(run)["delt", "delt"]["margin"])
@@ -270,14 +331,15 @@ def test_for_people(run):
     outcome = Place(run).start("validate.report.comparison", run)
     assert outcome.code == 0, outcome.err
     lines = (run / "report" / "comparison.md").read_text().splitlines()
-    assert lines[0] == "**cifar10, IPC 2, teacher resnet18, student resnet18, 1 to 3 seeds**"
+    assert lines[0] == "**cifar10, IPC 2, teacher resnet18, student resnet18, 2 seeds, other numbers in brackets**"
     size = f"{images(run / 'delt') / 1000:.1f} kB"
     assert lines[2] == (
         "| set | delt over random | delt | hard over random | hard | seconds | ranking | statistics | recover | "
         "images | labels, delt | similarity | iterations |"
     )
     assert lines[4] == (
-        f"| delt | +4.50 ± 1.89 | 46.00 ± 2.00 | -2.00 | 30.00 | 80 | 12 | 8 | 60 | {size} | 480 B | 0.600 | 200 |"
+        "| delt | +4.50 ± 1.89 | 46.00 ± 2.00 (3) | -2.00 | 30.00 (1) | 80 | 12 | 8 | 60 | "
+        f"{size} | 480 B | 0.600 | 200 |"
     )
     assert lines[5] == f"| random |  | 41.50 ± 2.12 |  | 32.00 ± 1.41 | 0 | 0 |  |  | {size} | 480 B |  |  |"
     assert "46.00 ± 2.00" in outcome.out and "comparison.csv" in outcome.out
@@ -372,10 +434,13 @@ def test_a_row_is_of_one_way_to_measure_and_says_which(tmp_path, one, two, words
     measured(tmp_path, "delt", "delt", (40.0,), {**SOFT, **one}, **place, name="2")
     measured(tmp_path, "delt", "hard", (30.0,), {**HARD, **one}, **place, name="3")
     found = collect.read([tmp_path])
-    [group] = comparison.groups(comparison.table(found))
+    ways = list(comparison.groups(comparison.table(found)))
+    titles = (f"student resnet18 ({word}), 1 seed" if word else "student resnet18, 1 seed" for word in words)
+    rows = {way.title.split(", ", 3)[3]: [[cell.text for cell in row] for row in way.rows] for way in ways}
+    assert {title: [[text for text in row if text][:3] for row in rows[title]] for title in rows} == {
+        title: [["delt", *top1]] for title, top1 in zip(titles, (["40.00", "30.00"], ["50.00"]), strict=True)
+    }
     first, second = (f"delt ({word})" if word else "delt" for word in words)
-    rows = [[cell.text for cell in row] for row in group.rows]
-    assert [(row[0], row[2], row[4]) for row in rows] == [(second, "50.00", ""), (first, "40.00", "30.00")]
     results = tables.results(found)
     shown = results[results["source"] == "measured"]
     assert set(zip(shown["method"], shown["top1"])) == {(first, 30.0), (first, 40.0), (second, 50.0)}

@@ -69,7 +69,7 @@ def test_a_damaged_teacher_has_no_seconds_and_is_named_once(tmp_path, capsys):
     settings = {"teachers": [hashlib.sha256(b"no checkpoint").hexdigest()]}
     write_result(tmp_path, arguments={"teacher_path": str(tmp_path / "teacher.pth")}, settings=settings)
     [entry] = measured = collect.read([tmp_path])
-    assert origins.stage_seconds(measured)["delt, IPC 10, resnet18"] == {"validate": 5}
+    assert origins.stage_seconds(measured)["delt, IPC 10, resnet18, delt"] == {"validate": 5}
     assert origins.teacher_top1(entry) is None
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("left out:") and "teacher.pth" in line
@@ -123,9 +123,30 @@ def test_seconds_of_the_stages(tmp_path):
     write_run(tmp_path)
     teachers = saved(tmp_path / "teacher.pth", seconds=120.0, top1=91.0)
     write_result(tmp_path, "delt", "delt", arguments={"teacher_path": str(tmp_path / "teacher.pth")}, settings=teachers)
+    write_result(tmp_path, "delt", "hard", settings=teachers)
+    write_result(tmp_path, "random", "delt", syn_dir=str(tmp_path / "random"), settings=teachers)
     found = origins.stage_seconds(collect.read([tmp_path]))
     assert {"squeeze": 120, "ranking": 30, "recover": 60, "validate": 5} in found.values()
-    assert found["random, IPC 10, resnet18"] == {"validate": 5}
+    assert found["random, IPC 10, resnet18, delt"] == {"validate": 5}
+
+
+def test_seconds_of_students_are_compared_under_one_protocol(tmp_path):
+    """Whatever the files are called: the one that all sets have, and none where there is no such one."""
+    for method, protocols in (("delt", ("edc", "rded")), ("cda", ("rded",)), ("fadrm", ("cim", "rded"))):
+        for protocol in protocols:
+            path = write_result(tmp_path, method, protocol, syn_dir=str(tmp_path / method))
+            content = json.loads(path.read_text())
+            for student in content["seeds"]:
+                student["seconds"] = 7.0 if protocol == "rded" else 100.0
+            path.write_text(json.dumps(content))
+    assert origins.stage_seconds(collect.read([tmp_path])) == {
+        f"{method}, IPC 10, resnet18, rded": {"validate": 7} for method in ("cda", "delt", "fadrm")
+    }
+    write_result(tmp_path, "sre2l", "hard", syn_dir=str(tmp_path / "sre2l"))
+    assert set(origins.stage_seconds(collect.read([tmp_path]))) == {
+        f"{method}, IPC 10, resnet18" for method in ("cda", "delt", "fadrm", "sre2l")
+    }
+    assert not any(origins.stage_seconds(collect.read([tmp_path])).values())
 
 
 @pytest.mark.parametrize("paths, seconds, top1", [(["a"], 10, 91.0), (["a", "b"], 30, None), ([], None, None)])
@@ -136,7 +157,7 @@ def test_several_teachers(tmp_path, paths, seconds, top1):
     files = [str(tmp_path / f"{name}.pth") for name in paths]
     write_result(tmp_path, arguments={"teacher_path": files}, settings={"teachers": digests[: len(paths)]})
     [entry] = collect.read([tmp_path])
-    assert origins.stage_seconds([entry])["delt, IPC 10, resnet18"].get("squeeze") == seconds
+    assert origins.stage_seconds([entry])["delt, IPC 10, resnet18, delt"].get("squeeze") == seconds
     assert origins.teacher_top1(entry) == top1
 
 
@@ -159,7 +180,7 @@ def test_another_teacher_in_the_place_of_the_one_that_labelled_says_nothing(tmp_
     write_result(tmp_path, arguments=arguments, settings=settings)
     [entry] = collect.read([tmp_path])
     assert origins.teacher_top1(entry) is None
-    assert "squeeze" not in origins.stage_seconds([entry])["delt, IPC 10, resnet18"]
+    assert "squeeze" not in origins.stage_seconds([entry])["delt, IPC 10, resnet18, delt"]
     [line] = capsys.readouterr().out.splitlines()
     assert line.startswith("left out:") and "a.pth" in line and "changed since" in line
 
@@ -191,6 +212,6 @@ def test_any_manifest_is_no_obstacle(tmp_path_factory, content):
     write_result(run)
     write_manifest(run / "syn", **json.loads(json.dumps(content)))
     measured = collect.read([run])
-    assert origins.stage_seconds(measured)["delt, IPC 10, resnet18"]["validate"] == 5
+    assert origins.stage_seconds(measured)["delt, IPC 10, resnet18, delt"]["validate"] == 5
     assert origins.image_sets(measured)[-1].title == "delt, IPC 10"
     assert origins.image_count(content) >= 0
