@@ -22,6 +22,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from recover.methods import Needs, needs
+from utils import cli
 from utils.data import manifest
 from utils.nets import checkpoints
 from utils.run.files import digest
@@ -188,12 +189,14 @@ def parse() -> tuple[Work, float | None]:
     parser.add_argument("--arch", default="conv3", help="of a teacher that is trained here")
     parser.add_argument("--teacher", help="a checkpoint; its own record says how long it took")
     parser.add_argument("--methods", nargs="+", default=["delt"])
-    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of each method's iterations")
-    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument(
+        "--shares", type=cli.positive_fraction, nargs="+", default=SHARES, help="of each method's iterations"
+    )
+    parser.add_argument("--ipc", type=cli.positive, default=10)
     parser.add_argument("--protocol", help="each method's own if left out")
-    parser.add_argument("--target", type=float, help="top-1 in percent")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--evaluations", type=int, default=30)
+    parser.add_argument("--target", type=cli.positive_float, help="top-1 in percent")
+    parser.add_argument("--seeds", type=cli.positive, default=3)
+    parser.add_argument("--evaluations", type=cli.positive, default=30)
     parser.add_argument("--validate", default="", help="further arguments of validate, in quotes")
     args = parser.parse_args()
     output = Path(args.output_dir)

@@ -16,6 +16,7 @@ from recover.earlylate import EarlyLate
 from recover.methods import DELT
 from recover.settings import Settings
 from recover.units import split
+from utils import cli
 
 # classes, IPC
 CASES = {"ImageNet-1K, IPC 50": (1000, 50), "ImageNet-21K, IPC 20": (21841, 20)}
@@ -43,14 +44,22 @@ def main() -> None:
         prog="python -m benchmarks.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--images-per-second", type=float, required=True, help="updates of images, as recover's bar shows them"
+        "--images-per-second",
+        type=cli.positive_float,
+        required=True,
+        help="updates of images, as recover's bar shows them",
     )
-    parser.add_argument("--batch-size", type=int, nargs="+", default=[100, 50])
-    parser.add_argument("--iterations", type=int, default=4000)
-    parser.add_argument("--round-iterations", type=int, default=500)
-    parser.add_argument("--start", type=float, default=60, help="seconds of a process before its first step")
+    parser.add_argument("--batch-size", type=cli.positive, nargs="+", default=[100, 50])
+    parser.add_argument("--iterations", type=cli.positive, default=4000)
+    parser.add_argument("--round-iterations", type=cli.non_negative, default=500)
     parser.add_argument(
-        "--variation", type=float, default=0.03, help="standard deviation of a unit's time, of its mean"
+        "--start", type=cli.non_negative_float, default=60, help="seconds of a process before its first step"
+    )
+    parser.add_argument(
+        "--variation",
+        type=cli.non_negative_float,
+        default=0.03,
+        help="standard deviation of a unit's time, of its mean",
     )
     args = parser.parse_args()
     random = np.random.default_rng(0)

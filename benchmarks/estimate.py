@@ -24,6 +24,7 @@ from recover import methods
 from recover.earlylate import EarlyLate
 from recover.flags import share
 from recover.settings import Settings
+from utils import cli
 from utils.data.datasets import DATASETS, known
 from utils.data.formats import folders_in, is_image, walked
 from utils.data.sizes import size_at_a_glance
@@ -251,30 +252,36 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dataset", choices=DATASETS, help="a known data set; else --train-dir")
     parser.add_argument("--train-dir", type=Path, metavar="DIR", help="ImageFolder, whose images are counted")
     parser.add_argument("--val-dir", type=Path, metavar="DIR")
-    parser.add_argument("--input-size", type=int, metavar="PIXELS")
-    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--input-size", type=cli.positive, metavar="PIXELS")
+    parser.add_argument("--ipc", type=cli.positive, default=10)
     parser.add_argument(
         "--method", nargs="+", choices=methods.names(), default=["delt"], help="what is shared counts once"
     )
     parser.add_argument("--baselines", nargs="*", choices=CRITERIA, default=[], help="real images that are selected")
-    parser.add_argument("--iterations", type=int)
-    parser.add_argument("--round-iterations", type=int)
-    parser.add_argument("--iterations-share", type=float, help="of each method's iterations")
+    parser.add_argument("--iterations", type=cli.positive)
+    parser.add_argument("--round-iterations", type=cli.non_negative)
+    parser.add_argument("--iterations-share", type=cli.positive_fraction, help="of each method's iterations")
     parser.add_argument("--teacher-arch", nargs="+", default=["resnet18"], metavar="ARCH")
-    parser.add_argument("--labellers", type=int, help="how many of the teachers label, the first ones; all if left out")
+    parser.add_argument(
+        "--labellers", type=cli.positive, help="how many of the teachers label, the first ones; all if left out"
+    )
     parser.add_argument("--student", nargs="+", metavar="ARCH", help="the first teacher's if left out")
     parser.add_argument("--protocol", nargs="+", choices=protocols.PROTOCOLS, default=["delt"])
-    parser.add_argument("--squeeze-epochs", type=int)
-    parser.add_argument("--val-epochs", type=int)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--squeeze-epochs", type=cli.positive)
+    parser.add_argument("--val-epochs", type=cli.positive)
+    parser.add_argument("--seeds", type=cli.positive, default=3)
     parser.add_argument(
-        "--sets", type=int, default=2, help="that students are trained on: the synthetic, and baselines"
+        "--sets", type=cli.positive, default=2, help="that students are trained on: the synthetic, and baselines"
     )
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--card", help=f"the machine's own if left out; {', '.join(CARDS)}, or cpu")
-    parser.add_argument("--tflops", type=float, help="rate of matrix products in the precision that is used, measured")
     parser.add_argument(
-        "--share", type=float, help=f"of it that is reached; {GPU_SHARE} of a GPU's, {CPU_SHARE} of a CPU's"
+        "--tflops", type=cli.positive_float, help="rate of matrix products in the precision that is used, measured"
+    )
+    parser.add_argument(
+        "--share",
+        type=cli.positive_fraction,
+        help=f"of it that is reached; {GPU_SHARE} of a GPU's, {CPU_SHARE} of a CPU's",
     )
     args = parser.parse_args()
     args.student = args.student or args.teacher_arch[:1]

@@ -23,6 +23,7 @@ import torch
 
 from benchmarks import ranking, recover, squeeze, validate
 from benchmarks.pairs import Comparison, add_machine, compare, machine_of, seconds
+from utils import cli
 from utils.run.device import Runtime
 from utils.run.files import write_text
 
@@ -153,7 +154,7 @@ def main() -> None:
     )
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, default=540, help="that all rows may take")
+    parser.add_argument("--seconds", type=cli.positive_float, default=540, help="that all rows may take")
     parser.add_argument("--output", help="file for the table")
     add_machine(parser)
     args = parser.parse_args()

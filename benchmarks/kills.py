@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from benchmarks import material
+from utils import cli
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}  # more threads would add in another order
 
@@ -33,11 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kills", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--ranks", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=1200)
+    parser.add_argument("--kills", type=cli.positive, default=20)
+    parser.add_argument("--ranks", type=cli.positive, default=3)
+    parser.add_argument("--iterations", type=cli.positive, default=1200)
     parser.add_argument(
-        "--pause", type=float, default=12, help="seconds between two kills at most; a start takes some of them"
+        "--pause",
+        type=cli.positive_float,
+        default=12,
+        help="seconds between two kills at most; a start takes some of them",
     )
     parser.add_argument("--quick", action="store_true", help="two kills of a short run")
     args = parser.parse_args()

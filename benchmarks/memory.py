@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks import material
+from utils import cli
 from utils.data.image_folder import ImageFolder
 from utils.run import entry
 
@@ -72,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--images", type=cli.positive, default=100_000)
+    parser.add_argument("--classes", type=cli.positive, default=1000)
     parser.add_argument("--quick", action="store_true", help="2,000 images of 20 classes")
     args = parser.parse_args()
     if args.quick:

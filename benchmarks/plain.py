@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from utils import cli
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.nets.teacher import load_teacher
 from utils.run.cpus import available_cpus
@@ -243,9 +244,9 @@ def main() -> None:
     parser.add_argument("teacher_path")
     parser.add_argument("syn_dir")
     parser.add_argument("--arch", help="where the checkpoint does not say it")
-    parser.add_argument("--iterations", type=int, default=1000)
-    parser.add_argument("--round-iterations", type=int, default=125)
-    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--iterations", type=cli.positive, default=1000)
+    parser.add_argument("--round-iterations", type=cli.non_negative, default=125)
+    parser.add_argument("--batch-size", type=cli.positive, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     recover(parser.parse_args())

@@ -12,6 +12,7 @@ from benchmarks import material
 from benchmarks.pairs import Comparison, add_machine, compare, machine_of, settled
 from benchmarks.plain import plain_scores
 from ranking.score import Scorer
+from utils import cli
 from utils.data.datasets import SMALL_SIZE
 from utils.data.image_folder import ImageFolder
 from utils.nets.frozen import frozen
@@ -56,9 +57,9 @@ def passes(arch: str, size: int, images: int, pairs: int, machine: dict) -> Comp
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranking", description=__doc__)
     parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--size", type=int, default=32, help="pixels")
-    parser.add_argument("--images", type=int, default=2560, help="in a sample")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--size", type=cli.positive, default=32, help="pixels")
+    parser.add_argument("--images", type=cli.positive, default=2560, help="in a sample")
+    parser.add_argument("--pairs", type=cli.positive, default=5)
     add_machine(parser)
     args = parser.parse_args()
     found = passes(args.arch, args.size, args.images, args.pairs, machine_of(args))

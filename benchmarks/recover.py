@@ -32,6 +32,7 @@ from recover.engine import Engine, Recovery, Start
 from recover.methods import METHODS, needs, recipes
 from recover.objectives import OBJECTIVES
 from recover.settings import Settings
+from utils import cli
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from utils.nets.teacher import Teacher
 from utils.run.device import Runtime
@@ -237,9 +238,9 @@ def main() -> None:
     parser.add_argument("--work", nargs="+", choices=("steps", "whole", "early-late", "methods"), default=["steps"])
     parser.add_argument("--case", nargs="+", choices=CASES, help="all for steps, resnet18-32 otherwise, if left out")
     parser.add_argument("--method", nargs="+", choices=MEASURED, default=["gvbsm", "edc"], help="for methods")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="in a sample of steps")
-    parser.add_argument("--iterations", type=int, default=1000, help="of a whole run, and for early-late")
+    parser.add_argument("--pairs", type=cli.positive, default=5)
+    parser.add_argument("--steps", type=cli.positive, default=3, help="in a sample of steps")
+    parser.add_argument("--iterations", type=cli.positive, default=1000, help="of a whole run, and for early-late")
     add_machine(parser)
     parser.add_argument(
         "--quick", action="store_true", help="32 pixels, few pairs, eager: under a minute, and less exact"

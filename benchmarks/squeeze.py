@@ -12,6 +12,7 @@ from benchmarks.pairs import Comparison, add_machine, compare, machine_of, settl
 from benchmarks.plain import PlainTeacher
 from squeeze.augment import batches_of
 from squeeze.train import Recipe, train
+from utils import cli
 from utils.fit.loop import Training
 from utils.run.device import Runtime
 
@@ -56,8 +57,8 @@ def epochs(arch: str, images: int, pairs: int, machine: dict) -> Comparison:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.squeeze", description=__doc__)
     parser.add_argument("--arch", default="resnet18", help="32 pixels, 10 classes")
-    parser.add_argument("--images", type=int, default=640, help="in a sample; an epoch of CIFAR-10 has 50,000")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--images", type=cli.positive, default=640, help="in a sample; an epoch of CIFAR-10 has 50,000")
+    parser.add_argument("--pairs", type=cli.positive, default=5)
     add_machine(parser)
     parser.add_argument("--quick", action="store_true", help="conv3, few pairs, eager: under a minute, and less exact")
     args = parser.parse_args()

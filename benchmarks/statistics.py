@@ -18,6 +18,7 @@ from benchmarks.pairs import add_machine, compare, machine_of, median_and_range,
 from squeeze.augment import batches_of
 from squeeze.collect import What
 from squeeze.statistics import BATCH_SIZE, CROP_PADDING, LARGE_PATCH, PATCH, batch_keys, collector
+from utils import cli
 from utils.data.datasets import SMALL_SIZE
 from utils.data.geometry import Geometry
 from utils.nets import statistics
@@ -85,9 +86,9 @@ def _what(teacher: Teacher, per_class: bool) -> What:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.statistics", description=__doc__)
     parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--size", type=int, default=32, help="pixels")
-    parser.add_argument("--images", type=int, default=640, help="in a sample")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--size", type=cli.positive, default=32, help="pixels")
+    parser.add_argument("--images", type=cli.positive, default=640, help="in a sample")
+    parser.add_argument("--pairs", type=cli.positive, default=5)
     add_machine(parser)
     parser.add_argument("--quick", action="store_true", help="conv3, few pairs, eager: under a minute, and less exact")
     args = parser.parse_args()

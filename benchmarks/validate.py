@@ -17,6 +17,7 @@ from typing import Callable, Iterator
 from benchmarks import material
 from benchmarks.pairs import Comparison, add_machine, compare, machine_of, median_and_range, seconds, settled
 from benchmarks.plain import PlainStudent
+from utils import cli
 from utils.data.loader import EvalBatches
 from utils.fit.evaluate import accuracy
 from utils.fit.loop import Training
@@ -96,13 +97,13 @@ def main() -> None:
         prog="python -m benchmarks.validate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", default="resnet18", help="of teacher and student; 32 pixels, 10 classes")
-    parser.add_argument("--ipc", type=int, default=10)
-    parser.add_argument("--batch-size", type=int, default=50)
+    parser.add_argument("--ipc", type=cli.positive, default=10)
+    parser.add_argument("--batch-size", type=cli.positive, default=50)
     parser.add_argument(
-        "--test-images", type=int, default=1000, help="evaluated in a sample; a whole student's are 10,000"
+        "--test-images", type=cli.positive, default=1000, help="evaluated in a sample; a whole student's are 10,000"
     )
-    parser.add_argument("--epochs", type=int, default=2, help="in a sample of training")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--epochs", type=cli.positive, default=2, help="in a sample of training")
+    parser.add_argument("--pairs", type=cli.positive, default=5)
     add_machine(parser)
     parser.add_argument("--quick", action="store_true", help="conv3, few pairs, eager: under a minute, and less exact")
     args = parser.parse_args()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.pairs import median_and_range, seconds
+from utils import cli
 from utils.nets.winograd import WinogradConv2d
 from utils.run.device import Runtime
 
@@ -23,8 +24,8 @@ def timed(work: Callable[[], object]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.winograd", description=__doc__)
-    parser.add_argument("--images", type=int, default=100)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--images", type=cli.positive, default=100)
+    parser.add_argument("--pairs", type=cli.positive, default=10)
     args = parser.parse_args()
     runtime = Runtime.create("cpu", "fp32", "off")
     for channels, size in ((64, 32), (128, 16), (256, 8), (512, 4), (512, 7)):

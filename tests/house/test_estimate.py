@@ -185,3 +185,11 @@ def test_a_card_that_is_too_small_is_said():
     machine = estimate.Machine("small", 1e12, 1.0, 4.0, 2, True)
     assert "(the card has 4: a smaller --batch-size)" in estimate.Stage("recover", 1.0, 3.5, "x").line(machine)
     assert "the card" not in estimate.Stage("recover", 1.0, 3.0, "x").line(machine)
+
+
+@pytest.mark.parametrize("flag", ["ipc", "seeds", "labellers", "val-epochs", "tflops", "share", "iterations-share"])
+def test_a_number_of_nothing_is_one_line(monkeypatch, capsys, flag):
+    monkeypatch.setattr("sys.argv", ["estimate", "--dataset", "cifar10", f"--{flag}", "0"])
+    with pytest.raises(SystemExit) as end:
+        estimate.main()
+    assert end.value.code == 2 and f"--{flag}" in capsys.readouterr().err.splitlines()[-1]
