@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from squeeze import source
-from squeeze.transport import barycenter, pot
+from squeeze.transport import ROUNDS, barycenter, pot
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
 from utils.data.class_folders import folder_for
@@ -121,6 +121,8 @@ def identity(job: Job, folder: ImageFolder, teacher: Teacher, runtime: Runtime, 
         **source.identity(folder, teacher),
         "ipc": job.ipc,
         "learn_weights": job.learn_weights,
+        # A file without them may be of rounds that ended early.
+        **({"rounds": ROUNDS} if job.learn_weights else {}),
         "seed": job.seed,
         "batch_size": batch_size,
         **runtime.identity,

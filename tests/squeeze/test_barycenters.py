@@ -98,6 +98,16 @@ def test_the_same_command_finds_its_work_done_and_another_one_is_refused(place):
     assert statistics.read(place / "points.safetensors").tensors["points"].shape[1] == 3
 
 
+def test_learned_points_of_rounds_that_ended_early_are_another_run(place):
+    works(place, learn_weights=True)
+    path = place / "points.safetensors"
+    found = statistics.read(path)
+    settings = {name: value for name, value in found.settings.items() if name != "rounds"}  # as the version before
+    statistics.write(path, found.tensors, settings, [], 1.0)
+    outcome = run(place, learn_weights=True)
+    assert outcome.code == 2 and "rounds:" in outcome.err and "--overwrite" in outcome.err
+
+
 def test_other_images_under_the_same_names_are_another_run(place):
     works(place)
     first, second = sorted((place.train / "ant").iterdir())[:2]

@@ -24,9 +24,10 @@ def transport_cost(points, weights, features):
     return found.fun
 
 
-def test_one_point_is_the_mean():
+@pytest.mark.parametrize("learn_weights", [False, True])
+def test_one_point_is_the_mean(learn_weights):
     features = np.array([[1.0, 5.0], [4.0, -1.0]])
-    points, weights = barycenter(features, np.array([[30.0, -20.0]]), False)
+    points, weights = barycenter(features, np.array([[30.0, -20.0]]), learn_weights)
     np.testing.assert_allclose(points, [[2.5, 2.0]])
     assert weights.tolist() == [1.0]
 
@@ -80,14 +81,13 @@ def test_learned_weights_against_the_best_and_the_even_ones(distance, share):
     assert best <= found <= best + share * (even - best) + 1e-9
 
 
-def test_rounds_go_a_fifth_of_the_way_each():
-    """One point has the only weight there is: after ten rounds 0.8 ** 10 of its start is left."""
-    features = np.array([[1.0, 5.0], [4.0, -1.0]])
-    start = np.array([[30.0, -20.0]])
+def test_all_rounds_go_a_fifth_of_the_way_where_the_weights_do_not_change():
+    """Each point is the nearest of one feature, so that even weights are the best in each round."""
+    features, start = np.array([[1.0, 0.0], [-1.0, 0.0]]), np.array([[3.0, 4.0], [-2.0, 5.0]])
     points, weights = barycenter(features, start, True)
-    # Weights that do not change end the rounds before the second one moves anything.
-    np.testing.assert_allclose(points, 0.8 * start + 0.2 * np.array([[2.5, 2.0]]))
-    assert weights.tolist() == [1.0]
+    left = 0.8**10
+    np.testing.assert_allclose(points, left * start + (1 - left) * features)
+    assert weights.tolist() == [0.5, 0.5]
 
 
 def test_rounds_with_several_points():
