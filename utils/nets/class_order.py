@@ -72,8 +72,9 @@ def settle(path: str, geometry: Geometry, class_file: str | None) -> tuple[Geome
 
 
 def sample(folder: ImageFolder) -> ImageFolder:
-    """About SAMPLE images, as many of each class, to judge a teacher by."""
-    return folder.first(min(folder.fewest(), math.ceil(SAMPLE / len(folder.classes))))
+    """About SAMPLE images, as many of each class or all that a smaller one has, to judge a teacher by."""
+    each, count = math.ceil(SAMPLE / len(folder.classes)), len(folder.classes)
+    return folder.taking([index for label in range(count) for index in folder.span(label)[:each]])
 
 
 @dataclass(frozen=True)

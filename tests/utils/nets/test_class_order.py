@@ -5,9 +5,11 @@ import random
 import pytest
 import torch
 
+from helpers import gray
 from utils.data.geometry import Geometry
+from utils.data.image_folder import ImageFolder
 from utils.nets import class_order
-from utils.nets.class_order import SORTED, Answers, check, settle
+from utils.nets.class_order import SORTED, Answers, check, sample, settle
 from utils.run.errors import UserError
 
 
@@ -135,6 +137,18 @@ def test_a_file_that_is_no_list_of_names(tmp_path, text):
         path.write_bytes(text)
     with pytest.raises(UserError, match="--classes .*classes.txt"):
         class_order.read_names(str(path))
+
+
+def test_a_class_of_one_image_leaves_the_others_judged(tmp_path, monkeypatch):
+    for name, count in ("a", 30), ("b", 1), ("c", 14):
+        for number in range(count):
+            gray(tmp_path / name / f"{number}.png", number)
+    monkeypatch.setattr(class_order, "SAMPLE", 60)  # 20 of each class
+    asked = sample(ImageFolder(tmp_path, "--train-dir"))
+    assert asked.labels == [0] * 20 + [1] + [2] * 14
+    labels = torch.tensor(asked.labels)
+    with pytest.raises(UserError, match="another order than the teacher's"):
+        check(Answers.of(labels, 2 - labels, 3), "abc", "ranking: conv3", SORTED)
 
 
 def test_a_single_class_is_in_order():
