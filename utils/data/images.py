@@ -29,21 +29,27 @@ _QUARTER_TURNS = (5, 6, 7, 8)  # its values that swap width and height
 def read_rgb(path: Path) -> Image.Image:
     """The image at `path` as a person sees it, in RGB: turned as its EXIF orientation says.
 
-    Palette, grayscale, CMYK and RGBA are converted; pixels of 16 bits, 32 bits and floats too (utils/data/pixel_range).
-    Raises UserError if the file is missing, not an image, cut off, or claims more than the limit of pixels.
+    Palette, grayscale and CMYK are converted; pixels of 16 bits, 32 bits and floats too (utils/data/pixel_range). What
+    is transparent shows white. Raises UserError if the file is missing, not an image, cut off, or claims more than the
+    limit of pixels.
     """
     image = _open(path)
     try:
         layout = colour_layout(image)
         image.load()
+        if layout:
+            image.info.pop("transparency", None)  # a colour of 16 bits, of which 8 are here
         if layout and seems_shallow(image):
+            alpha = image.getchannel("A") if "A" in image.getbands() else None
             image = colour_to_8_bits(image, _open(path), layout)
+            if alpha and alpha.getextrema()[1] >= 64:  # else nobody knows which value is opaque
+                image.putalpha(alpha)
         if _orientation(image) in range(2, 9):
             ImageOps.exif_transpose(image, in_place=True)
         if is_deep(image):
             image = to_8_bits(image)
-        elif image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
+        elif image.has_transparency_data:
+            image = _on_white(image)
         return image.convert("RGB")
     except Exception as error:
         raise _unreadable(path, error) from None
@@ -81,6 +87,17 @@ def _seen_size(path: Path, image: Image.Image) -> tuple[int, int]:
     except Exception as error:
         raise _unreadable(path, error) from None
     return image.size[::-1] if turned else image.size
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image with transparency as a white page shows it; where all of it is opaque it keeps its colours."""
+    image = image.convert("RGBA")
+    alpha = image.getchannel("A")
+    if alpha.getextrema()[0] == 255:
+        return image
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image.convert("RGB"), mask=alpha)
+    return white
 
 
 def _orientation(image: Image.Image) -> int:

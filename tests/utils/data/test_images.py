@@ -58,26 +58,63 @@ def test_cmyk(tmp_path, suffix, tolerance, ink, colour):
 
 
 @pytest.mark.parametrize(
-    "suffix, transparency", [("png", None), ("png", 1), ("png", bytes([255, 0, 128])), ("gif", None), ("gif", 1)]
+    "suffix, transparency, opacity",
+    [
+        ("png", None, (1, 1, 1)),
+        ("png", 1, (1, 0, 1)),
+        ("png", bytes([255, 0, 128]), (1, 0, 128 / 255)),
+        ("gif", None, (1, 1, 1)),
+        ("gif", 1, (1, 0, 1)),
+    ],
 )
-def test_palette(tmp_path, suffix, transparency):
+def test_palette(tmp_path, suffix, transparency, opacity):
+    colours = [(200, 10, 20), (30, 210, 40), (50, 60, 220)]
     image = Image.new("P", (3, 1))
-    image.putpalette([200, 10, 20, 30, 210, 40, 50, 60, 220])
+    image.putpalette([value for colour in colours for value in colour])
     for x in range(3):
         image.putpixel((x, 0), x)
     image.save(tmp_path / f"p.{suffix}", **({} if transparency is None else {"transparency": transparency}))
-    found = [pixel(tmp_path / f"p.{suffix}", x, 0) for x in range(3)]
-    # A transparent pixel keeps the colour it is stored with, as in torchvision's loader.
-    assert found == [(200, 10, 20), (30, 210, 40), (50, 60, 220)]
+    for x, (colour, share) in enumerate(zip(colours, opacity)):
+        shown = share * np.array(colour) + (1 - share) * 255
+        assert np.abs(pixel(tmp_path / f"p.{suffix}", x, 0) - shown).max() < (1 if 0 < share < 1 else 0.001)
 
 
-def test_alpha_is_dropped(tmp_path):
-    image = Image.new("RGBA", (2, 1), (10, 20, 30, 255))
-    image.putpixel((1, 0), (40, 50, 60, 7))
-    image.save(tmp_path / "a.png")
-    assert [pixel(tmp_path / "a.png", x, 0) for x in range(2)] == [(10, 20, 30), (40, 50, 60)]
-    Image.new("LA", (1, 1), (77, 9)).save(tmp_path / "la.png")
-    assert pixel(tmp_path / "la.png", 0, 0) == (77, 77, 77)
+@pytest.mark.parametrize("suffix", ["png", "webp", "tif"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_a_shape_that_lies_in_the_alpha_is_seen_on_white(tmp_path, mode, suffix):
+    """As icons and sketches are kept: all black, and drawn by how opaque it is."""
+    alpha = Image.fromarray(np.array([[0, 51, 255]], np.uint8))
+    image = Image.new("RGB", (3, 1)).convert(mode)
+    image.putalpha(alpha)
+    image.save(tmp_path / f"a.{suffix}", **({"lossless": True, "exact": True} if suffix == "webp" else {}))
+    assert [pixel(tmp_path / f"a.{suffix}", x, 0) for x in range(3)] == [(255,) * 3, (204,) * 3, (0,) * 3]
+
+
+@pytest.mark.parametrize("transparency, expected", [(None, (0, 9)), (0, (255, 9))])
+def test_one_grey_or_colour_that_is_transparent(tmp_path, transparency, expected):
+    given = {} if transparency is None else {"transparency": transparency}
+    Image.fromarray(np.array([[0, 9]], np.uint8)).save(tmp_path / "l.png", **given)
+    given = {} if transparency is None else {"transparency": (transparency,) * 3}
+    Image.fromarray(np.array([[[0] * 3, [9] * 3]], np.uint8)).save(tmp_path / "rgb.png", **given)
+    for name in "l.png", "rgb.png":
+        assert [pixel(tmp_path / name, x, 0) for x in range(2)] == [(value,) * 3 for value in expected]
+
+
+def test_an_opaque_image_with_alpha_keeps_its_bytes(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
+    values[..., 3] = 255
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert (np.asarray(read_rgb(tmp_path / "a.png")) == values[..., :3]).all()
+
+
+def test_a_turned_image_is_turned_with_its_alpha(tmp_path):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 255))
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the left is up
+    image.save(tmp_path / "a.png", exif=exif)
+    assert read_rgb(tmp_path / "a.png").size == (1, 2)
+    assert [pixel(tmp_path / "a.png", 0, y) for y in range(2)] == [(255, 255, 255), (0, 0, 0)]
 
 
 def png(width, height, pixels):

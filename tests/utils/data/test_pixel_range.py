@@ -128,6 +128,7 @@ def png16(path, values, kind, exif=b""):
 def test_colours_of_more_than_8_bits(tmp_path, kind, channels, bits):
     values = np.random.default_rng(0).integers(0, 2**bits, (6, 4, channels))
     values[0, 0] = 2**bits - 1
+    values[..., 3:] = 65535  # opaque
     png16(tmp_path / "x.png", values, kind)
     assert (np.asarray(read_rgb(tmp_path / "x.png")) == values[..., :3] >> (bits - 8)).all()
 
@@ -140,6 +141,20 @@ def test_grey_with_alpha_of_more_than_8_bits(tmp_path, bits):
     png16(tmp_path / "x.png", values, 4)
     assert (grey(tmp_path / "x.png") == values[..., 0] >> (bits - 8)).all()
     assert probe(tmp_path / "x.png") == size_of(tmp_path / "x.png") == (4, 6)
+
+
+@pytest.mark.parametrize("kind, channels", [(4, 1), (6, 3)])
+@pytest.mark.parametrize("black", [0, 3000])  # nothing, and 12 bits of colour with 16 of alpha
+def test_a_shape_in_an_alpha_of_16_bits(tmp_path, kind, channels, black):
+    values = np.zeros((2, 2, channels + 1), int)
+    values[0, 0], values[0, 1] = 65535 * (black == 0) or 4095, black
+    values[..., -1] = [[65535, 65535], [65535, 0]]
+    png16(tmp_path / "x.png", values, kind)
+    found = grey(tmp_path / "x.png")
+    assert found[1].tolist() == [0, 255] and found[0].tolist() == [255, black >> 4]
+    values[..., :-1], values[..., -1] = 0, [[0, 65535], [65535, 0]]
+    png16(tmp_path / "x.png", values, kind)
+    assert grey(tmp_path / "x.png").tolist() == [[255, 0], [0, 255]]
 
 
 def sgi16(path, values):
