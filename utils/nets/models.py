@@ -17,6 +17,7 @@ from typing import Callable
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from utils.data.datasets import SMALL_SIZE
 from utils.nets.wide_resnet import WideResNet
@@ -267,10 +268,12 @@ def _shapes(weights: dict[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
-def is_published(arch: str, sha256: str) -> bool:
-    """Whether a file of this digest is torchvision's own: its first digits are a part of the published name."""
-    names = [entry.url for entry in torchvision.models.get_model_weights(arch)]
-    return any(name.endswith(f"-{sha256[:8]}.pth") for name in names)
+def published(arch: str, sha256: str) -> WeightsEnum | None:
+    """torchvision's own weights that a file of this digest is: its first digits are a part of the published name."""
+    if arch not in torchvision.models.list_models(module=torchvision.models):
+        return None
+    ending = f"-{sha256[:8]}.pth"
+    return next((entry for entry in torchvision.models.get_model_weights(arch) if entry.url.endswith(ending)), None)
 
 
 def read_num_classes(arch: str, weights: dict[str, torch.Tensor]) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any, Callable, Mapping, Sequence
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import WeightsEnum
 
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, first_known, known
 from utils.data.geometry import Geometry, GeometryFlags, plain
@@ -82,7 +83,8 @@ def load_teacher(
     identity = sha256(path) if path else _sha256(content["model"])
     facts = _Facts(path or f"torchvision's {arch}", content)
     arch = facts.arch(arch)
-    geometry = _geometry(facts, arch, given, size_of_images)
+    published = models.published(arch, identity) if path else None
+    geometry = _geometry(facts, arch, given, size_of_images, published)
     geometry, order = class_order.settle(facts.path, geometry, class_file)
     if order == class_order.SORTED:
         facts.assumed.append(f"classes in {order} (--classes FILE gives another order)")
@@ -91,8 +93,9 @@ def load_teacher(
     _load_weights(network, tensors, f"{facts.path}: does not fit {arch} with {_described(geometry)}")
     weights.require_finite({n: t for n, t in network.state_dict().items() if n in tensors}, facts.path)
     if hasattr(network, "transform_input"):  # GoogLeNet and Inception; no part of the weights
-        published = models.is_published(arch, identity) or None
-        network.transform_input = facts.get("transform_input", published, False, "torchvision's own have it")
+        network.transform_input = facts.get(
+            "transform_input", True if published else None, False, "torchvision's own have it"
+        )
     return Teacher(
         network.eval().requires_grad_(False),
         arch,
@@ -186,7 +189,11 @@ class _Facts:
 
 
 def _geometry(
-    facts: _Facts, arch: str, given: GeometryFlags, size_of_images: Callable[[], tuple[int, str]] | None
+    facts: _Facts,
+    arch: str,
+    given: GeometryFlags,
+    size_of_images: Callable[[], tuple[int, str]] | None,
+    published: WeightsEnum | None,
 ) -> Geometry:
     path, content, tensors = facts.path, facts.content, facts.content["model"]
     dataset = known(given.dataset)
@@ -215,10 +222,13 @@ def _geometry(
                 f"{path}: its first convolution is the {seen} stem's, not the {stem} stem's; give --stem {seen}"
             )
         stem = seen
+    mean, std, whose = IMAGENET_MEAN, IMAGENET_STD, "ImageNet's"
+    if published:
+        (mean, std), whose = _normalisation(published), "as torchvision trained it"
     return Geometry(
         stem=facts.get("stem", stem, models.default_stem(size), f"for {size} pixels"),
-        mean=facts.get("mean", given.mean, IMAGENET_MEAN, "ImageNet's"),
-        std=facts.get("std", given.std, IMAGENET_STD, "ImageNet's"),
+        mean=facts.get("mean", given.mean, mean, whose),
+        std=facts.get("std", given.std, std, whose),
         input_size=size,
         num_classes=num_classes,
         classes=tuple(classes) if classes else None,
@@ -277,6 +287,7 @@ def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
     except (ValueError, KeyError):
         raise UserError(f"torchvision has no IMAGENET1K_V1 weights for {arch}; give --teacher-path") from None
     facts = {"transform_input": True} if getattr(network, "transform_input", False) else {}
+    mean, std = _normalisation(found)
     return {
         **facts,
         # Inception brings an auxiliary classifier that nothing here uses.
@@ -284,9 +295,15 @@ def _pretrained(arch: str | None, dataset: str | None) -> dict[str, Any]:
         "arch": arch,
         "stem": "imagenet",
         "num_classes": 1000,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
+        "mean": list(mean),
+        "std": list(std),
     }
+
+
+def _normalisation(found: WeightsEnum) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and std by which torchvision trained a network: EfficientNetV2-L's are not ImageNet's."""
+    transforms = found.transforms()
+    return tuple(transforms.mean), tuple(transforms.std)
 
 
 def _sha256(tensors: weights.Weights) -> str:

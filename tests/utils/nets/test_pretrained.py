@@ -1,6 +1,7 @@
 """torchvision's pretrained weights: the teacher computes what torchvision's pretrained network does."""
 
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torchvision.models import WeightsEnum
 
 from helpers import scrambled
 from utils.data.geometry import GeometryFlags
+from utils.nets import models
 from utils.nets.teacher import load_teacher
 
 AUXILIARY = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
@@ -58,8 +60,35 @@ def test_the_published_file(published, arch, tmp_path, monkeypatch):
     assert torch.equal(answers(says.network), answers(expected))
 
     digest = hashlib.sha256((tmp_path / "weights.pth").read_bytes()).hexdigest()
-    monkeypatch.setattr(
-        torchvision.models, "get_model_weights", lambda _: [type("W", (), {"url": f"https://x/a-{digest[:8]}.pth"})]
-    )
+    own = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
+    named = SimpleNamespace(url=f"https://x/a-{digest[:8]}.pth", transforms=own.transforms)
+    monkeypatch.setattr(torchvision.models, "get_model_weights", lambda _: [named])
     known = load_teacher(arch, str(tmp_path / "weights.pth"), GeometryFlags(input_size=224, stem="imagenet"))
     assert torch.equal(answers(known.network), answers(expected))
+
+
+class Small(torch.nn.Module):
+    """In place of a network of hundreds of megabytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = torch.nn.Linear(1, 1000)
+
+
+@pytest.mark.parametrize("arch, half", [("efficientnet_v2_l", True), ("resnet18", False)])
+def test_the_normalisation_is_that_of_the_weights(monkeypatch, tmp_path, arch, half):
+    """EfficientNetV2-L was trained on pixels from -1 to 1, without a path and as the published file."""
+    monkeypatch.setattr(models, "build", lambda *_, **__: Small())
+    monkeypatch.setattr(models, "read_num_classes", lambda *_: 1000)
+    expected = ((0.5,) * 3, (0.5,) * 3) if half else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    fetched = load_teacher(arch, None, GeometryFlags(dataset="imagenet1k"))
+    assert (fetched.geometry.mean, fetched.geometry.std) == expected
+
+    torch.save(Small().state_dict(), tmp_path / "weights.pth")
+    flags = GeometryFlags(input_size=224, stem="imagenet")
+    other = load_teacher(arch, str(tmp_path / "weights.pth"), flags)
+    assert other.geometry.mean == (0.485, 0.456, 0.406), "somebody's own: the usual one, and a line says so"
+    digest = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"].url.rpartition("-")[2].removesuffix(".pth")
+    monkeypatch.setattr("utils.nets.teacher.sha256", lambda _: digest + "0" * 56)
+    found = load_teacher(arch, str(tmp_path / "weights.pth"), flags)
+    assert (found.geometry.mean, found.geometry.std) == expected
