@@ -92,12 +92,11 @@ def main() -> None:
         check_folder(job.output_dir, MANIFEST, job.train_dir)
     if job.ranking_file:
         check_output(job.ranking_file)
-        if job.chooses.needs == "scores":
-            record.read(job.ranking_file)  # for its errors: what is no record is not written over
+        record.read(job.ranking_file)  # for its errors: what is no record is not written over
     with contextlib.ExitStack() as locks:
         if job.output_dir:
             locks.enter_context(locked(job.output_dir))
-        replaces = job.has_ranking and job.chooses.needs == "scores" and existing(job).is_others(job.overwrite)
+        replaces = job.has_ranking and existing(job).is_others(job.overwrite)
         # A ranking file that serves is only read, perhaps by several at a time.
         if job.ranking_file and (replaces or not job.has_ranking):
             locks.enter_context(locked(job.ranking_file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Job:
     """The command line."""
 
     train_dir: str
-    ranking_file: str | None
+    ranking_file: str | None  # None too where the criterion reads no scores
     output_dir: str | None
     criterion: str
     ipc: int
@@ -69,7 +70,7 @@ class Job:
     @property
     def scores_all(self) -> bool:
         """Whether all images are scored, as a ranking file has them, whoever are the candidates."""
-        return bool(self.ranking_file) and self.chooses.needs == "scores" and not self.patches.crops
+        return bool(self.ranking_file) and not self.patches.crops
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -82,7 +83,7 @@ class Job:
     @property
     def output(self) -> Path:
         """What the work is for; its pieces lie beside it."""
-        return Path(self.output_dir if self.chooses.by_features or not self.ranking_file else self.ranking_file)
+        return Path(self.ranking_file or self.output_dir)
 
     @property
     def has_ranking(self) -> bool:
@@ -96,7 +97,11 @@ class Job:
 def parse() -> Job:
     parser = cli.Parser("ranking", "Score every image by the teacher's probability of its class; select --ipc a class.")
     parser.add_argument("--train-dir", required=True, metavar="DIR", help="ImageFolder of the real images")
-    parser.add_argument("--ranking-file", metavar="FILE.csv", help="scores: reused if the file is there, else written")
+    parser.add_argument(
+        "--ranking-file",
+        metavar="FILE.csv",
+        help="scores: reused if the file is there, else written; nothing where --criterion reads none",
+    )
     parser.add_argument("--output-dir", metavar="DIR", help="ImageFolder of the selection (none if left out)")
     parser.add_argument(
         "--criterion",
@@ -135,8 +140,12 @@ def parse() -> Job:
     args.candidates = in_number(args.candidates, args.ipc * args.tiles**2, args.crops)
     if not args.ranking_file and not args.output_dir:
         parser.error("nothing to do: give --ranking-file, --output-dir or both")
-    if CRITERIA[args.criterion].needs != "scores" and not args.output_dir:
+    if not _reads_scores(args) and not args.output_dir:
         parser.error(f"--criterion {args.criterion} scores nothing: give --output-dir")
+    if args.ranking_file and not _reads_scores(args):
+        # Said, and no error: scripts give one file to each of their criteria.
+        print(f"ranking: {args.criterion} reads no scores: --ranking-file {args.ranking_file} is left as it is")
+        args.ranking_file = None
     job = Job(
         train_dir=args.train_dir,
         ranking_file=args.ranking_file,
@@ -153,6 +162,11 @@ def parse() -> Job:
     )
     _check_candidates(parser, job)
     return job
+
+
+def _reads_scores(args: argparse.Namespace) -> bool:
+    """Whether a ranking file can be of use."""
+    return CRITERIA[args.criterion].needs == "scores"
 
 
 def count_or_times(text: str) -> int | str:

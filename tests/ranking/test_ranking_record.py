@@ -98,11 +98,13 @@ def test_a_nameless_teacher_is_served_without_decoding_images_for_their_size(pla
     assert len(images(place / "selected")) == 12
 
 
-@pytest.mark.parametrize("criterion", ["random", "k-center"])
-def test_a_criterion_without_scores_does_not_ask_who_made_them(ranked, criterion):
+@pytest.mark.parametrize("criterion", ["random", "k-center", "easy-herding"])
+def test_a_criterion_without_scores_leaves_the_file_alone_and_says_so(ranked, criterion):
     before = {name: (ranked / name).read_bytes() for name in ("ranking.csv", "ranking.csv.json")}
-    ranked.works("ranking", criterion=criterion, teacher_path=changed_teacher(ranked))
+    said = ranked.works("ranking", criterion=criterion, teacher_path=changed_teacher(ranked))
+    assert f"--ranking-file {ranked / 'ranking.csv'} is left as it is" in said
     assert len(images(ranked / "selected")) == 12
+    assert json.loads((ranked / "selected" / "manifest.json").read_text())["ranking_sha256"] is None
     assert {name: (ranked / name).read_bytes() for name in before} == before
 
 
