@@ -85,6 +85,8 @@ class Asked:
 def main() -> None:
     clock = Stopwatch()
     job = parse()
+    if job.chooses.needs == "nothing" or job.has_ranking:
+        existing(job).require_no_teachers_flags()
     folder = ImageFolder(job.train_dir, "--train-dir")
     if job.output_dir:
         if job.short_classes == "error":
@@ -320,7 +322,15 @@ def check_images(images: ImageFolder, teacher: Teacher, runtime: Runtime, worker
 
 
 def existing(job: Job) -> Existing:
-    return Existing(job.ranking_file, job.train_dir, job.teacher, job.geometry, job.machine, job.drawn)
+    return Existing(
+        job.ranking_file,
+        job.train_dir,
+        job.teacher,
+        job.geometry,
+        job.machine,
+        job.drawn,
+        job.patches.makes_images,
+    )
 
 
 def remove_parts(job: Job) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 
 from ranking import record, score
-from utils.cli import MachineFlags, TeacherFlags
+from utils.cli import MachineFlags, TeacherFlags, spelled
 from utils.data import manifest
 from utils.data.class_folders import folder_for
 from utils.data.datasets import known
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
-from utils.nets import judge
+from utils.nets import judge, models
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
 from utils.run.files import differences, sha256
@@ -28,12 +28,13 @@ DRAWN = ("candidates", "seed", "crops", "tiles")  # of crops: scores of whole im
 class Existing:
     """The file at `path`, and what the command line says of images and teacher."""
 
-    path: str
+    path: str | None  # None: no scores are read
     train_dir: str
     teacher: TeacherFlags
     geometry: GeometryFlags
     machine: MachineFlags
     drawn: dict[str, Any]  # candidates and crops, as Job has them
+    sizes_images: bool  # whether --input-size is that of the images that are made
 
     @property
     def has_teacher(self) -> bool:
@@ -41,20 +42,33 @@ class Existing:
         pretrained = self.teacher.teacher_arch and dataset and dataset.pretrained
         return bool(self.teacher.teacher_path or pretrained)
 
+    def require_no_teachers_flags(self) -> None:
+        """Raises UserError where a flag describes a teacher, and there is none that would be looked at."""
+        for arch in self.teacher.teacher_arch or ():
+            models.require_known(arch)
+        if self.has_teacher:
+            return
+        flags = {"teacher_arch": self.teacher.teacher_arch, "classes": self.teacher.classes}
+        flags |= {name: getattr(self.geometry, name) for name in ("mean", "std", "stem")}
+        if given := [spelled(name) for name, value in flags.items() if value is not None]:
+            source = f"the scores are those of {self.path}" if self.path else "nothing is scored"
+            raise UserError(f"{given[0]} describes a teacher, and {source}: leave it out, or give --teacher-path")
+
     def is_others(self, overwrite: bool) -> bool:
         """Whether its scores are another teacher's, or other images', and are to be replaced.
 
-        A file without a record is never replaced. Raises UserError where they are, without `overwrite`.
+        A file without a record is never replaced. Raises UserError where they are, without `overwrite` and a teacher.
         """
         about = record.read(self.path)
         if about is None:
             return False
         scored = {"arch": about.get("arch"), **about["settings"]}  # only some teachers' settings have it
         differing = differences(scored, {**scored, **self._current(scored)})
-        if differing and not overwrite:
+        if differing and not (overwrite and self.has_teacher):
+            anew = "--overwrite" if self.has_teacher else "--overwrite and --teacher-path"
             raise UserError(
                 f"--ranking-file {self.path}: its scores are others ({differing}); give what they were made with, "
-                f"another --ranking-file, or --overwrite to score anew (without {record.path_of(self.path)} they are "
+                f"another --ranking-file, or {anew} to score anew (without {record.path_of(self.path)} they are "
                 "taken as they are)"
             )
         return bool(differing)
@@ -63,6 +77,8 @@ class Existing:
         """What would score what now, as far as it takes to tell a difference from what was `scored`."""
         drawn = {**dict.fromkeys(DRAWN), **self.drawn}
         if not self.has_teacher:
+            if (size := self.geometry.input_size) and not self.sizes_images:
+                drawn["input_size"] = size
             owner = str(record.path_of(self.path))
             return drawn | record.images_of(ImageFolder(self.train_dir, ROLE, scored.get("classes"), owner))
         given = self.geometry
@@ -85,7 +101,7 @@ class Existing:
         source = f"ranking: {len(table):,} scores from {self.path}"
         if about := record.read(self.path):
             table.attrs |= {"seconds": manifest.seconds(about), "input_size": record.input_size(about)}
-            print(source)
+            print(source + self._other_precision(about.get("precision")))
             return table
         changed = record.path_of(self.path).exists()
         print(
@@ -96,6 +112,12 @@ class Existing:
             own = folder_for(teacher.geometry, self.train_dir, ROLE)
             judge.by_sample("ranking", teacher, own, self.machine.runtime(), self.machine.workers)
         return table
+
+    def _other_precision(self, scored: Any) -> str:
+        asked = self.machine.precision
+        if scored is None or asked in ("auto", scored):
+            return ""
+        return f", made in {scored}; for {asked} give another --ranking-file"
 
     def _say_chance(self, table: pd.DataFrame, classes: int) -> None:
         mean, chance = table["score"].mean(), 1 / classes

@@ -188,6 +188,38 @@ def test_another_reading_of_the_same_weights_is_noticed(place, change, words):
     refused(place, "ranking", *words, **{**line, **change})
 
 
+DESCRIBING = [dict(classes="nofile"), dict(mean=MEAN), dict(std=STD), dict(stem="cifar"), dict(teacher_arch="conv3")]
+
+
+@pytest.mark.parametrize("flags", DESCRIBING, ids=str)
+@pytest.mark.parametrize("criterion", ["top", "random"])
+def test_what_describes_a_teacher_is_refused_where_none_is_given(ranked, flags, criterion):
+    source = {"top": "the scores are those of", "random": "nothing is scored"}[criterion]
+    flag = "--" + next(iter(flags)).replace("_", "-")
+    refused(ranked, "ranking", flag, source, "--teacher-path", criterion=criterion, teacher_path=None, **flags)
+
+
+@pytest.mark.parametrize("line", [dict(criterion="random"), dict(teacher_path=None)], ids=str)
+def test_an_architecture_that_is_not_known_is_refused_where_nothing_is_scored(ranked, line):
+    refused(ranked, "ranking", "'nonsense' is not known", teacher_arch="nonsense", **line)
+
+
+@pytest.mark.parametrize("overwrite", [None, True])
+def test_without_a_teacher_scores_of_another_input_size_are_noticed(ranked, overwrite):
+    line = dict(teacher_path=None, overwrite=overwrite)
+    refused(ranked, "ranking", f"input_size: {INPUT} -> {INPUT + 1}", "--teacher-path", input_size=INPUT + 1, **line)
+    ranked.works("ranking", teacher_path=None, input_size=INPUT)
+
+
+def test_another_precision_than_that_of_the_scores_is_said(ranked):
+    about = record_of(ranked)
+    assert "made in" not in ranked.works("ranking", precision="fp32")
+    (ranked / "ranking.csv.json").write_text(json.dumps({**about, "precision": "bf16"}))
+    said = ranked.works("ranking", precision="fp32")
+    assert "made in bf16; for fp32 give another --ranking-file" in said
+    assert "made in" not in ranked.works("ranking", precision="auto")
+
+
 def test_a_record_of_an_earlier_version_serves_a_nameless_teacher(place):
     """Its settings had no architecture; what stands beside them has."""
     line = nameless(changed_teacher(place))

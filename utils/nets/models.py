@@ -102,6 +102,25 @@ def is_known(arch: str) -> bool:
     return bool(_maker(arch)) or arch in torchvision.models.list_models(module=torchvision.models)
 
 
+def require_known(arch: str) -> None:
+    """Raises UserError where `build` has no network of that name."""
+    if is_known(arch):
+        return
+    if not arch.startswith(TIMM):
+        raise UserError(
+            f"architecture '{arch}' is not known; use {own()}, a torchvision classification model such as resnet18, "
+            "resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
+        )
+    import timm
+
+    name = arch.removeprefix(TIMM)
+    near = [found for found in timm.list_models(f"*{name[:5]}*") if name[:5]][:3]
+    raise UserError(
+        f"architecture 'timm/{name}' is not known to timm {timm.__version__}; "
+        f"{f'near it: {chr(44).join(near)}' if near else 'timm.list_models() lists them'}"
+    )
+
+
 def default_stem(input_size: int) -> str:
     return "cifar" if input_size <= SMALL_SIZE else "imagenet"
 
@@ -142,6 +161,7 @@ def takes_size(network: nn.Module, size: int) -> bool:
 def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str | None) -> nn.Module:
     if make := _maker(arch):
         return make(num_classes, input_size)
+    require_known(arch)
     if arch.startswith(TIMM):
         model = _make_timm(arch.removeprefix(TIMM), num_classes, input_size)
     else:
@@ -152,11 +172,6 @@ def _make(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
 
 
 def _make_torchvision(arch: str, num_classes: int, input_size: int, weights: str | None) -> nn.Module:
-    if arch not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(
-            f"architecture '{arch}' is not known; use {own()}, a torchvision classification model such as resnet18, "
-            "resnet50, mobilenet_v2, efficientnet_b0, vgg11, or timm/NAME"
-        )
     options = {"image_size": input_size} if arch.startswith("vit_") and weights is None else {}
     # These two bring auxiliary classifiers that nothing here uses.
     options |= (
@@ -168,12 +183,6 @@ def _make_torchvision(arch: str, num_classes: int, input_size: int, weights: str
 def _make_timm(name: str, num_classes: int, input_size: int) -> nn.Module:
     import timm
 
-    if not timm.is_model(name):
-        near = [found for found in timm.list_models(f"*{name[:5]}*") if name[:5]][:3]
-        raise UserError(
-            f"architecture 'timm/{name}' is not known to timm {timm.__version__}; "
-            f"{f'near it: {chr(44).join(near)}' if near else 'timm.list_models() lists them'}"
-        )
     options = {"img_size": input_size} if _has_one_size(TIMM + name) else {}  # the others know no such argument
     return timm.create_model(name, num_classes=num_classes, **options)
 
