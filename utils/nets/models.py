@@ -133,17 +133,26 @@ def build(arch: str, num_classes: int, input_size: int, stem: str, weights: str 
     the grid's behind the stem, have one stem. Raises UserError for an unknown `arch`, or one that cannot take images of
     this size.
     """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        try:
-            _make(arch, num_classes, input_size, stem, None).eval()(torch.empty(1, 3, input_size, input_size))
-        except NotImplementedError:
-            pass  # a network that cannot be made without memory to try it: torchvision's RegNet
-        except UNFIT as error:
-            raise UserError(
-                f"architecture '{arch}' with the {stem} stem cannot take images of {input_size} pixels "
-                f"({first_line(error)}); give another --input-size or another architecture"
-            ) from None
+    if error := _misfit(arch, num_classes, input_size, stem):
+        others = [other for other in STEMS if other != stem and not _misfit(arch, num_classes, input_size, other)]
+        advice = "".join(f"--stem {other}, " for other in others)
+        raise UserError(
+            f"architecture '{arch}' with the {stem} stem cannot take images of {input_size} pixels "
+            f"({first_line(error)}); give {advice}another --input-size or another architecture"
+        )
     return _make(arch, num_classes, input_size, stem, weights)
+
+
+def _misfit(arch: str, num_classes: int, input_size: int, stem: str) -> Exception | None:
+    """What goes wrong where a network is shown an image of that size, which is tried without memory."""
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            _make(arch, num_classes, input_size, stem, None).eval()(torch.empty(1, 3, input_size, input_size))
+    except NotImplementedError:
+        pass  # a network that cannot be made without memory to try it: torchvision's RegNet
+    except UNFIT as error:
+        return error
+    return None
 
 
 def takes_size(network: nn.Module, size: int) -> bool:
@@ -213,8 +222,9 @@ def _give_small_stem(model: nn.Module) -> None:
     )
     for owner, attribute in _stem_pools(model):
         setattr(owner, attribute, nn.Identity())
-    if type(model).__name__ in ("ByobNet", "NormFreeNet"):
-        # These stems of timm's may halve the image a second time (resnet51q, nfnet), or in two branches (repvgg).
+    if type(model).__name__ in ("ByobNet", "NormFreeNet", "FastVit"):
+        # These stems of timm's may halve the image a second time (resnet51q, nfnet), or in two branches (repvgg), or
+        # both (fastvit).
         for module in model.stem.modules():
             if isinstance(module, nn.Conv2d):
                 module.stride = (1, 1)

@@ -33,3 +33,23 @@ def test_a_network_that_says_nothing_about_why_it_takes_no_such_images(monkeypat
     monkeypatch.setattr(models, "_make", silent)
     with pytest.raises(UserError, match=r"'timm/resnet18' .* 224 pixels \(AssertionError\); give another --input-size"):
         models.build("timm/resnet18", 3, 224, "imagenet")
+
+
+def test_where_one_stem_alone_does_not_fit_the_other_is_named(monkeypatch):
+    made = models._make
+
+    def unfit(arch, num_classes, input_size, stem, weights):
+        if stem == "cifar":
+            raise RuntimeError("no")
+        return made(arch, num_classes, input_size, stem, weights)
+
+    monkeypatch.setattr(models, "_make", unfit)
+    with pytest.raises(UserError, match=r"the cifar stem cannot .* give --stem imagenet, another --input-size or"):
+        models.build("timm/resnet18", 3, 64, "cifar")
+
+
+@pytest.mark.parametrize("stem, features", [("cifar", 8), ("imagenet", 2)])
+def test_a_stem_of_two_branches_keeps_small_images_whole(stem, features):
+    """FastViT's stem quarters an image, and its stages have an eighth of what the stem leaves."""
+    model = models.build("timm/fastvit_t8", 3, 64, stem).eval()
+    assert model.forward_features(torch.zeros(1, 3, 64, 64)).shape[2:] == (features, features)
