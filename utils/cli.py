@@ -220,7 +220,11 @@ def add_geometry(group: argparse._ActionsContainer) -> None:
     )
     for name, kind in (("--mean", finite_float), ("--std", positive_float)):
         group.add_argument(
-            name, type=kind, nargs=3, metavar=("R", "G", "B"), help="normalisation; the teacher's or the data set's"
+            name,
+            type=kind,
+            nargs=3,
+            metavar=("R", "G", "B"),
+            help="normalisation; the teacher's, or ImageNet's if its file has none; without a teacher the data set's",
         )
     group.add_argument("--stem", choices=STEMS, help="cifar for inputs of 64 pixels and less if left out")
 

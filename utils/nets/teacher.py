@@ -74,10 +74,11 @@ def load_teacher(
 ) -> Teacher:
     """The teacher of --teacher-arch and --teacher-path.
 
-    What is given wins over the data set's facts for what the checkpoint leaves open, but never over what the checkpoint
-    says of itself. `class_file` names the class folders in label order. Without a path, torchvision's pretrained
-    weights serve for imagenet1k. `size_of_images` gives the input size and who says it. Raises UserError where the
-    checkpoint does not fit, naming what does not and what would.
+    What is given completes what the checkpoint says of itself, and never wins over it. What neither says: its input
+    size is the data set's, and its normalisation ImageNet's, by which much of the field trains on other data sets too.
+    `class_file` names the class folders in label order. Without a path, torchvision's pretrained weights serve for
+    imagenet1k. `size_of_images` gives the input size and who says it. Raises UserError where the checkpoint does not
+    fit, naming what does not and what would.
     """
     content = checkpoints.read(path) if path else _pretrained(arch, given.dataset)
     identity = sha256(path) if path else _sha256(content["model"])
@@ -222,13 +223,20 @@ def _geometry(
                 f"{path}: its first convolution is the {seen} stem's, not the {stem} stem's; give --stem {seen}"
             )
         stem = seen
-    mean, std, whose = IMAGENET_MEAN, IMAGENET_STD, "ImageNet's"
+    usual, whose = (IMAGENET_MEAN, IMAGENET_STD), "ImageNet's"
     if published:
-        (mean, std), whose = _normalisation(published), "as torchvision trained it"
+        usual, whose = _normalisation(published), "as torchvision trained it"
+
+    def normalisation(name: str, value: tuple[float, ...]) -> tuple[float, ...]:
+        own, source = getattr(dataset, name, value), whose
+        if own != value and not published:
+            source += f"; {given.dataset}'s own: --{name} {' '.join(map(str, own))}"
+        return facts.get(name, getattr(given, name), value, source)
+
     return Geometry(
         stem=facts.get("stem", stem, models.default_stem(size), f"for {size} pixels"),
-        mean=facts.get("mean", given.mean, mean, whose),
-        std=facts.get("std", given.std, std, whose),
+        mean=normalisation("mean", usual[0]),
+        std=normalisation("std", usual[1]),
         input_size=size,
         num_classes=num_classes,
         classes=tuple(classes) if classes else None,

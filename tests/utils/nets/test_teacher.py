@@ -49,6 +49,18 @@ def test_a_checkpoint_of_squeeze_says_everything(tmp_path, conv):
     assert torch.equal(answers(teacher.network), answers(conv))
 
 
+@pytest.mark.parametrize(
+    "dataset, said", [("cifar10", ["--mean 0.4914 0.4822 0.4465", "--std 0.247 0.2435 0.2616"]), ("imagenette", [])]
+)
+def test_of_a_known_data_set_the_normalisation_that_is_not_assumed_is_named(tmp_path, dataset, said):
+    """Its own is no more likely than ImageNet's, by which RDED's networks of CIFAR-10 were trained."""
+    torch.save(models.build("conv3", 10, 16, "cifar").state_dict(), tmp_path / "bare.pth")
+    teacher = load_teacher("conv3", str(tmp_path / "bare.pth"), GeometryFlags(dataset=dataset, input_size=16))
+    assumed = " ".join(teacher.assumed)
+    assert teacher.geometry.mean == (0.485, 0.456, 0.406)
+    assert all(words in assumed for words in said) and ("--mean" in assumed) == bool(said)
+
+
 def test_bare_weights_are_completed_by_what_is_assumed(tmp_path, conv):
     torch.save({"module." + name: tensor for name, tensor in conv.state_dict().items()}, tmp_path / "t.pth")
     teacher = load("conv3", tmp_path / "t.pth", input_size=16)
