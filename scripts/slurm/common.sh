@@ -16,7 +16,8 @@ lead() {
 # steps COMMAND...: the command on each machine of the job. A job that a signal ended is queued again, and resumes.
 steps() {
     local code=0 before=${SLURM_RESTART_COUNT:-0}    # which Slurm counts
-    srun --kill-on-bad-exit=1 "$@" || code=$?
+    # srun does not take the job's CPUs of a task by itself: a machine's processes would share one.
+    srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} "$@" || code=$?
     if [ "$code" -ge 128 ] && [ "$before" -ge "$MAX_REQUEUES" ]; then
         echo "ended by signal $((code - 128)); finished work is saved, but the job has started again $before times" \
             "and is not queued once more (MAX_REQUEUES=$MAX_REQUEUES): look for the cause above, or submit it to go on"

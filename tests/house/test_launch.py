@@ -1,8 +1,10 @@
 """utils.run.launch and torchrun: whatever happens to a rank, one line says it, at once."""
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -53,6 +55,39 @@ def test_machines_that_do_not_meet_are_told_where_in_one_line(monkeypatch, capsy
         launcher.main()
     [said] = capsys.readouterr().err.split("\n")[1:-1]
     assert said.startswith("error: the 2 machines did not meet at nowhere:29400 ") and ": no such host; " in said
+
+
+IMPATIENT = """
+import functools
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+
+# torchrun's 300 seconds, shortened
+LocalElasticAgent.__init__ = functools.partialmethod(LocalElasticAgent.__init__, exit_barrier_timeout=1)
+from utils.run import launch
+
+launch.prepare()
+launch.main()
+"""
+
+
+def test_a_machine_that_is_done_waits_for_the_others(tmp_path):
+    """It is the one at which all meet: where it left, the other's ranks would be ended."""
+    (tmp_path / "launch.py").write_text(IMPATIENT)
+    (tmp_path / "work.py").write_text("import sys, time\ntime.sleep(float(sys.argv[1]))\nprint('worked')\n")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    line = [sys.executable, "launch.py", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "stage"]
+    line += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "work.py"]
+    run = dict(cwd=tmp_path, env={**ENV, "PYTHONPATH": str(ROOT)}, text=True, stdout=-1, stderr=-1)
+    machines = [subprocess.Popen([*line, "0"], **run)]
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("localhost", port)):
+            break
+        time.sleep(0.1)
+    machines.append(subprocess.Popen([*line, "8"], **run))
+    said = [machine.communicate(timeout=100) for machine in machines]
+    assert [(machine.returncode, out) for machine, (out, _) in zip(machines, said)] == [(0, "worked\n")] * 2, said
 
 
 # --- a wrong path ----------------------------------------------------------------------------------------------------

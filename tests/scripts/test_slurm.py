@@ -19,9 +19,8 @@ def slurm(tmp_path):
     """Runs a job's script as one of its nodes; gives the process, what the experiment finds in the environment, and
     what scontrol was asked."""
     notes = tmp_path / "notes"
-    bin = command(
-        tmp_path / "bin" / "srun", '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done; exec "$@"\n'
-    ).parent
+    flags = 'while [ "${1#-}" != "$1" ]; do shift; done; exec "$@"'
+    bin = command(tmp_path / "bin" / "srun", f'#!/bin/sh\necho "$1 $2" > {tmp_path}/srun\n{flags}\n').parent
     scontrol = f'[ "$1" = show ] && printf "node7\\nnode8\\n"; echo "$@" >> {notes}'
     command(bin / "scontrol", f"#!/bin/sh\n{scontrol}\n")
     script = tmp_path / "experiment.sh"
@@ -55,6 +54,14 @@ def test_jobs_tell_the_script_where_it_is(slurm):
     assert seen == {"DELT_NPROC": "4"}
     _, seen, _ = slurm("several_nodes")
     assert seen == {"DELT_NPROC": "4", "NNODES": "2", "MASTER_ADDR": "node7", "MASTER_PORT": "20041"}
+
+
+def test_a_machine_gets_the_cpus_that_the_job_has(slurm, tmp_path):
+    """srun takes them from no one but its own flag, and gives its one task a single core else."""
+    slurm("several_nodes", SLURM_CPUS_PER_TASK="64")
+    assert (tmp_path / "srun").read_text() == "--kill-on-bad-exit=1 --cpus-per-task=64\n"
+    slurm("several_nodes")
+    assert "cpus" not in (tmp_path / "srun").read_text()
 
 
 def test_each_task_of_an_array_is_one_process_with_a_number(slurm):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Callable
 
 import torch
-from filelock import FileLock
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -18,6 +17,7 @@ from utils.run import distributed
 from utils.run.device import Runtime, release_memory
 from utils.run.errors import UserError
 from utils.run.files import digest, make_folder, read_json, write_json
+from utils.run.locks import FileLock
 from utils.run.memory import AUTO, is_out_of_memory
 
 MARGIN = 1 / 4  # of the images tried above those that will be: a batch is not all that needs memory
@@ -79,7 +79,7 @@ def _read(note: Path) -> dict[str, int]:
 def _write_once(note: Path, name: str, size: int) -> int:
     """Note the size, unless a process that has no connection to this one was faster: all take what it noted."""
     make_folder(note.parent)
-    lock = FileLock(note.with_name(f"{note.name}.lock"))
+    lock = FileLock.at(note.with_name(f"{note.name}.lock"))
     with lock:
         found = _read(note)
         if name not in found:

@@ -7,6 +7,7 @@ that it wrote (torch.distributed.elastic.multiprocessing.errors), and no traceba
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import logging
 import math
@@ -19,6 +20,7 @@ import sys
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 from torch.distributed import run
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
@@ -30,11 +32,13 @@ from utils.run.signals import grace
 
 USER_ERROR, CONNECTION_LOST = (f"{kind.__name__}: " for kind in (UserError, ConnectionLost))  # as in error files
 SAVING = 60  # seconds that ranks have after the grace of a signal, to save, before they are killed
+WAITING = 12 * 3600  # seconds that a machine whose ranks are done waits for the ranks of the others
 RESUMES = "finished work is on disk, and the same command resumes"
 
 
 def main() -> None:
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    wait_for_other_machines()
     args = run.parse_args(sys.argv[1:])
     try:
         run.run(args)
@@ -53,6 +57,16 @@ def main() -> None:
         command = shlex.join(["python", "-m", "utils.run.launch", *sys.argv[1:]])
         sys.stderr.write(f"\nstopped by {signal.Signals(stopped.sigval).name}; {RESUMES}: {command}\n")
         sys.exit(128 + stopped.sigval)
+
+
+def wait_for_other_machines(seconds: float = WAITING) -> None:
+    """Let a machine whose ranks are done wait so long for the others.
+
+    torchrun has no flag for it, and waits 300 seconds: then its machine leaves, and where that is the one at which all
+    meet, the ranks of the others are ended. Ranks that share work, or of which one works alone, end far apart.
+    """
+    made = LocalElasticAgent.__init__
+    LocalElasticAgent.__init__ = functools.partialmethod(made, exit_barrier_timeout=seconds)
 
 
 def threads(words: list[str]) -> int:

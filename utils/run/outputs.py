@@ -8,10 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Iterable, Iterator
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from utils.run.errors import UserError
 from utils.run.files import NAME_BYTES, PARTIAL, differences, flush, flush_folder, make_folder, read_json, write_json
+from utils.run.locks import FileLock
 
 BESIDE_BYTES = 40  # of what is added to an output's name for hidden files beside it
 
@@ -166,7 +167,7 @@ def locked(output: str | Path, wait: float = 0) -> Iterator[None]:
     output, rank = Path(output).absolute(), os.environ.get("RANK", "0")
     path = output.with_name(f".{output.name}.lock" if rank == "0" else f".{output.name}.rank{rank}.lock")
     made = make_folder(path.parent)
-    lock = FileLock(path)
+    lock = FileLock.at(path)
     try:
         lock.acquire(timeout=wait)
     except Timeout:

@@ -14,10 +14,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Callable, Iterator
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from utils.run.errors import UserError
 from utils.run.files import digest, make_folder, read_json, write_json
+from utils.run.locks import FileLock
 
 
 class SharedWork:
@@ -157,7 +158,7 @@ class SharedWork:
     def _lock(self, number: int) -> bool:
         if not self.folder.is_dir():  # removed: another process has put everything together
             return False
-        lock = FileLock(self.folder / f".{number:06d}.lock")
+        lock = FileLock.at(self.folder / f".{number:06d}.lock")
         try:
             lock.acquire(timeout=0)
         except (Timeout, FileNotFoundError, FileExistsError):  # the latter two where the folder was removed meanwhile
