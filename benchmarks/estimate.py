@@ -345,7 +345,7 @@ def main() -> None:
     rate = "measured" if args.tflops else "published" if machine.gpu else "by its units"
     print(
         f"estimate for {machine.name}, {machine.flops / 1e12:.3g} TFLOP/s ({rate}), of which {machine.share:.0%} "
-        f"{'is reached' if args.share else 'is assumed'}:"
+        f"{'is reached' if args.share else 'is assumed'}, by one process; to read images is not counted:"
     )
     width = max([10, *(len(stage.name) for stage in stages)])
     for stage in stages:

@@ -98,7 +98,9 @@ def main() -> None:
     with contextlib.ExitStack() as locks:
         if job.output_dir:
             locks.enter_context(locked(job.output_dir))
-        replaces = job.has_ranking and existing(job).is_others(job.overwrite)
+        # Nobody but rank 0 uses a file that stays, and it looks at all images.
+        looks = job.overwrite or not rank_from_environment()[0]
+        replaces = looks and job.has_ranking and existing(job).is_others(job.overwrite)
         # A ranking file that serves is only read, perhaps by several at a time.
         if job.ranking_file and (replaces or not job.has_ranking):
             locks.enter_context(locked(job.ranking_file))

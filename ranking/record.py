@@ -5,7 +5,6 @@ So that another teacher's scores, or those of other images, are not served in si
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def settings_of(teacher: Teacher, folder: ImageFolder) -> dict[str, Any]:
 
 def images_of(folder: ImageFolder) -> dict[str, Any]:
     """The classes in label order, and the digest of names and bytes, or of names and sizes where there are many."""
-    sizes = [os.path.getsize(folder.root / path) for path in folder.paths]
+    sizes = folder.bytes_of_files()
     if sum(sizes) <= HASHED_BYTES:
         found = folder.fingerprint()
     else:

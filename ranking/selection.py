@@ -6,6 +6,7 @@ import contextlib
 import filecmp
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from utils.data.image_folder import ImageFolder
 from utils.data.manifest import MANIFEST
 from utils.data.sizes import common_size
 from utils.data.tiles import Tile, is_box
+from utils.run.cpus import available_cpus
 from utils.run.errors import UserError, listed
 from utils.run.files import flush_folder, replacing, sha256, shortened, write_json
 from utils.run.outputs import claim
+from utils.run.progress import progress
 from utils.run.stopwatch import Stopwatch
 
 
@@ -198,15 +201,28 @@ def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> tup
 
     Returns how many were not there yet, and the SHA-256 of each by its path in `output_dir`. The caller flushes them.
     """
-    copied, digests = 0, {}
+    sources = {}
     for name, paths in chosen.items():
         width = max(3, len(str(len(paths) - 1)))
         (output_dir / name).mkdir(exist_ok=True)
         for position, path in enumerate(paths):
-            target = output_dir / name / shortened(f"{position:0{width}d}_{Path(path).name}")
-            if not (target.is_file() and filecmp.cmp(train_dir / path, target, shallow=False)):
-                with replacing(target, flushed=False) as temporary:
-                    shutil.copyfile(train_dir / path, temporary)
-                copied += 1
-            digests[target.relative_to(output_dir).as_posix()] = sha256(target)
+            sources[f"{name}/{shortened(f'{position:0{width}d}_{Path(path).name}')}"] = train_dir / path
+
+    def write(path: str) -> tuple[bool, str]:
+        target, source = output_dir / path, sources[path]
+        anew = not (target.is_file() and filecmp.cmp(source, target, shallow=False))
+        if anew:
+            with replacing(target, flushed=False) as temporary:
+                shutil.copyfile(source, temporary)
+        return anew, sha256(target)
+
+    with (
+        ThreadPoolExecutor(available_cpus()) as pool,  # a file system on a network answers many at a time
+        progress(total=len(sources), desc="copying", unit="img", delay=2) as bar,
+    ):
+        copied, digests = 0, {}
+        for path, (anew, found) in zip(sources, pool.map(write, sources)):
+            copied += anew
+            digests[path] = found
+            bar.update(1)
     return copied, digests

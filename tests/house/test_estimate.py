@@ -69,7 +69,7 @@ def test_the_hours_of_every_stage_by_hand():
         *"--dataset cifar10 --ipc 10 --iterations 1000 --round-iterations 125 --teacher-arch conv3".split(),
         *"--card A100 --tflops 0.001 --share 0.5 --seeds 2 --sets 3 --val-epochs 100".split(),
     )
-    assert head == "estimate for A100, 0.001 TFLOP/s (measured), of which 50% is reached:"
+    assert head.startswith("estimate for A100, 0.001 TFLOP/s (measured), of which 50% is reached, by one process;")
     rate, start = 0.5e9, 40
     # Rounds of 125: groups of 2, 2, 1, 1, 1, 1, 1 and 1 images a class, of 1000, 875, ... updates.
     updates = 10 * (2 * 1000 + 2 * 875 + 750 + 625 + 500 + 375 + 250 + 125)

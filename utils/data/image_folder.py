@@ -209,6 +209,15 @@ class ImageFolder:
             self._fingerprint = digest([list(entry) for entry in zip(self.paths, self.labels, digests)])
         return self._fingerprint
 
+    def bytes_of_files(self) -> list[int]:
+        """The size of each file, asked for by several threads: a file system on a network answers many at a time."""
+
+        def sizes(start: int) -> list[int]:
+            return [os.path.getsize(self.root / path) for path in self.paths[start : start + HASHED]]
+
+        with ThreadPoolExecutor(available_cpus()) as pool:
+            return [size for found in pool.map(sizes, range(0, len(self.paths), HASHED)) for size in found]
+
     def hashed(self, paths: list[str]) -> Iterator[str]:
         """The SHA-256 of each file, by several threads."""
 
