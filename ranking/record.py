@@ -12,9 +12,7 @@ from utils.data.image_folder import ImageFolder
 from utils.data.sizes import MIN_SIZE
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
-from utils.run.files import digest, read_json, sha256, write_json
-
-HASHED_BYTES = 2 << 30  # of images; of more, only the sizes are compared: each selection would have to read them all
+from utils.run.files import read_json, sha256, write_json
 
 
 def path_of(ranking_file: str | Path) -> Path:
@@ -28,12 +26,7 @@ def settings_of(teacher: Teacher, folder: ImageFolder) -> dict[str, Any]:
 
 def images_of(folder: ImageFolder) -> dict[str, Any]:
     """The classes in label order, and the digest of names and bytes, or of names and sizes where there are many."""
-    sizes = folder.bytes_of_files()
-    if sum(sizes) <= HASHED_BYTES:
-        found = folder.fingerprint()
-    else:
-        found = digest([folder.paths, folder.labels, sizes])
-    return {"classes": list(folder.classes), "images": found}
+    return {"classes": list(folder.classes), "images": folder.identity()}
 
 
 def write(written: Path, ranking_file: str | Path, content: dict[str, Any]) -> None:

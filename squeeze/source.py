@@ -19,7 +19,7 @@ def add_flags(parser: cli.Parser) -> None:
 
 def identity(folder: ImageFolder, teacher: Teacher) -> dict[str, Any]:
     """The images and the teacher, as they decide every value of such a file."""
-    images = {"classes": list(folder.classes), "images": folder.fingerprint()}
+    images = {"classes": list(folder.classes), "images": folder.identity()}
     return {**teacher.identity(), "arch": teacher.arch, **images}
 
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from conftest import CLASSES, COLOURS, INPUT, MEAN, STD, draw, images, snapshot
-from ranking import record
 from ranking.score import Scorer
 from refusals import refused
+from utils.data import image_folder
 
 
 def record_of(place):
@@ -155,7 +155,7 @@ def test_images_that_were_replaced_in_place_are_noticed(place):
 
 
 def test_of_many_images_the_sizes_are_compared(place, monkeypatch):
-    monkeypatch.setattr(record, "HASHED_BYTES", 1000)
+    monkeypatch.setattr(image_folder, "HASHED_BYTES", 1000)
     path = bitmaps(place)
     Image.new("RGB", Image.open(path).size, (1, 2, 3)).save(path)
     place.works("ranking")

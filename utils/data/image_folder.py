@@ -36,6 +36,7 @@ from utils.run.progress import progress, say_once
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
 SLICE = 512  # images that are decoded between two looks at what was found
 HASHED = 256  # files that a thread hashes at a time
+HASHED_BYTES = 2 << 30  # of images, see identity
 
 
 class ImageFolder:
@@ -209,8 +210,14 @@ class ImageFolder:
             self._fingerprint = digest([list(entry) for entry in zip(self.paths, self.labels, digests)])
         return self._fingerprint
 
-    def bytes_of_files(self) -> list[int]:
-        """The size of each file, asked for by several threads: a file system on a network answers many at a time."""
+    def identity(self) -> str:
+        """The fingerprint, or, of more than HASHED_BYTES, a digest of names, labels and sizes: for work to which reading
+        all once more is much."""
+        sizes = self._bytes_of_files()
+        return self.fingerprint() if sum(sizes) <= HASHED_BYTES else digest([self.paths, self.labels, sizes])
+
+    def _bytes_of_files(self) -> list[int]:
+        """Asked for by several threads: a file system on a network answers many at a time."""
 
         def sizes(start: int) -> list[int]:
             return [os.path.getsize(self.root / path) for path in self.paths[start : start + HASHED]]
