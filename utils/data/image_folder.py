@@ -211,8 +211,10 @@ class ImageFolder:
         return self._fingerprint
 
     def identity(self) -> str:
-        """The fingerprint, or, of more than HASHED_BYTES, a digest of names, labels and sizes: for work to which reading
-        all once more is much."""
+        """The fingerprint, or, of more than HASHED_BYTES, a digest of names, labels and sizes.
+
+        For work to which reading all once more is much.
+        """
         sizes = self._bytes_of_files()
         return self.fingerprint() if sum(sizes) <= HASHED_BYTES else digest([self.paths, self.labels, sizes])
 
