@@ -194,7 +194,7 @@ def parse() -> tuple[Work, float | None]:
     )
     parser.add_argument("--ipc", type=cli.positive, default=10)
     parser.add_argument("--protocol", help="each method's own if left out")
-    parser.add_argument("--target", type=cli.positive_float, help="top-1 in percent")
+    parser.add_argument("--target", type=cli.non_negative_float, help="top-1 in percent")
     parser.add_argument("--seeds", type=cli.positive, default=3)
     parser.add_argument("--evaluations", type=cli.positive, default=30)
     parser.add_argument("--validate", default="", help="further arguments of validate, in quotes")

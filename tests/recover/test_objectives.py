@@ -158,7 +158,7 @@ def test_several_objectives_keep_a_state_each(place, calls, combine):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_state_is_kept_when_it_is_compiled(place, calls, monkeypatch):
-    alone = Entry(lambda teachers, settings: Drift(settings.options["decay"], None), ("decay",))
+    alone = Entry(lambda teachers, settings: Drift(settings.options["decay"], None), ("decay", "bright"))
     monkeypatch.setitem(OBJECTIVES, "drift", alone)
     for compile in ("on", "off"):
         place.works("recover", syn_dir=place / compile, compile=compile, **LINE)

@@ -156,7 +156,7 @@ def test_the_comparison_stands_first_and_its_sets_stay_in_sight(opened):
     assert [head.split(" \u2195")[0] for head in heads[:3]] == ["set", "delt over random", "delt"]
     page.locator("#details").check()
     first = table.locator("tbody tr").first
-    assert first.locator("td").all_inner_texts()[:3] == ["delt", "+35.25", "45.00 ± 2.12"]
+    assert first.locator("td").all_inner_texts()[:3] == ["delt", "+35.25", "45.00 ± 2.12 (2)"]
     name, top1 = (first.locator("td").nth(k) for k in (0, 1))
     before = name.bounding_box()["x"], top1.bounding_box()["x"]
     table.evaluate("table => table.parentElement.scrollLeft = 150")
