@@ -35,10 +35,8 @@ CURVES = {
 
 
 DIVERSITY = "diversity"
-EARLIER = (
-    *(f"{anchor}*.*" for anchor in CURVES),
-    f"{DIVERSITY}-[0-9]*.*",
-)  # files of charts that there may be several of
+# Files of an earlier report's charts of which there may be several.
+EARLIER = (*(f"{anchor}*.*" for anchor in CURVES), f"{DIVERSITY}-[0-9]*.*")
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,13 @@ def table(measured: Sequence[Measured]) -> pd.DataFrame:
     Rows of one `subject` are of one set, with the same teachers, test images, geometry and precision; `name` is what
     tables call it, `group` what the table is headed by that it stands in. `earlier`: its images were replaced since.
     """
-    similarities = _similarities(measured)
+    titles = _group_titles(measured)
+    similarities = _similarities(measured, titles)
     # Once a set, and not for each of its results: it takes digests of the images that the set started from.
     making, is_traced = functools.cache(origins.making), functools.cache(origins.is_traced)
     random = [one for one in measured if one.method == BASELINE]
     rows = []
-    for one, similar, name, group in zip(measured, similarities, collect.names(measured), _group_titles(measured)):
+    for one, similar, name, group in zip(measured, similarities, collect.names(measured), titles):
         there = one.is_there
         made, images = (making(one.set_dir), images_of(one)) if there else ({}, None)
         label_bytes, labels = bytes_of_labels(one, images)
@@ -154,7 +155,7 @@ def _iterations(folder: Path) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _similarities(measured: Sequence[Measured]) -> list[pd.DataFrame]:
+def _similarities(measured: Sequence[Measured], titles: Sequence[str]) -> list[pd.DataFrame]:
     """For each result what was measured of its images; nothing for a group's whose similarities would not compare."""
     tables = {run: diversity.of_run(run) for run in {one.run for one in measured}}
     nothing = pd.DataFrame(columns=diversity.COLUMNS)
@@ -162,7 +163,6 @@ def _similarities(measured: Sequence[Measured]) -> list[pd.DataFrame]:
     for k, one in enumerate(measured):
         if (rows := tables[one.run]) is not None and one.is_there:
             found[k] = diversity.of_images(rows[diversity.of_folder(rows, one.syn_dir)], one.set_digest)
-    titles = _group_titles(measured)
     for title in dict.fromkeys(titles):
         own = [k for k in range(len(measured)) if titles[k] == title and len(found[k])]
         networks = diversity.extractors(pd.concat([nothing, *(found[k] for k in own)]))
