@@ -124,7 +124,7 @@ def scored(images: Images, flags: str, ipc: int) -> int:
     """How many images and crops the teacher looks at."""
     if CRITERIA[re.search(r"--criterion (\S+)", flags)[1]].needs == "nothing":
         return 0
-    given = dict(re.findall(r"--(candidates|crops|tiles) (\w+)", flags))
+    given = dict(re.findall(r"--(candidates|crops|tiles) (\S+)", flags))
     if "candidates" not in given:
         return images.train
     crops = int(given.get("crops", 0))
@@ -202,9 +202,14 @@ def of_folder(train: Path, test: Path | None, size: int | None) -> Images:
     return Images(len(counts), size, sum(counts), sum(images(test)) if test and test.is_dir() else 0)
 
 
-def of_dataset(name: str) -> Images:
+def of_dataset(name: str, train: Path | None, test: Path | None, size: int | None) -> Images:
+    """Its published numbers; where there are none, those of the folders."""
     facts = known(name)
-    return Images(facts.classes, facts.input_size, *(facts.images or (0, 0)))
+    if facts.images:
+        return Images(facts.classes, size or facts.input_size, *facts.images)
+    if train is None:
+        raise UserError(f"--dataset {name}: how many images it has is not known; give --train-dir as well")
+    return of_folder(train, test, size or facts.input_size)
 
 
 def machine_of(card: str | None, tflops: float | None, share: float | None) -> Machine:
@@ -249,7 +254,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.estimate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", choices=DATASETS, help="a known data set; else --train-dir")
+    parser.add_argument("--dataset", choices=DATASETS, help="a known data set; else, and for imagenet100, --train-dir")
     parser.add_argument("--train-dir", type=Path, metavar="DIR", help="ImageFolder, whose images are counted")
     parser.add_argument("--val-dir", type=Path, metavar="DIR")
     parser.add_argument("--input-size", type=cli.positive, metavar="PIXELS")
@@ -337,7 +342,8 @@ def _cost(arch: str, size: int) -> Cost:
 def main() -> None:
     args = parse()
     try:
-        images = of_dataset(args.dataset) if args.dataset else of_folder(args.train_dir, args.val_dir, args.input_size)
+        folders = args.train_dir, args.val_dir, args.input_size
+        images = of_dataset(args.dataset, *folders) if args.dataset else of_folder(*folders)
         machine = machine_of(args.card, args.tflops, args.share)
         stages = stages_of(args, images, machine)
     except UserError as error:

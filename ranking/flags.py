@@ -122,7 +122,8 @@ def parse() -> Job:
         "--candidates",
         type=count_or_times,
         metavar="N",
-        help="choose among N images of each class at random; 2x: among twice as many as it takes; all if few",
+        help="choose among N images of each class at random; 2x: twice as many as it takes; 300+: 300, or as many as "
+        "it takes if these are more; all if few",
     )
     group.add_argument(
         "--crops",
@@ -170,15 +171,16 @@ def _reads_scores(args: argparse.Namespace) -> bool:
 
 
 def count_or_times(text: str) -> int | str:
-    """A number of images, or how many times those that are needed, with an x behind it."""
-    return f"{cli.positive(text[:-1])}x" if text.endswith("x") else cli.positive(text)
+    """A number of images; with an x behind it how many times those that are needed, with a + at least these."""
+    return f"{cli.positive(text[:-1])}{text[-1]}" if text.endswith(("x", "+")) else cli.positive(text)
 
 
 def in_number(candidates: int | str | None, needed: int, crops: int) -> int | None:
     """Times are of the images that suffice for what is `needed`, where each gives `crops` crops, or itself."""
     if not isinstance(candidates, str):
         return candidates
-    return int(candidates[:-1]) * math.ceil(needed / max(crops, 1))
+    number, suffice = int(candidates[:-1]), math.ceil(needed / max(crops, 1))
+    return number * suffice if candidates.endswith("x") else max(number, suffice)
 
 
 def _check_candidates(parser: cli.Parser, job: Job) -> None:

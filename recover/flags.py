@@ -28,7 +28,8 @@ UNREAD: tuple[tuple[str, tuple[Any, ...], str, tuple[str, ...]], ...] = (
     ("crop", ("padded", "none"), "resized", ("min_crop", "milestone", "curriculum")),
     ("min_crop", (1,), "below 1", ("milestone", "curriculum")),
     ("milestone", (0,), "above 0", ("curriculum",)),
-    ("stages", (1,), "2 or more", ("blend",)),
+    ("stages", (1,), "2 or more", ("blend", "stage_sizes")),
+    ("jitter", (0,), "above 0", ("jitter_low",)),
 )
 
 OPTION_TYPES = (bool, int, float, str)  # of the options that --option can give
@@ -99,7 +100,10 @@ def parse() -> Job:
         parser.error(f"--contact-sheet {sheet}: name a .png file")
     for path in args.statistics or ():
         if not Path(path).is_file():
-            parser.error(f"--statistics {path}: no such file; python -m squeeze.statistics makes one for each teacher")
+            parser.error(
+                f"--statistics {path}: no such file; python -m squeeze.statistics makes one for each teacher, and "
+                "squeeze.barycenters another for wmdd"
+            )
     method, settings = chosen_method(vars(args), args.dataset, args.input_size)
     if settings.init == "images" and not args.init_dir:
         parser.error("--init-dir is needed unless --init noise is given")
@@ -144,8 +148,8 @@ def _add_method(parser: cli.Parser) -> None:
         metavar="SHARE",
         help="of the recipe's iterations, in as many rounds and stages",
     )
-    group.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
-    group.add_argument("--lr", type=cli.non_negative_float)
+    group.add_argument("--optimizer", choices=tuple(OPTIMIZERS), help="of the pixels")
+    group.add_argument("--lr", type=cli.non_negative_float, help="of normalised pixels")
     group.add_argument("--weight-decay", type=cli.non_negative_float, help="of what is learnt")
     group.add_argument("--lr-schedule", choices=LR_SCHEDULES, help="cosine ends at 0")
     group.add_argument("--learn", choices=LEARN, help="difference: what is added to the start, zero at first")
@@ -161,7 +165,8 @@ def _add_method(parser: cli.Parser) -> None:
         "--statistics",
         nargs="+",
         metavar="FILE",
-        help="what squeeze.statistics collected, for methods that match it: one file for each teacher, in their order",
+        help="what squeeze.statistics collected, for methods that match it: one file for each teacher, in their order; "
+        "wmdd: also what squeeze.barycenters found",
     )
     group.add_argument("--stages", type=cli.positive, help="of resolutions; the optimiser begins anew in each")
     group.add_argument(
@@ -174,8 +179,10 @@ def _add_method(parser: cli.Parser) -> None:
     group.add_argument(
         "--blend", type=cli.fraction, help="share of the starting image in what each stage but the first begins with"
     )
-    group.add_argument("--init", choices=("images", "noise"))
-    group.add_argument("--batch-by", choices=("class", "index"))
+    group.add_argument("--init", choices=("images", "noise"), help="what is optimised")
+    group.add_argument(
+        "--batch-by", choices=("class", "index"), help="a batch holds whole classes, or one position of many classes"
+    )
     group.add_argument(
         "--option", nargs="+", default=[], metavar="NAME=VALUE", help="other settings of the method's objective"
     )
@@ -247,6 +254,10 @@ def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | 
             raise UserError(f"--option {text}: '{value}' is not {error}") from None
     title, recipe = registry.with_changes(recipes, name, given)
     settings = Settings.of(recipe, tuple(flags["statistics"] or ()))
+    if given["stage_sizes"] and 1 < settings.stages < len(settings.stage_sizes):
+        raise UserError(
+            f"--stage-sizes: {len(settings.stage_sizes)} sizes for {settings.stages} stages; leave some out"
+        )
     if settings.jitter_low is not None and settings.jitter_low > settings.jitter:
         raise UserError(f"--jitter-low {settings.jitter_low} is above --jitter {settings.jitter}; give at most that")
     return title, settings

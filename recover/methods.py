@@ -234,15 +234,15 @@ NEEDS: dict[str, Needs] = {
     "delt+": Needs("--criterion easy-herding"),
     "cda": Needs(protocol="cda"),
     "sre2l": Needs(protocol="sre2l"),
-    "wmdd": Needs(statistics="--per-class", barycenters=True, protocol="wmdd", package="POT"),
+    "wmdd": Needs(statistics="--batch-size 64 --per-class", barycenters=True, protocol="wmdd", package="POT"),
     "gvbsm": Needs(statistics="--batch-size 64", protocol="gvbsm", teachers="several"),
     "edc": Needs("--criterion random", "--batch-size 64 --per-class", protocol="edc", teachers="several"),
     "fadrm": _FADRM_NEEDS,
     "fadrm+": replace(_FADRM_NEEDS, teachers="several"),
     # RDED (arXiv 2312.03526): collages of the easiest crops, as they are.
     "rded": Needs("--criterion top --candidates 300 --crops 5 --tiles {tiles}", recovers=False, protocol="rded"),
-    # CIM: whole images at half the size, at every size.
-    "cim": Needs("--criterion top --candidates 300 --tiles 2", protocol="cim"),
+    # CIM: whole images at half the size, at every size; of 300, which are 75 images a class.
+    "cim": Needs("--criterion top --candidates 300+ --tiles 2", protocol="cim"),
     # The easier half of some images at random.
     "mosaic": Needs("--criterion top --candidates 2x --tiles 2", protocol="mosaic"),
 }

@@ -187,7 +187,7 @@ find_start() {
     by=${made#--criterion } by=${by%% *}
     [ "${CRITERION:-$by}" = "$by" ] ||
         fail "CRITERION: $OUTPUT_DIR was selected by $by, not by $CRITERION: set CRITERION=$by, or to nothing"
-    like=${like/ [0-9]*x / * }    # --candidates 2x, of which the manifest has the number
+    like=${like/ [0-9]*[x+] / * }    # --candidates 2x or 300+, of which the manifest has the number
     [[ "$made " == $like ]] || start=$made
 }
 

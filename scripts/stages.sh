@@ -152,8 +152,9 @@ measure_diversity() {    # OUTPUT_DIR
 # line a stage. Arithmetic alone.
 begin_estimate() {    # FLAG...
     line=("$PYTHON_BIN" -m benchmarks.estimate)
-    if [ -n "$DATASET" ]; then option --dataset "$DATASET"; else option --train-dir "$TRAIN_DIR"; fi
-    [ -n "$DATASET" ] || option --val-dir "$VAL_DIR"
+    option --dataset "$DATASET"
+    option --train-dir "$TRAIN_DIR"    # read where the data set does not say how many images there are
+    option --val-dir "$VAL_DIR"
     line+=(--ipc "$IPC" --seeds "$SEEDS" --teacher-arch "${archs[@]}" --student $STUDENT "$@")
     option --squeeze-epochs "$SQUEEZE_EPOCHS"
     option --val-epochs "$VAL_EPOCHS"

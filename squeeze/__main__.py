@@ -62,11 +62,15 @@ def parse() -> Job:
     parser.add_argument("--arch", default="resnet18", help=f"{models.own()}, a torchvision model, or timm/NAME")
     parser.add_argument("--output", required=True, metavar="FILE.pth", help="checkpoint to write")
     parser.add_argument("--epochs", type=cli.positive, help="the data set's, or 50, if left out")
-    parser.add_argument("--lr", type=cli.non_negative_float, default=0.1)
-    parser.add_argument("--lr-schedule", choices=LR_SCHEDULES, default="onecycle")
-    parser.add_argument("--momentum", type=cli.non_negative_float, default=0.9)
-    parser.add_argument("--weight-decay", type=cli.non_negative_float, default=5e-4)
-    parser.add_argument("--label-smoothing", type=cli.fraction, default=0.0)
+    parser.add_argument(
+        "--lr", type=cli.non_negative_float, default=0.1, help="of SGD with Nesterov's momentum, at its height"
+    )
+    parser.add_argument("--lr-schedule", choices=LR_SCHEDULES, default="onecycle", help="how it rises and falls")
+    parser.add_argument("--momentum", type=cli.non_negative_float, default=0.9, help="of SGD")
+    parser.add_argument("--weight-decay", type=cli.non_negative_float, default=5e-4, help="of all weights")
+    parser.add_argument(
+        "--label-smoothing", type=cli.fraction, default=0.0, help="share of a label that goes to all classes"
+    )
     parser.add_argument(
         "--crop-padding",
         type=cli.non_negative,

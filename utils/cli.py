@@ -206,7 +206,7 @@ def positive_fraction(text: str) -> float:
 def add_common(parser: Parser, batch_help: str = "images per batch") -> None:
     """What every stage takes."""
     add_data(parser, batch_help)
-    parser.add_argument("--seed", type=non_negative, default=0)
+    parser.add_argument("--seed", type=non_negative, default=0, help="of all that is drawn")
     parser.add_argument("--overwrite", action="store_true", help="replace an output of another run")
 
 
@@ -216,7 +216,10 @@ def add_geometry(group: argparse._ActionsContainer) -> None:
         "--dataset", metavar="NAME", help=f"a known data set's facts and defaults: {', '.join(DATASETS)}"
     )
     group.add_argument(
-        "--input-size", type=pixels, metavar="PIXELS", help="the teacher's, a manifest's or the images' if left out"
+        "--input-size",
+        type=pixels,
+        metavar="PIXELS",
+        help="the teacher's, the data set's, a manifest's or the images' if left out",
     )
     for name, kind in (("--mean", finite_float), ("--std", positive_float)):
         group.add_argument(

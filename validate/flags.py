@@ -163,11 +163,11 @@ def add_protocol(parser: cli.Parser) -> None:
         help=f"with {need('class_weight')}: of the cross-entropy to the image's class",
     )
     group.add_argument("--image-weights", choices=("on", "off"), help="those of the set's manifest, where it has any")
-    group.add_argument("--epochs", type=cli.positive)
+    group.add_argument("--epochs", type=cli.positive, help="of training")
     group.add_argument(
         "--accumulate", type=cli.positive, metavar="N", help="parts of a batch, whose gradients a step adds up"
     )
-    group.add_argument("--optimizer", choices=tuple(OPTIMIZERS))
+    group.add_argument("--optimizer", choices=tuple(OPTIMIZERS), help="of the students")
     factors = ", ".join(f"{factor:g}" for factor in SEARCHED)
     group.add_argument(
         "--lr",
@@ -204,7 +204,7 @@ def add_protocol(parser: cli.Parser) -> None:
     group.add_argument(
         "--temperature", type=cli.positive_float, help="20, and 4 for mixup, if left out; 1 with the loss ce"
     )
-    group.add_argument("--mix", choices=tuple(ALPHA))
+    group.add_argument("--mix", choices=tuple(ALPHA), help="two images of a batch, and their labels")
     group.add_argument("--rand-augment", metavar="CONFIG", help="timm's, as rand-m6-n2-mstd1.0; torchvision; none")
     group.add_argument(
         "--shuffle-patches",

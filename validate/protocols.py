@@ -261,7 +261,8 @@ DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "imagewoof": {**_FADRM_TEN, "lr": lambda facts: 0.0005 if facts.ipc < 30 else 0.001},
     },
     "cim": {"imagenet1k": {"epochs": 300}},
-    "sre2l": {"imagenet1k": {"accumulate": 2}},  # BatchNorm sees 512
+    # BatchNorm sees 512. Its students of Tiny-ImageNet are those of ImageNet.
+    "sre2l": {"imagenet1k": {"accumulate": 2}, "tinyimagenet": {"accumulate": 2}},
 }
 
 

@@ -132,6 +132,10 @@ def test_a_folder_is_counted(tmp_path):
     gray(tmp_path / "val" / "a" / "0.png", 9, size=16)
     images = estimate.of_folder(tmp_path / "train", tmp_path / "val", None)
     assert images == estimate.Images(classes=2, size=16, train=5, test=1)
+    _, found = lines("--dataset", "imagenet100", "--train-dir", tmp_path / "train", "--card", "A100")
+    assert found["ranking"][2] == "5 images", "nobody published how many it has"
+    with pytest.raises(UserError, match="imagenet100: how many images it has is not known; give --train-dir"):
+        estimate.of_dataset("imagenet100", None, None, None)
     with pytest.raises(UserError, match="no such folder"):
         estimate.of_folder(tmp_path / "none", None, None)
 

@@ -122,6 +122,16 @@ def test_ranking_names_every_flag_of_the_design(stock):
     assert set(flags.split()) <= set(re.findall(r"--[a-z-]+", outcome.out))
 
 
+@pytest.mark.parametrize("stage", ["squeeze", "ranking", "recover", "validate"])
+def test_help_shows_what_each_flag_is_for(stock, stage):
+    """And with it the default, which argparse shows behind a text."""
+    shown = stock.run(stage, help=True).out
+    assert re.findall(r"^  --[a-z-]+(?: \S+| \{.*\})?\n(?=  -|\n)", shown, re.MULTILINE) == []
+    if stage == "squeeze":
+        for flag, default in {"lr": 0.1, "lr-schedule": "onecycle", "momentum": 0.9, "weight-decay": 0.0005}.items():
+            assert re.search(rf"--{flag} [^()]*\(default: {default}\)", shown), flag
+
+
 # --- images ----------------------------------------------------------------------------------------------------------
 
 

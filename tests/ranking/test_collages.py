@@ -199,10 +199,18 @@ def test_candidates_alone_are_copied_as_they_are(place):
 
 
 @pytest.mark.parametrize(
-    "times, count, flags", [("3x", 6, dict(ipc=2)), ("1x", 4, dict(ipc=1, tiles=2)), ("2x", 2, dict(ipc=2, crops=3))]
+    "times, count, flags",
+    [
+        ("3x", 6, dict(ipc=2)),
+        ("1x", 4, dict(ipc=1, tiles=2)),
+        ("2x", 2, dict(ipc=2, crops=3)),
+        ("3+", 3, dict(ipc=2)),
+        ("3+", 4, dict(ipc=1, tiles=2)),
+        ("1+", 2, dict(ipc=4, crops=3)),
+    ],
 )
-def test_candidates_as_times_of_what_is_needed(place, times, count, flags):
-    """With crops: of the images whose crops suffice."""
+def test_candidates_by_what_is_needed(place, times, count, flags):
+    """Times of it, or at least so many. With crops: of the images whose crops suffice."""
     line = dict(criterion="top", ranking_file=None, **flags)
     place.works("ranking", **line, candidates=times, output_dir=place / "times")
     place.works("ranking", **line, candidates=count, output_dir=place / "count")
@@ -211,7 +219,7 @@ def test_candidates_as_times_of_what_is_needed(place, times, count, flags):
     assert manifest(place / "times")["settings"]["candidates"] == count
 
 
-@pytest.mark.parametrize("text", ["0x", "x", "2.5x", "-1x", "2xx", "x2"])
+@pytest.mark.parametrize("text", ["0x", "x", "2.5x", "-1x", "2xx", "x2", "+", "0+", "2x+"])
 def test_what_are_no_times_is_refused(place, text):
     refused(place, "ranking", "--candidates", candidates=text, ipc=2)
 

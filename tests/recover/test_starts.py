@@ -173,6 +173,8 @@ def test_a_folder_beside_noise_is_one_of_the_teachers_classes(place):
         dict(curriculum="linear", method="wmdd", statistics=[ROOT / "LICENSE"]),
         dict(milestone=0.5, min_crop=1),
         dict(blend=0.2),
+        dict(jitter_low=0),
+        dict(stage_sizes=["0.5", "1"]),
     ],
     ids=str,
 )
@@ -202,6 +204,11 @@ def test_a_flag_that_nothing_reads(place, line):
 )
 def test_what_the_objective_does_not_read(place, line, told):
     refused(place, "recover", told, **line)
+
+
+def test_sizes_of_stages_that_there_are_not(place):
+    told = "--stage-sizes: 3 sizes for 2 stages; leave some out"
+    refused(place, "recover", told, stages=2, stage_sizes=["1", "0.5", "1"])
 
 
 @pytest.mark.parametrize("name", METHODS)
