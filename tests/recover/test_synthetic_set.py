@@ -1,7 +1,6 @@
 """The folder that knows which units are done: damage, several processes, other runs."""
 
 import json
-import os
 import shutil
 import threading
 
@@ -14,6 +13,7 @@ from helpers import tree
 from recover.synthetic_set import SyntheticSet
 from recover.units import split
 from utils.run.errors import UserError
+from utils.run.files import machine
 
 CLASSES, IPC = 2, 3
 UNITS = split(CLASSES, IPC, IPC, "class")
@@ -216,5 +216,5 @@ def test_a_folder_that_no_run_claimed_is_never_emptied(tmp_path, overwrite):
 
 def test_a_run_killed_while_it_claimed_its_folder_can_start_again(tmp_path):
     # What SIGKILL leaves between the writing of the manifest and its renaming.
-    (tmp_path / f".manifest.{os.uname().nodename}.4711.partial.json").write_text('{"sett')
+    (tmp_path / f".manifest.{machine()}.4711.partial.json").write_text('{"sett')
     assert missing(synthetic_set(tmp_path)) == [0, 1]

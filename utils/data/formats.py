@@ -99,6 +99,8 @@ def could_be_image(path: str | Path) -> bool:
 
 
 def _looks_like_image(path: str | Path) -> bool:
+    if not os.path.isfile(path):  # to open a pipe waits for who writes to it
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(16)

@@ -345,13 +345,22 @@ def _image_files(root: Path, name: str, left_out: list[str]) -> list[str]:
     found = []
     for folder, files in walked(root / name):
         relative = Path(folder).relative_to(root).as_posix()
+        no_files = {entry.name for entry in os.scandir(folder) if not entry.is_file() and not entry.is_dir()}
         for file in files:
             if is_image(file):
                 require_unicode(os.path.join(folder, file))
+                if file in no_files:
+                    raise UserError(_why_no_file(os.path.join(folder, file)))
                 found.append(f"{relative}/{file}")
             elif could_be_image(os.path.join(folder, file)):
                 left_out.append(f"{relative}/{file}")
     return sorted(found)
+
+
+def _why_no_file(path: str) -> str:
+    if os.path.islink(path) and not os.path.exists(path):
+        return f"{path}: is a link to {os.readlink(path)}, which is not there; put that back, or remove the link"
+    return f"{path}: is named as an image and is no file, but a pipe, a socket or a device; remove it"
 
 
 def _advice(path: str | Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import errno
+import multiprocessing.queues
 import os
 import threading
 from dataclasses import dataclass
@@ -195,10 +196,11 @@ def _context() -> str | None:
     return "forkserver"
 
 
-def _end_with_parent(number: int) -> None:
-    """End this worker when the process dies that it works for.
+def _end_when_useless(number: int) -> None:
+    """End this worker when the process dies that it works for, or where a batch cannot be sent to it.
 
     PyTorch would see another parent's number; but a worker's parent is the server, which lives as long as the workers.
+    A batch that finds no room in shared memory would be lost in the thread that sends it, and waited for without end.
     """
 
     def wait() -> None:
@@ -206,6 +208,7 @@ def _end_with_parent(number: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))
 
 
 def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
@@ -221,7 +224,7 @@ def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
             batch_size=None,
             num_workers=workers,
             multiprocessing_context=_context() if workers else None,
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=_end_when_useless,
             pin_memory=uses_gpu(),
         )
     except UserError as error:
@@ -231,10 +234,12 @@ def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
         ) from None
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError) as error:
+        no_room = isinstance(error, OSError) and error.errno == errno.ENOSPC  # for the queues of the workers
+        if not (no_room or "DataLoader worker" in str(error)):
             raise
+        ended = "was killed, mostly for lack of memory or of shared memory (/dev/shm)"
         raise UserError(
-            "a process that reads images was killed, mostly for lack of memory or of shared memory (/dev/shm); "
-            f"give --workers {workers // 2}, and 0 needs none"
+            f"a process that reads images {'finds no room in /dev/shm' if no_room else ended}; give --workers "
+            f"{workers // 2}, and 0 needs none"
         ) from None

@@ -27,7 +27,7 @@ from typing import Any, Sequence
 from utils.data.formats import is_hidden
 from utils.run.cpus import job_cpus
 from utils.run.errors import UserError
-from utils.run.files import digest, make_folder, read_json, sha256, write_json, write_text
+from utils.run.files import digest, make_folder, read_json, sha256, write_json
 from utils.run.shared_work import SharedWork
 
 EXPECTED = (UserError, OSError)
@@ -86,9 +86,7 @@ class Cells:
         self.signal = 0
         self.error: BaseException | None = None  # the first that a thread met
         make_folder(self.folder)
-        write_text(start := self.folder / f".{os.uname().nodename}.{os.getpid()}.start", "")
-        self.started = start.stat().st_mtime_ns  # by the clock of the file system, as the notes of failures are
-        start.unlink()
+        self.older = {cell.name: self._noted(cell) for cell in cells}  # notes of failures, which are tried again
 
     def run(self) -> int:
         """Until each cell is done or has failed; 0, 1, or 128 and the number of the signal that ended it.
@@ -192,7 +190,7 @@ class Cells:
     def _failure(self, cell: Cell) -> str | None:
         """Why it failed since this process started; what failed before that is tried again."""
         try:
-            if self._note(cell).stat().st_mtime_ns >= self.started:
+            if self._noted(cell) not in (None, self.older[cell.name]):
                 note = read_json(self._note(cell))
                 return note["reason"] if note["identity"] == self._identity(cell) else None
         except (OSError, UserError, KeyError, TypeError):
@@ -293,6 +291,14 @@ class Cells:
 
     def _note(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.failed.json"
+
+    def _noted(self, cell: Cell) -> tuple[int, int] | None:
+        """Which note is there: another one is another file. No clock tells which came first, some are set back."""
+        try:
+            note = self._note(cell).stat()
+        except FileNotFoundError:
+            return None
+        return note.st_ino, note.st_mtime_ns
 
 
 def content_of(path: str) -> str | None:

@@ -17,6 +17,7 @@ from utils.run.signals import SIGNALS
 
 NAME_BYTES = 255  # of a file, on the file systems in use
 PARTIAL = re.compile(r"\..*\.partial\b")  # the temporary names of `replacing`; a kill can leave one behind
+ABANDONED = 24 * 3600  # seconds after which nobody writes to a temporary file any more, on whatever machine
 
 
 # What file systems answer that cannot be asked to flush a file or a folder.
@@ -29,8 +30,9 @@ def replacing(path: str | Path, flushed: bool = True) -> Iterator[Path]:
 
     A reader therefore sees the old file or the new one, never a part of it, also after a power cut: the file is
     on disk before it is renamed, and its folder afterwards. Not `flushed`, this is left to the caller, who has many
-    files to write (`flush`, `flush_folder`). No signal cuts the block off. The temporary name carries the machine and
-    the process id, so that two processes never write into the same one. What killed processes left is removed.
+    files to write (`flush`, `flush_folder`). No signal cuts the block off. The temporary name carries the machine,
+    its container and the process id, so that two processes never write into the same one. What killed processes left is
+    removed: those of this machine at once, others after a day. An OSError names a path.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -40,12 +42,19 @@ def replacing(path: str | Path, flushed: bool = True) -> Iterator[Path]:
             yield temporary
             if flushed:
                 _flush(temporary)
-            remove_leftovers(path)  # now: once the file is there, nobody may write it again
+            remove_leftovers(path, temporary)  # now: once the file is there, nobody may write it again
             os.replace(temporary, path)
             if flushed:
                 _flush(path.parent)
+        except OSError as error:
+            raise named(error, path) from None
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def named(error: OSError, path: str | Path) -> OSError:
+    """The error with the path that was written, where it has none: who writes to an open file is told of none."""
+    return error if error.filename or error.errno is None else OSError(error.errno, error.strerror, str(path))
 
 
 def flush(paths: Iterable[str | Path]) -> None:
@@ -114,23 +123,48 @@ def _around(path: Path) -> tuple[str, str]:
     """What stands before and after the process id in the temporary names of `path`."""
     # The suffix is kept, because writers such as PIL choose the format by it.
     stem, suffix = (path.stem, path.suffix) if len(os.fsencode(path.suffix)) <= 16 else (path.name, "")
-    host, after = os.uname().nodename, f".partial{suffix}"
+    host, after = machine(), f".partial{suffix}"
     room = NAME_BYTES - len(os.fsencode(f"..{host}.{after}")) - len(str(2**32))  # a process id is shorter
     return f".{shortened(stem, room)}.{host}.", after
 
 
-def remove_leftovers(path: str | Path) -> None:
-    """Remove the temporary files of `path` whose processes, on this machine, have ended."""
+def machine() -> str:
+    """Among whose processes an id is one process: the machine's, or the container's, which may have the same name."""
+    try:
+        return f"{os.uname().nodename}.{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return os.uname().nodename
+
+
+def remove_leftovers(path: str | Path, written: Path | None = None) -> None:
+    """Remove the temporary files of `path` whose processes, on this machine, have ended.
+
+    Beside a file `written` just now also those of others, where they are a day older: by one clock, the file system's.
+    """
     before, after = _around(path := Path(path))
     try:
         names = os.listdir(path.parent)
     except FileNotFoundError:  # another process has removed the folder since
         return
     for name in names:
-        if name.startswith(before) and name.endswith(after):
-            process = name[len(before) : len(name) - len(after)]
-            if process.isdecimal() and not _is_running(int(process)):
-                path.with_name(name).unlink(missing_ok=True)
+        process = name[: len(name) - len(after)].rpartition(".")[2]
+        if not (name.endswith(after) and process.isdecimal()):
+            continue
+        left = path.with_name(name)
+        if name == f"{before}{process}{after}":
+            is_abandoned = not _is_running(int(process))
+        else:
+            of_others = before.removesuffix(f"{machine()}.")
+            is_abandoned = written and name.startswith(of_others) and _is_older(left, written, ABANDONED)
+        if is_abandoned:
+            left.unlink(missing_ok=True)
+
+
+def _is_older(left: Path, written: Path, seconds: float) -> bool:
+    try:
+        return written.stat().st_mtime - left.stat().st_mtime > seconds
+    except FileNotFoundError:
+        return False
 
 
 def _is_running(process: int) -> bool:

@@ -110,6 +110,20 @@ def test_where_the_images_of_a_class_stand(tmp_path):
     assert folder.fewest() == 1
 
 
+def test_what_is_named_as_an_image_and_is_no_file(tmp_path):
+    """A pipe would be waited for without end."""
+    noise(tmp_path / "c" / "0.png", 0)
+    os.mkfifo(tmp_path / "c" / "pipe")  # as good as not there
+    assert ImageFolder(tmp_path, "--train-dir").paths == ["c/0.png"]
+    os.symlink("nowhere.png", tmp_path / "c" / "1.png")
+    with pytest.raises(UserError, match="c/1.png: is a link to nowhere.png, which is not there"):
+        ImageFolder(tmp_path, "--train-dir")
+    (tmp_path / "c" / "1.png").unlink()
+    os.mkfifo(tmp_path / "c" / "2.png")
+    with pytest.raises(UserError, match="c/2.png: is named as an image and is no file, but a pipe"):
+        ImageFolder(tmp_path, "--train-dir")
+
+
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("harm", ["cut", "text"])
 def test_a_bad_image_is_named_before_any_work(tmp_path, monkeypatch, kept, harm):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from students import geometry, protocol
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import AugmentedBatches, BatchSchedule, EvalBatches
 from utils.run import distributed
+from utils.run.errors import UserError
 from validate.augment import Augmentation, Views
 
 schedules = st.builds(BatchSchedule, images=st.integers(1, 40), batch_size=st.integers(1, 12), epochs=st.integers(1, 4))
@@ -231,6 +233,20 @@ def test_what_stages_read_with_can_be_sent_to_a_worker_that_shares_no_memory(fol
         key = range(3) if isinstance(source, EvalBatches) else (("x",), [2, 0, 1])
         for found, expected in zip(sent[key], source[key]):
             assert torch.equal(found, expected)
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for(folder, monkeypatch):
+    """As where shared memory is full: the worker's sending thread meets the error, and nobody else."""
+    batches = EvalBatches(folder, 8, workers=1)
+    monkeypatch.setattr(EvalBatches, "__getitem__", lambda self, key: lambda: "nothing that can be pickled")
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits"))
+    signal.alarm(30)
+    try:
+        with pytest.raises(UserError, match="was killed, mostly for lack of memory or of shared memory"):
+            list(batches)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_batches_that_are_kept_hold_no_descriptors(folder):

@@ -169,6 +169,16 @@ def test_a_failure_is_known_to_other_processes(place):
     assert "bad failed: exit code 4" in second.communicate()[1] and first.communicate()
 
 
+def test_a_failure_from_the_future_is_tried_again(place):
+    """The clock was set back since, or another machine's is ahead."""
+    place.cell("it", script=f"[ -e {place.root}/mended ]")
+    assert place.run() == 1
+    [note] = (place.root / "cells").rglob("*.failed.json")
+    os.utime(note, (note.stat().st_mtime + 7200,) * 2)
+    (place.root / "mended").touch()
+    assert place.run() == 0 and place.log == ["it"]
+
+
 def test_a_killed_process_gives_its_cell_back(place):
     place.cell("first")
     place.cell("long", "first", f"[ -e {place.root}/go ] || sleep 30")

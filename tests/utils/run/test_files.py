@@ -1,11 +1,14 @@
 """Files that appear whole or not at all, and digests."""
 
+import errno
 import hashlib
 import os
 import subprocess
+import sys
 
 import pytest
 
+from conftest import ROOT
 from helpers import tree
 from utils.run import files
 from utils.run.errors import UserError
@@ -30,7 +33,7 @@ def test_replacing(tmp_path):
 def test_replacing_removes_what_killed_processes_left_and_nothing_else(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
-    dead, host = ended.pid, os.uname().nodename
+    dead, host = ended.pid, files.machine()
     left = f".x|[*].{host}.{dead}.partial.txt"
     stays = [
         f".x|[*].{host}.{os.getppid()}.partial.txt",  # at work just now, perhaps
@@ -46,11 +49,46 @@ def test_replacing_removes_what_killed_processes_left_and_nothing_else(tmp_path)
     assert tree(tmp_path) == sorted([*stays, "x|[*].txt"])
 
 
+def test_containers_with_one_name_do_not_write_into_the_same_file(tmp_path):
+    """Each has a process 1, for example."""
+    code = f"""if True:
+        import os, sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from utils.run.files import replacing
+        with replacing({str(tmp_path / "x.txt")!r}) as temporary:
+            print(os.getpid(), temporary.name)
+        """
+    inside = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no PID namespaces here")
+    told = [subprocess.run([*inside, sys.executable, "-c", code], text=True, capture_output=True) for _ in range(2)]
+    told += [subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)]
+    numbers, names = zip(*(one.stdout.split() for one in told))
+    assert numbers[0] == numbers[1] and numbers[2] not in names[0] and f".{numbers[0]}." in names[0]
+    assert names[0].split(numbers[0])[0] != names[2].split(numbers[2])[0]
+
+
+def test_what_other_machines_left_is_removed_a_day_later(tmp_path):
+    young, old = (tmp_path / f".x.pod-{age}.4026531836.7.partial.txt" for age in ("young", "old"))
+    for path, hours in {young: 23, old: 25}.items():
+        path.touch()
+        os.utime(path, (path.stat().st_mtime - 3600 * hours,) * 2)
+    with replacing(tmp_path / "x.txt") as temporary:
+        temporary.touch()
+    assert tree(tmp_path) == sorted([young.name, "x.txt"])
+
+
+def test_an_error_of_writing_names_the_file(tmp_path):
+    with pytest.raises(OSError) as raised, replacing(tmp_path / "x.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as an open file's write has it
+    assert raised.value.filename == str(tmp_path / "x.txt") and raised.value.errno == errno.ENOSPC
+
+
 def test_who_dies_when_the_file_appears_leaves_nothing_of_those_before(tmp_path, monkeypatch):
     """It is there, so that nobody writes it again."""
     ended = subprocess.Popen(["true"])
     ended.wait()
-    (tmp_path / f".x.{os.uname().nodename}.{ended.pid}.partial.txt").touch()
+    (tmp_path / f".x.{files.machine()}.{ended.pid}.partial.txt").touch()
     replace = os.replace
 
     def dies(*names):

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, snapshot
 from helpers import tree
 from utils.run.errors import UserError
+from utils.run.files import machine
 from utils.run.outputs import check_folder, check_output, claim, locked
 
 RECORD = "manifest.json"
@@ -56,7 +57,7 @@ def test_what_is_in_an_output_folder(tmp_path):
     folder = tmp_path / "run"
     claim(folder, RECORD, SETTINGS, False)
     (folder / "a").mkdir()
-    (folder / f".manifest.{os.uname().nodename}.4711.partial.json").touch()
+    (folder / f".manifest.{machine()}.4711.partial.json").touch()
     assert check_folder(folder, RECORD) == {RECORD, "a"}
     with pytest.raises(UserError, match="not empty and holds no run of this stage"):
         check_folder(folder, "index.json")
@@ -159,7 +160,7 @@ def test_a_record_names_nothing_outside_of_its_folder(tmp_path):
 
 def test_a_run_killed_while_it_claimed_its_folder_can_start_again(tmp_path):
     # What SIGKILL leaves between the writing of the manifest and its renaming.
-    (tmp_path / f".manifest.{os.uname().nodename}.4711.partial.json").write_text('{"sett')
+    (tmp_path / f".manifest.{machine()}.4711.partial.json").write_text('{"sett')
     assert claim(tmp_path, RECORD, SETTINGS, False)["settings"] == SETTINGS
 
 
