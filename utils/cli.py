@@ -14,7 +14,7 @@ from utils.data import input_size
 from utils.data.datasets import DATASETS
 from utils.data.formats import require_unicode
 from utils.data.geometry import Geometry, GeometryFlags
-from utils.data.sizes import MIN_SIZE
+from utils.data.sizes import MAX_SIZE, MIN_SIZE
 from utils.fit import curves
 from utils.fit.batch_size import find_evaluation_batch_size
 from utils.fit.curves import Curves
@@ -158,8 +158,8 @@ def non_negative(text: str) -> int:
 
 
 def pixels(text: str) -> int:
-    if not text.isdigit() or int(text) < MIN_SIZE:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of {MIN_SIZE} or more")
+    if not text.isdigit() or not MIN_SIZE <= int(text) <= MAX_SIZE:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of {MIN_SIZE} to {MAX_SIZE}")
     return int(text)
 
 
