@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from recover import methods, objectives
 from recover.earlylate import CURRICULA, LR_SCHEDULES
@@ -31,8 +30,6 @@ UNREAD: tuple[tuple[str, tuple[Any, ...], str, tuple[str, ...]], ...] = (
     ("stages", (1,), "2 or more", ("blend", "stage_sizes")),
     ("jitter", (0,), "above 0", ("jitter_low",)),
 )
-
-OPTION_TYPES = (bool, int, float, str)  # of the options that --option can give
 
 
 @dataclass(frozen=True)
@@ -201,15 +198,18 @@ def _add_views(parser: cli.Parser) -> None:
         "--jitter", type=cli.non_negative, metavar="PIXELS", help="random roll, by so much at most along each side"
     )
     group.add_argument(
-        "--jitter-low", type=whole, metavar="PIXELS", help="and at least; the recipe's if left out, 0 or -JITTER"
+        "--jitter-low", type=cli.whole, metavar="PIXELS", help="and at least; the recipe's if left out, 0 or -JITTER"
     )
 
 
-def whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+def truth(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not true or false")
+    return text == "true"
+
+
+# Of the options that --option can give.
+OPTION_TYPES: dict[type, Callable[[str], Any]] = {bool: truth, int: cli.whole, float: cli.finite_float, str: str}
 
 
 def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | None) -> tuple[str, Settings]:
@@ -249,9 +249,9 @@ def chosen_method(flags: dict[str, Any], dataset: str | None, input_size: int | 
                 "that of its value there: give the recipe a number, a text, or True or False"
             )
         try:
-            given[option] = converted(value, kind)
-        except ValueError as error:
-            raise UserError(f"--option {text}: '{value}' is not {error}") from None
+            given[option] = OPTION_TYPES[kind](value)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--option {text}: {error}") from None
     title, recipe = registry.with_changes(recipes, name, given)
     settings = Settings.of(recipe, tuple(flags["statistics"] or ()))
     if given["stage_sizes"] and 1 < settings.stages < len(settings.stage_sizes):
@@ -328,18 +328,3 @@ def share(recipe: Mapping[str, Any], part: float) -> dict[str, int]:
     pieces = iterations // round_iterations if round_iterations else recipe["stages"]
     each = max(1, round(iterations * part / pieces))
     return {"iterations": pieces * each, "round_iterations": each if round_iterations else 0}
-
-
-def converted(text: str, kind: type) -> Any:
-    """`text` as a value of this type. Raises ValueError, which names what is asked for."""
-    if kind is bool:
-        if text not in ("true", "false"):
-            raise ValueError("true or false")
-        return text == "true"
-    try:
-        value = kind(text)
-    except ValueError:
-        raise ValueError({int: "a whole number", float: "a number"}.get(kind, f"a {kind.__name__}")) from None
-    if kind is float and not math.isfinite(value):
-        raise ValueError("a finite number")
-    return value

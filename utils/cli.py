@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Sequence, TypeVar
+from typing import Any, Callable, Sequence, TypeVar
 
 from utils.data import input_size
 from utils.data.datasets import DATASETS
@@ -141,66 +141,38 @@ def spelled(flag: str) -> str:
     return f"--{flag.replace('_', '-')}"
 
 
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 1 or more")
-    return int(text)
+@dataclass(frozen=True)
+class Number:
+    """The type of a flag: numbers of a kind that fit, of which `words` tell, or one word in their place."""
+
+    kind: type
+    words: str
+    fits: Callable[[Any], bool]
+    word: str | None = None
+
+    def __call__(self, text: str) -> Any:
+        if text == self.word:
+            return text
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if not (abs(value) < math.inf and self.fits(value)):
+            taken = f"not {self.words}" if self.word is None else f"neither {self.words} nor {self.word}"
+            raise argparse.ArgumentTypeError(f"'{text}' is {taken}")
+        return value
 
 
-def batch_size(text: str) -> int | str:
-    return text if text == AUTO else positive(text)
-
-
-def non_negative(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of 0 or more")
-    return int(text)
-
-
-def pixels(text: str) -> int:
-    if not text.isdigit() or not MIN_SIZE <= int(text) <= MAX_SIZE:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of {MIN_SIZE} to {MAX_SIZE}")
-    return int(text)
-
-
-def non_negative_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of 0 or more")
-    return value
-
-
-def finite_float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = non_negative_float(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
-    return value
-
-
-def fraction(text: str) -> float:
-    """From 0 to 1."""
-    value = non_negative_float(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not between 0 and 1")
-    return value
-
-
-def positive_fraction(text: str) -> float:
-    """Above 0, at most 1."""
-    value = fraction(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError(f"'{text}' is not above 0")
-    return value
+whole = Number(int, "a whole number", lambda value: True)
+positive = Number(int, "a whole number of 1 or more", lambda value: value >= 1)
+batch_size = replace(positive, word=AUTO)
+non_negative = Number(int, "a whole number of 0 or more", lambda value: value >= 0)
+pixels = Number(int, f"a whole number of {MIN_SIZE} to {MAX_SIZE}", lambda value: MIN_SIZE <= value <= MAX_SIZE)
+finite_float = Number(float, "a finite number", lambda value: True)
+non_negative_float = Number(float, "a number of 0 or more", lambda value: value >= 0)
+positive_float = Number(float, "a number above 0", lambda value: value > 0)
+fraction = Number(float, "a number of 0 to 1", lambda value: 0 <= value <= 1)
+positive_fraction = Number(float, "a number above 0 and of at most 1", lambda value: 0 < value <= 1)
 
 
 def add_common(parser: Parser, batch_help: str = "images per batch") -> None:

@@ -225,12 +225,8 @@ def add_protocol(parser: cli.Parser) -> None:
     group.add_argument("--flip", type=cli.fraction, help="probability of a horizontal flip")
 
 
-def rate(text: str) -> float | str:
-    return text if text == SEARCH else cli.non_negative_float(text)
-
-
-def tiles(text: str) -> int | str:
-    return text if text == OF_SET else cli.positive(text)
+rate = replace(cli.non_negative_float, word=SEARCH)
+tiles = replace(cli.positive, word=OF_SET)
 
 
 def decay(text: str) -> float:

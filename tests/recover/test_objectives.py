@@ -190,9 +190,9 @@ def test_an_option_is_a_setting_of_its_own(place, calls):
     [
         ("speed=3", "decay"),
         ("lr=0.1", "decay"),
-        ("decay=fast", "'fast' is not a number"),
+        ("decay=fast", "'fast' is not a finite number"),
         ("decay=nan", "'nan' is not a finite number"),
-        ("decay", "'' is not a number"),
+        ("decay", "'' is not a finite number"),
         ("bright=2", "'2' is not true or false"),
     ],
 )

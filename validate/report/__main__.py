@@ -5,7 +5,6 @@ Beside the page are its figures as PNG, and its tables as Markdown and CSV.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +56,13 @@ def parse() -> Flags:
     return cli.group(parser.parse_args(), Flags)
 
 
+# Less is a fraction, most likely.
+percent = cli.Number(float, "from 1 to 100 percent", lambda value: 1 <= value <= 100)
+
+
 def full_hard(text: str) -> scores.FullHard:
-    """From 1 to 100 percent: less is a fraction, most likely."""
     arch, _, number = text.rpartition("=")
-    value = cli.non_negative_float(number)
-    if not 1 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"'{text}' is not from 1 to 100 percent")
-    return arch or None, value
+    return arch or None, percent(number)
 
 
 def main() -> None:
