@@ -253,6 +253,7 @@ class ImageFolder:
             return self._sizes
         kept: list[Image.Image] = []
         sizes: list[tuple[int, int]] = []
+        decoded = 0
         rank, world_size = (0, 1) if alone else distributed.rank_from_environment()
 
         def reader(number: int) -> Callable[[Path], Any]:
@@ -263,8 +264,8 @@ class ImageFolder:
                 kept.extend(found)
                 found = [image.size for image in found]
             sizes.extend(found)
-            # PIL keeps four bytes for an RGB pixel.
-            if len(kept) == len(sizes) and sum(4 * width * height for width, height in sizes) > IN_MEMORY_BYTES:
+            decoded += sum(4 * width * height for width, height in found)  # PIL keeps four bytes for an RGB pixel
+            if decoded > IN_MEMORY_BYTES:
                 kept.clear()
         self._kept, self._sizes = kept, sizes
         return sizes
