@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from utils.run.errors import UserError
 
@@ -43,18 +44,18 @@ class EarlyLate:
         """In which images begin: no more than a class has images."""
         return min(self.iterations // self.round_iterations, self.ipc) if self.round_iterations else 1
 
-    @property
+    @cached_property
     def round_of(self) -> list[int]:
         """For each position the round in which its image joins, from 0."""
         size, rest = divmod(self.ipc, self.rounds)
         return [group for group in range(self.rounds) for _ in range(size + (group < rest))]
 
-    @property
+    @cached_property
     def start_of(self) -> list[int]:
         """For each position the first iteration of its image."""
         return [group * self.round_iterations for group in self.round_of]
 
-    @property
+    @cached_property
     def updates_of(self) -> list[int]:
         """For each position how often its image is updated."""
         return [self.iterations - start for start in self.start_of]
