@@ -90,9 +90,10 @@ class State:
         buffer = io.BytesIO()
         saved = {"identity": self.identity, "settings": self.settings, "seconds": self.seconds, "content": content}
         torch.save(saved, buffer)
-        payload = buffer.getvalue()
-        with replacing(self.path) as temporary:
-            temporary.write_bytes(_checksum(payload) + payload)
+        payload = buffer.getbuffer()  # no copy: a state may be large
+        with replacing(self.path) as temporary, open(temporary, "wb") as file:
+            file.write(_checksum(payload))
+            file.write(payload)
         self.saved = time.monotonic()
 
     def save_if_due(self, content: Callable[[], dict[str, Any]]) -> None:
@@ -176,7 +177,7 @@ class NoState(State):
         SIGNALS.saving = False
 
 
-def _checksum(payload: bytes) -> bytes:
+def _checksum(payload: bytes | memoryview) -> bytes:
     """What stands before a payload and shows that it is whole."""
     return hashlib.sha256(payload).hexdigest().encode() + b"\n"
 
