@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.data.sizes import MAX_SIZE, MIN_SIZE
-from utils.run.errors import UserError
+from utils.run.errors import UserError, listed
 from utils.run.files import digest, read_json
 
 MANIFEST = "manifest.json"
@@ -90,9 +90,9 @@ def require_whole(folder: str | Path, role: str) -> None:
     named = _digests(content)
     if missing := sorted(name for name in named if not (path.parent / name).is_file()):
         raise UserError(
-            f"{role} {folder}: {missing[0]} is missing{f' and {len(missing) - 1} more' if len(missing) > 1 else ''} of "
-            f"the {len(named)} images of {path}: run the command that makes the set again, or remove that file if what "
-            "is left is what you want"
+            f"{role} {folder}: {listed(missing, 1)} {'is' if len(missing) == 1 else 'are'} missing of the {len(named)} "
+            f"images of {path}: run the command that makes the set again, or remove that file if what is left is what "
+            "you want"
         )
 
 

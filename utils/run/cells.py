@@ -26,7 +26,7 @@ from typing import Any, Sequence
 
 from utils.data.formats import is_hidden
 from utils.run.cpus import job_cpus
-from utils.run.errors import UserError
+from utils.run.errors import UserError, listed
 from utils.run.files import digest, make_folder, read_json, sha256, write_json
 from utils.run.shared_work import SharedWork
 
@@ -158,7 +158,7 @@ class Cells:
                 return
             if not took and waiting != left:
                 if worker == 0 and not self.running:
-                    print(f"cells: other processes are at work on {', '.join(left[:5])}{', ...' * (len(left) > 5)}")
+                    print(f"cells: other processes are at work on {listed(left, 5)}")
                 waiting = left
             if not took:
                 time.sleep(self.pause)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from utils.run import waiting
-from utils.run.errors import UserError
+from utils.run.errors import UserError, listed
 from utils.run.files import digest
 from utils.run.signals import SIGNALS
 
@@ -221,9 +221,9 @@ def require_gradients(model: nn.Module) -> None:
     left_out = [name for name, own in model.named_parameters() if own.requires_grad and own.grad is None]
     if left_out:
         raise UserError(
-            f"{len(left_out)} parameter{'s' * (len(left_out) > 1)} of the network ({', '.join(left_out[:3])}"
-            f"{', ...' * (len(left_out) > 3)}) took no part in the loss, and processes that train together average the "
-            "gradient of each; train this network with one process"
+            f"{len(left_out)} parameter{'s' * (len(left_out) > 1)} of the network ({listed(left_out, 3)}) took no part "
+            "in the loss, and processes that train together average the gradient of each; train this network with one "
+            "process"
         )
 
 

@@ -265,8 +265,11 @@ def test_a_set_that_lost_images_is_another_set_until_its_manifest_is_removed(mad
     (root / "a" / "0.png").unlink()
     with pytest.raises(UserError, match=r"--init-dir .*: a/0.png is missing of the 2 images of .*manifest.json"):
         ImageFolder(root, "--init-dir")
+    (root / "b" / "0.png").rename(root / "b" / "1.png")
+    with pytest.raises(UserError, match=r"--init-dir .*: a/0.png and 1 more are missing of the 2 images"):
+        ImageFolder(root, "--init-dir")
     (root / "manifest.json").unlink()
-    assert ImageFolder(root, "--init-dir").paths == ["a/1.png", "b/0.png"]
+    assert ImageFolder(root, "--init-dir").paths == ["a/1.png", "b/1.png"]
 
 
 @pytest.mark.parametrize(
