@@ -48,7 +48,7 @@ class Collages:
             tiles = [replace(tile, sha256=sha256(self.train_dir / tile.path)).plain for tile in wanted[path]]
             anew = not (target.is_file() and (sha256(target), tiles) == known.get(path))
             if anew:
-                save_image(target, self.compose(wanted[path]), flushed=False)
+                save_image(target, self.compose(wanted[path]))
             return anew, sha256(target), tiles
 
         with (

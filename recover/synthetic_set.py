@@ -85,7 +85,7 @@ class SyntheticSet:
         with SIGNALS.held():
             for member, image, known in zip(unit.members, pixels, facts):
                 name = self.names[member]
-                save_image(self.folder / name, image, flushed=False)
+                save_image(self.folder / name, image)
                 images[name] = {**known, "sha256": sha256(self.folder / name)}
             flush(self.folder / name for name in images)
             # With those of an earlier time: a finished set may have lost the unit's images.

@@ -85,7 +85,7 @@ def card(job: Job, teacher: Teacher, content: dict[str, Any]) -> str:
     sections = [
         f"# {escaped(title)}\n\nA network for image classification, trained as the teacher of data-set distillation: "
         "images are distilled by it, and it labels them.",
-        _use(job, teacher),
+        _use(job),
         _facts(teacher, content, source),
         _recipe(content),
         _classes(teacher),
@@ -121,7 +121,7 @@ def _front(job: Job, title: str, teacher: Teacher, source: str | None) -> dict[s
     }
 
 
-def _use(job: Job, teacher: Teacher) -> str:
+def _use(job: Job) -> str:
     """The flags are those that its own file leaves open."""
     given = {
         "--teacher-arch": job.teacher.teacher_arch,

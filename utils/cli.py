@@ -175,7 +175,7 @@ fraction = Number(float, "a number of 0 to 1", lambda value: 0 <= value <= 1)
 positive_fraction = Number(float, "a number above 0 and of at most 1", lambda value: 0 < value <= 1)
 
 
-def add_common(parser: Parser, batch_help: str = "images per batch") -> None:
+def add_common(parser: Parser, batch_help: str) -> None:
     """What every stage takes."""
     add_data(parser, batch_help)
     parser.add_argument("--seed", type=non_negative, default=0, help="of all that is drawn")
@@ -204,7 +204,7 @@ def add_geometry(group: argparse._ActionsContainer) -> None:
     group.add_argument("--stem", choices=STEMS, help="cifar for inputs of 64 pixels and less if left out")
 
 
-def add_data(parser: Parser, batch_help: str = "images per batch") -> None:
+def add_data(parser: Parser, batch_help: str) -> None:
     """The flags of GeometryFlags and MachineFlags."""
     group = parser.add_argument_group("data and machine")
     add_geometry(group)

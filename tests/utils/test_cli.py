@@ -9,7 +9,7 @@ from utils.run.errors import UserError
 
 def parsed(*line):
     parser = cli.Parser("toy", "A stage that does nothing.")
-    cli.add_common(parser)
+    cli.add_common(parser, "images per batch")
     return parser.parse_args([str(word) for word in line])
 
 

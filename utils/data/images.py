@@ -175,11 +175,11 @@ def to_batch(images: Sequence[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def save_image(path: str | Path, pixels: torch.Tensor, flushed: bool = True) -> None:
+def save_image(path: str | Path, pixels: torch.Tensor) -> None:
     """Write uint8 (3, H, W) by the format of the path's ending: lossless PNG, or JPEG of quality 95.
 
-    Not `flushed`: the caller sees to it that the file is on disk (utils/run/files.py).
+    The caller, who has many to write, sees to it that the file is on disk (utils/run/files.py).
     """
-    with replacing(path, flushed) as temporary:
+    with replacing(path, flushed=False) as temporary:
         image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
         image.save(temporary, **({} if temporary.suffix == ".png" else {"quality": 95, "subsampling": 0}))

@@ -48,7 +48,7 @@ class Runtime:
 
     @classmethod
     def create(
-        cls, device: str = "auto", precision: str = "auto", compile: str = "auto", deterministic: str = "on"
+        cls, device: str, precision: str = "auto", compile: str = "auto", deterministic: str = "on"
     ) -> "Runtime":
         """Resolve `auto`. Raises UserError for a device that is not there, or that this PyTorch cannot use."""
         resolved = torch.device("cpu" if device == "cpu" else _found(device))

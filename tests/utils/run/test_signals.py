@@ -158,12 +158,12 @@ def test_the_images_of_a_unit_are_all_written(place, monkeypatch, grace):
     grace(0.01)
     written = []
 
-    def slow(path, pixels, flushed):
+    def slow(path, pixels):
         if not written:
             send(signal.SIGTERM)
         time.sleep(0.02)
         written.append(path)
-        save_image(path, pixels, flushed)
+        save_image(path, pixels)
 
     monkeypatch.setattr("recover.synthetic_set.save_image", slow)
     outcome = place.run("recover", batch_size=4)
