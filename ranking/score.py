@@ -124,7 +124,7 @@ def _sorted_rows(folder: ImageFolder, records: list[dict[str, Any]]) -> pd.DataF
 def rows_of(folder: ImageFolder) -> pd.DataFrame:
     """A row for each image or crop in the folder's order, with a score of 0."""
     columns: dict[str, list] = {
-        "img_path": folder.paths,
+        "img_path": list(folder.paths),
         "class": [folder.classes[label] for label in folder.labels],
         "score": [0.0] * len(folder),
     }

@@ -27,6 +27,7 @@ from utils.data.formats import (
     walked,
 )
 from utils.data.images import probe, read_rgb, size_of
+from utils.data.names import Names
 from utils.run import distributed
 from utils.run.cpus import available_cpus
 from utils.run.errors import UserError, listed
@@ -73,7 +74,7 @@ class ImageFolder:
                 f"{_difference(root, set(found), set(classes), advice)}"
             )
         self.classes = list(classes) if classes is not None else found
-        self.paths: list[str] = []
+        paths: list[str] = []
         self.labels: list[int] = []
         left_out: list[str] = []
         for label, name in enumerate(self.classes):
@@ -83,8 +84,9 @@ class ImageFolder:
                 raise UserError(
                     f"{role} {root}: class folder '{name}' has no images ({', '.join(EXTENSIONS[:6])}, ...)"
                 )
-            self.paths += files
+            paths += files
             self.labels += [label] * len(files)
+        self.paths: Sequence[str] = Names(paths)
         _say_left_out(self.root, role, left_out)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,14 +185,14 @@ class ImageFolder:
     def taking(self, indices: Sequence[int]) -> "ImageFolder":
         """Some of the images, in rising order."""
         chosen = copy.copy(self)
-        chosen.paths = [self.paths[index] for index in indices]
+        chosen.paths = Names(self.paths[index] for index in indices)
         chosen.labels = [self.labels[index] for index in indices]
         chosen._sizes, chosen._fingerprint = [], None
         return chosen
 
     def require_same(self) -> None:
         """Raises UserError where ranks that work together list other images."""
-        distributed.require_same(f"images in {self.role} {self.root}", [self.paths, self.labels])
+        distributed.require_same(f"images in {self.role} {self.root}", [list(self.paths), self.labels])
 
     def fingerprint(self, recorded: Mapping[str, str] | None = None) -> str:
         """SHA-256 over the names, labels and bytes of all images. Ranks that work together hash a part each.
@@ -216,7 +218,7 @@ class ImageFolder:
         For work to which reading all once more is much.
         """
         sizes = self._bytes_of_files()
-        return self.fingerprint() if sum(sizes) <= HASHED_BYTES else digest([self.paths, self.labels, sizes])
+        return self.fingerprint() if sum(sizes) <= HASHED_BYTES else digest([list(self.paths), self.labels, sizes])
 
     def _bytes_of_files(self) -> list[int]:
         """Asked for by several threads: a file system on a network answers many at a time."""
@@ -227,7 +229,7 @@ class ImageFolder:
         with ThreadPoolExecutor(available_cpus()) as pool:
             return [size for found in pool.map(sizes, range(0, len(self.paths), HASHED)) for size in found]
 
-    def hashed(self, paths: list[str]) -> Iterator[str]:
+    def hashed(self, paths: Sequence[str]) -> Iterator[str]:
         """The SHA-256 of each file, by several threads."""
 
         def digests(start: int) -> list[str]:
@@ -280,7 +282,7 @@ class ImageFolder:
             pass
 
     def _decoded(
-        self, paths: list[str], workers: int | None, reader: Callable[[int], Callable[[Path], Any]]
+        self, paths: Sequence[str], workers: int | None, reader: Callable[[int], Callable[[Path], Any]]
     ) -> Iterator[list]:
         """What `reader(number)` makes of each slice's files. An early error need not wait for all."""
         # Threads are enough: PIL decodes outside of the interpreter's lock.
