@@ -137,6 +137,14 @@ def test_an_image_that_has_not_joined_is_its_start():
     torch.testing.assert_close(result[1].double(), adam(late, 9, 12), rtol=1e-5, atol=1e-5)
 
 
+def test_an_image_that_joins_as_a_stage_begins_is_its_start():
+    """Not what is left of it after the size of the stage before."""
+    images, objective = start(2), Recorded()
+    recovery(objective, [0, 3], images.clone(), round_iterations=3).run(quiet)
+    assert objective.seen[3].shape == (2, 3, 8, 8)
+    torch.testing.assert_close(objective.seen[3][1], images[1])
+
+
 def test_a_difference_begins_at_zero_in_each_stage():
     """AdamW's decay pulls what was added since the stage began, not the image."""
     images = start(1)
