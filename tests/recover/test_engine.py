@@ -173,11 +173,19 @@ def test_the_crops_of_a_unit_follow_the_curriculum(starts):
     assert sum(shares[:10]) > 1.5 * sum(shares[-10:]) and min(shares[-10:]) < 0.3
 
 
+def test_the_crop_of_an_iteration_is_by_that_iteration():
+    """A step at half of the run: the first crop of the second half is the first that may be small."""
+    settings = dict(iterations=12, min_crop=0.08, milestone=0.5, curriculum="step")
+    loop = recovery([0, 0], quadratic(), replace(WIDE, input_size=32), images=start(2, size=32), **settings)
+    is_whole = [view.crop[2:] == (32, 32) for view in loop.views]
+    assert is_whole == [True] * 6 + [False] * 6
+
+
 def test_pixels_stay_within_bounds():
     loop = recovery([0, 0, 3], quadratic(50.0), lr=1.0)
     for _ in range(12):
         loop.step()
-        for image in loop.images()[:2]:
+        for image in loop.images():
             assert (image >= LOW).all() and (image <= HIGH).all()
     assert torch.equal(loop.images()[0], HIGH.expand(3, SIZE, SIZE)), "pushed by the target, they lie on the bound"
 
@@ -223,6 +231,15 @@ def test_labels_stay_with_their_images():
     objective = Toy(lambda batch: 0.5 * (batch.images - batch.labels.view(-1, 1, 1, 1)).square().sum())
     images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, SIZE, SIZE).contiguous()
     result = recovery([6, 0, 9, 0, 3, 6], objective, WIDE, images=images.clone()).run(quiet)
+    torch.testing.assert_close(result, images, rtol=0, atol=1e-5)
+
+
+def test_originals_stay_with_their_images():
+    # As above: each image is pulled to its own original, whatever round it joins in.
+    objective = Toy(lambda batch: 0.5 * (batch.images - batch.originals[:, 0]).square().sum())
+    images = torch.arange(6.0).view(6, 1, 1, 1).expand(6, 3, SIZE, SIZE).contiguous()
+    unit = Start(images, torch.arange(6), [6, 0, 9, 0, 3, 6], images[:, None].clone())
+    result = Recovery(make_engine(objective, WIDE), unit, 0, "recover", 0).run(quiet)
     torch.testing.assert_close(result, images, rtol=0, atol=1e-5)
 
 
