@@ -11,6 +11,7 @@ import torch
 from helpers import CPU, gray, tree
 from ranking import score
 from ranking.criteria import CRITERIA, Candidates
+from ranking.crops import BOX, Crops, as_they_are, tiles_of
 from ranking.score import PIECE, Scorer
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
@@ -59,6 +60,17 @@ def test_scores_are_the_probability_of_the_true_class(tmp_path):
     ]
     of_x = [1 / (1 + 2.718281828459045 ** (0.5 - v / 255)) for v in (200, 90, 90, 10)]
     assert ranking["score"].tolist() == pytest.approx(of_x + [1 - value for value in reversed(of_x)], rel=1e-5)
+
+
+def test_equally_scored_crops_of_an_image_stand_by_number(tmp_path):
+    """Images of one grey: all crops of one score alike, and the selection takes what comes first."""
+    crops = Crops(images_of(tmp_path / "data", ["x", "y"]), 4, 8, 0)
+    table = replace(scorer(), resize=as_they_are).score(crops, tmp_path / ".parts", {})
+    found = list(table[["img_path", *BOX]].itertuples(index=False, name=None))
+    drawn = [(tile.path, *tile.box) for label in range(2) for tile in tiles_of(crops, label)]
+    assert len(set(drawn)) > len(drawn) / 2
+    for path in dict.fromkeys(crops.paths):
+        assert [row for row in found if row[0] == path] == [row for row in drawn if row[0] == path]
 
 
 class Overflowing(Brightness):
