@@ -41,6 +41,15 @@ def test_candidates_of_a_class_do_not_depend_on_other_classes(folder, tmp_path):
     assert candidates(ImageFolder(tmp_path, "--train-dir"), 5, 0).of_class(2) == before
 
 
+def test_classes_draw_candidates_of_their_own(tmp_path):
+    """And not images of the same places: files of one number may show the same scene."""
+    for name in "ab":
+        for number in range(20):
+            noise(tmp_path / name / f"{number:02d}.png", number)
+    found = candidates(ImageFolder(tmp_path, "--train-dir"), 10, 0)
+    assert [path[1:] for path in found.of_class(0)] != [path[1:] for path in found.of_class(1)]
+
+
 def test_crops_are_squares_in_the_image(folder):
     boxes = np.array(Crops(folder, 200, 4, 0).boxes(0))
     top, left, height, width = boxes.T
