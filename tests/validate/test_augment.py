@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
 
 from helpers import few, noise
 from students import geometry, noise_folder, protocol
@@ -86,6 +87,16 @@ def test_cutmix_takes_a_uniform_share_and_place():
     assert 0.2 < 1 - own.mean() < 0.5
 
 
+@pytest.mark.parametrize("own, side", [(0.75, 32), (0.36, 50), (0.9, 20)])
+def test_cutmix_replaces_the_share_that_is_drawn(monkeypatch, own, side):
+    """A box of the size S sqrt(1 - share), rounded down to an even one; at the edges what is left of it."""
+    monkeypatch.setattr("torch.distributions.Beta.sample", lambda self, *_: torch.tensor(own))
+    torch.manual_seed(0)
+    boxes = torch.stack([augment.draw_mix("cutmix", 4, 64)[1:] for _ in range(60)])
+    sides = torch.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]])
+    assert sides.max() == side and (sides == side).float().mean() > 0.15
+
+
 def test_mixup_weighs_by_its_published_distribution():
     """Beta(a, a) with a = 0.8: mean 1/2, variance 1 / (4 (2 a + 1))."""
     torch.manual_seed(0)
@@ -135,6 +146,20 @@ def test_every_magnitude_can_be_drawn(tmp_path, magnitude):
         assert augmented.distort(image).size == image.size
 
 
+def test_rand_augment_is_timms_and_fills_with_the_mean(tmp_path):
+    """What rotating, shearing and shifting leave empty has the mean of the images, which normalises to 0."""
+    image, config = picture(tmp_path), "rand-m6-n2-mstd1.0"
+    own = augment.Augmentation(protocol(rand_augment=config), geometry(input_size=24, mean=(0.2, 0.4, 0.8)))
+    theirs = rand_augment_transform(config, {"img_mean": (51, 102, 204)})
+    for seed in range(60):
+        found = []
+        for transform in (own.distort, theirs):
+            random.seed(seed)
+            np.random.seed(seed)
+            found.append(transform(image).tobytes())
+        assert found[0] == found[1], seed
+
+
 @pytest.mark.parametrize("flip, count", [(0.0, 1), (0.5, 2), (1.0, 1)])
 def test_without_rand_augment_and_crop_only_the_flip_is_left(tmp_path, flip, count):
     torch.manual_seed(0)
@@ -152,6 +177,14 @@ def test_a_view_lies_in_the_image_and_takes_the_share_it_may(side, least, seed):
     top, left, tall, wide, flip = augmentation(min_scale=least, flip=0.5).draw(side, side)
     assert 0 <= top <= top + tall <= side and 0 <= left <= left + wide <= side and flip in (0, 1)
     assert tall * wide >= least * side**2 - 2 * side, "but for sides rounded to whole pixels"
+
+
+def test_crops_are_a_third_wider_or_taller_at_most_and_some_are_nearly():
+    torch.manual_seed(0)
+    tall, wide = torch.tensor([augmentation(min_scale=0.25).draw(300, 300)[2:4] for _ in range(200)]).T
+    ratios = wide / tall
+    assert 0.74 < ratios.min() < 0.8 and 1.25 < ratios.max() < 1.35
+    assert 70 < (ratios > 1).sum() < 130, "as often wide as tall"
 
 
 def photo(width, height):
