@@ -52,6 +52,12 @@ def test_each_epoch_shows_each_image_once_in_batches_of_the_size(folder):
     assert all(sorted(order) == list(range(12)) for order in orders) and orders[0] != orders[1] != orders[2]
 
 
+@pytest.mark.parametrize("mix", ["cutmix", "mixup"])
+def test_each_step_of_each_epoch_is_mixed_anew(folder, mix):
+    mixes = [tuple(step.mix.tolist()) for step in draw(stream(folder, **LINE, mix=mix))]
+    assert len(set(mixes)) == 9
+
+
 @pytest.mark.parametrize("start", [1, 3, 4, 8])
 def test_a_stream_from_a_step_on_is_its_rest(folder, start):
     batches = stream(folder, **LINE)
