@@ -188,6 +188,16 @@ def test_the_other_classes_share_the_rest_evenly(kept, count, seed):
         assert completed.tolist() == pytest.approx(expected, abs=1e-6)
 
 
+@few
+@given(st.integers(2, 300), st.integers(0, 2**30))
+def test_stored_probabilities_of_all_classes_sum_to_1_again(count, seed):
+    """As those of a live teacher do: in the file each is rounded to 11 bits."""
+    whole = (3 * torch.randn(4, count, generator=torch.Generator().manual_seed(seed))).softmax(1)
+    found = complete_probabilities(whole.half().float(), None, count)
+    torch.testing.assert_close(found.sum(1), torch.ones(4), rtol=0, atol=2e-6)
+    torch.testing.assert_close(found, whole, rtol=2e-3, atol=1e-6)
+
+
 @given(st.lists(st.integers(0, 70000), min_size=1))
 def test_narrow_loses_nothing(numbers):
     assert _narrow(torch.tensor(numbers)).tolist() == numbers
@@ -232,6 +242,12 @@ def test_stored_logits_keep_all_classes(place):
     [
         (dict(epochs=4), ["epochs", "3 -> 4"]),
         (dict(min_scale=0.5), ["min_scale"]),
+        (dict(max_scale=0.75), ["max_scale"]),
+        (dict(flip=0), ["flip"]),
+        (dict(mix="mixup", temperature=20), ["mix"]),
+        (dict(shuffle_patches=2), ["shuffle_patches"]),
+        (dict(tiles=2), ["tiles"]),
+        (dict(batch_augment="dsa"), ["batch_augment"]),
         (dict(rand_augment="none"), ["rand_augment"]),
         (dict(loss="mse"), ["loss", "kl -> mse"]),
         (dict(temperature=4), ["temperature"]),
