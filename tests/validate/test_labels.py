@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
@@ -198,6 +198,9 @@ def test_stored_probabilities_of_all_classes_sum_to_1_again(count, seed):
     torch.testing.assert_close(found, whole, rtol=2e-3, atol=1e-6)
 
 
+@example([255]).via("the last image that a byte names")
+@example([256]).via("and the first that it does not")
+@example([2**15])
 @given(st.lists(st.integers(0, 70000), min_size=1))
 def test_narrow_loses_nothing(numbers):
     assert _narrow(torch.tensor(numbers)).tolist() == numbers
