@@ -153,10 +153,17 @@ def test_similarity_is_that_of_the_same_folder_whatever_it_is_called(run):
     assert found[str(run / "delt")] == pytest.approx(0.6) and math.isnan(found[str(run / "again")])
 
 
+UNEVEN = (("ant", 2, 0.2), ("bee", 1, 0.3), ("moth", 1, 0.7))  # class, images, similarity
+
+
 def test_similarity_is_the_mean_over_classes(run):
     rows = table(run)
     assert rows["delt", "delt"]["similarity"] == pytest.approx(0.6)
     assert math.isnan(rows["random", "delt"]["similarity"])
+    classes = [f"delt,{name},{images},{value},conv3,{run / 'delt'}" for name, images, value in UNEVEN]
+    path = run / "diversity" / "delt" / "diversity.csv"
+    path.write_text("\n".join(["method,class,images,similarity,extractor,syn_dir", *classes, ""]))
+    assert table(run)["delt", "delt"]["similarity"] == pytest.approx(0.4), "each class counts once"
 
 
 def by_networks(run, *networks):
