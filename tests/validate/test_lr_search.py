@@ -9,6 +9,7 @@ from conftest import images
 from refusals import refused
 from validate import protocols
 from validate.flags import chosen_protocols
+from validate.results import Result
 
 LINE = dict(protocol="hard", epochs=2, student_arch="conv3", batch_size=6)
 RATES = ("0.0001", "0.0003", "0.001", "0.003", "0.01")  # of conv3: 0.001 as published
@@ -43,6 +44,20 @@ def test_the_best_rate_is_taken(place):
     trials = rows(place, "measured/lr-search")
     assert [(row["seed"], float(row["top1"])) for row in trials] == [("0", given[rate][0]) for rate in RATES]
     assert all(f"lr={rate}" in row["protocol"] for rate, row in zip(RATES, trials))
+
+
+def test_the_last_epochs_top1_decides_and_of_equal_rates_the_smallest(place, monkeypatch):
+    last, best = (dict(zip(RATES, top1)) for top1 in ((40.0, 60.0, 60.0, 50.0, 10.0), (90.0, 60.0, 70.0, 95.0, 10.0)))
+
+    def train(student, source, stream, *_):
+        rate = f"{stream.protocol.lr:g}"
+        return Result(
+            stream.seed, last[rate], best[rate], 100.0, 1.0, [{"epoch": 1, "loss": 1.0, "top1": last[rate]}], 1
+        )
+
+    monkeypatch.setattr("validate.measure.train", train)
+    assert "takes 0.0003" in place.works("validate", lr="search", **LINE)
+    assert content(place)["settings"]["lr"] == 0.0003
 
 
 def test_it_resumes_and_is_complete(place):
