@@ -72,6 +72,21 @@ def test_each_class_has_the_barycenter_that_pot_finds(place):
     assert torch.equal(found.tensors["weights"], torch.full((3, 2), 0.5))
 
 
+def test_each_class_starts_from_its_own_draw_of_the_seed(place, monkeypatch):
+    """Whether or not another start would come to the same points."""
+    starts = []
+
+    def found(features, start, learn_weights):
+        starts.append(start)
+        return features[: len(start)], np.full(len(start), 0.5)
+
+    monkeypatch.setattr("squeeze.barycenters.barycenter", found)
+    works(place, seed=3)
+    for name, start in zip(CLASSES, starts, strict=True):
+        own = torch.Generator().manual_seed(stream_seed(3, "barycenter", name))
+        assert np.array_equal(start, torch.randn(start.shape, generator=own, dtype=torch.float64).numpy())
+
+
 def test_one_point_is_the_mean_of_the_class(place):
     works(place, ipc=1)
     points = statistics.read(place / "points.safetensors").tensors["points"]
