@@ -93,6 +93,18 @@ def test_what_was_searched_is_taken_before_what_was_not(tmp_path):
     assert table(tmp_path, 90.0).loc["delt", "LRS"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("other", [dict(images=90), dict(processes=2), dict(settings={"batch_size": 25})], ids=str)
+def test_random_images_that_were_measured_otherwise_lend_nothing(tmp_path, other):
+    """Under a protocol of the same name."""
+    alike = dict(images=100, settings={"batch_size": 50})
+    write_result(tmp_path, "delt", "hard", ((0, 30.0),), **alike)
+    write_result(tmp_path, "delt", "delt", ((0, 50.0),), **alike)
+    write_result(tmp_path, "random", "delt", ((0, 40.0),), **{**alike, **other})
+    assert table(tmp_path, 90.0).empty
+    write_result(tmp_path, "random", "delt", ((0, 40.0),), **alike)
+    assert list(table(tmp_path, 90.0).index) == ["delt"]
+
+
 def test_students_of_another_input_size_lend_nothing(tmp_path):
     write_result(tmp_path, "random", "delt", ((0, 40.0),), settings={"input_size": 8})
     write_result(tmp_path, "delt", "delt", ((0, 50.0),), settings={"input_size": 8})
