@@ -126,7 +126,7 @@ def test_parts_without_batchnorm_change_nothing(tmp_path):
     for network, result in results[1:]:
         close(network, results[0][0], rtol=1e-4, atol=1e-6)
         losses = [[entry["loss"] for entry in one.curve] for one in (result, results[0][1])]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_weights_of_images_are_over_the_mean_of_the_whole_batch(tmp_path):
