@@ -337,7 +337,7 @@ def existing(job: Job) -> Existing:
 
 def remove_parts(job: Job) -> None:
     """Remove what the work left beside its output, also where a process was killed after the output was complete."""
-    SharedWork(job.parts, {}, 0).remove()
+    SharedWork.discard(job.parts)
     if job.has_ranking:
         with contextlib.suppress(UserError), locked(job.ranking_file):  # a lock that a killed process left
             pass

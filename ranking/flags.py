@@ -13,6 +13,7 @@ from utils import cli
 from utils.cli import MachineFlags, TeacherFlags
 from utils.data.geometry import GeometryFlags
 from utils.data.manifest import KEEP
+from utils.run.outputs import beside
 
 BATCH_SIZE = 256
 
@@ -91,7 +92,7 @@ class Job:
 
     @property
     def parts(self) -> Path:
-        return self.output.with_name(f".{self.output.name}.parts")
+        return beside(self.output, "parts")
 
 
 def parse() -> Job:

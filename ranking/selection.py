@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import filecmp
-import shutil
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +19,10 @@ from utils.data.image_folder import ImageFolder
 from utils.data.manifest import MANIFEST
 from utils.data.sizes import common_size
 from utils.data.tiles import Tile, is_box
+from utils.run import files
 from utils.run.cpus import available_cpus
 from utils.run.errors import UserError, listed
-from utils.run.files import flush_folder, replacing, sha256, shortened, write_json
+from utils.run.files import flush_folder, sha256, shortened, write_json
 from utils.run.outputs import claim
 from utils.run.progress import progress
 from utils.run.stopwatch import Stopwatch
@@ -209,12 +208,7 @@ def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> tup
             sources[f"{name}/{shortened(f'{position:0{width}d}_{Path(path).name}')}"] = train_dir / path
 
     def write(path: str) -> tuple[bool, str]:
-        target, source = output_dir / path, sources[path]
-        anew = not (target.is_file() and filecmp.cmp(source, target, shallow=False))
-        if anew:
-            with replacing(target, flushed=False) as temporary:
-                shutil.copyfile(source, temporary)
-        return anew, sha256(target)
+        return files.copy(sources[path], output_dir / path), sha256(output_dir / path)
 
     with (
         ThreadPoolExecutor(available_cpus()) as pool,  # a file system on a network answers many at a time

@@ -23,7 +23,7 @@ from utils.run.device import Runtime, versions
 from utils.run.errors import UserError
 from utils.run.files import differences
 from utils.run.memory import explain_out_of_memory
-from utils.run.outputs import check_output, locked
+from utils.run.outputs import beside, check_output, locked
 from utils.run.resume import JointState
 from utils.run.seeds import seeded
 
@@ -216,7 +216,7 @@ def run(
 
 def state_of(job: Job, settings: dict) -> JointState:
     """Where the teacher in training is saved."""
-    return JointState(job.output.with_name(f".{job.output.name}.state"), settings, job.training.save_every)
+    return JointState(beside(job.output, "state"), settings, job.training.save_every)
 
 
 def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime: Runtime) -> int:

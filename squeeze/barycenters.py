@@ -24,7 +24,7 @@ from utils.nets.teacher import Teacher
 from utils.run import entry
 from utils.run.device import Runtime
 from utils.run.memory import explain_out_of_memory
-from utils.run.outputs import check_output, locked
+from utils.run.outputs import beside, check_output, locked
 from utils.run.packages import how_to_install
 from utils.run.seeds import generator
 from utils.run.shared_work import SharedWork
@@ -50,7 +50,7 @@ class Job:
 
     @property
     def parts(self) -> Path:
-        return self.output.with_name(f".{self.output.name}.parts")
+        return beside(self.output, "parts")
 
 
 def parse() -> Job:
@@ -91,7 +91,7 @@ def main() -> None:
         batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
         settings = identity(job, folder, teacher, runtime, batch_size)
         if not job.overwrite and statistics.is_written(job.output, settings):
-            SharedWork(job.parts, {}, 0).remove()
+            SharedWork.discard(job.parts)
             print(f"barycenters: {job.output} is complete")
             return
         statistics.check_seconds(job.output)
@@ -155,7 +155,7 @@ def write(job: Job, records: list[dict], settings: dict[str, Any]) -> None:
     classes = [unpacked(record["tensors"]) for record in records]
     found = {name: torch.stack([entry[name] for entry in classes]) for name in ("points", "weights")}
     statistics.write(job.output, found, settings, [], sum(record["seconds"] for record in records))
-    SharedWork(job.parts, {}, 0).remove()
+    SharedWork.discard(job.parts)
     spread = f", weights from {found['weights'].min():.2g} to {found['weights'].max():.2g}" if job.learn_weights else ""
     print(f"barycenters: {job.ipc} points of each of {len(classes)} classes in {job.output}{spread}")
 

@@ -26,7 +26,7 @@ from utils.run.device import Runtime
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
 from utils.run.memory import explain_out_of_memory
-from utils.run.outputs import check_output, locked
+from utils.run.outputs import beside, check_output, locked
 from utils.run.progress import progress
 from utils.run.resume import State
 from utils.run.seeds import generator
@@ -143,7 +143,7 @@ def padding_of(teacher: Teacher) -> int:
 
 def state_of(job: Job, settings: dict[str, Any]) -> State:
     """Where the pass is saved."""
-    return State(job.output.with_name(f".{job.output.name}.state"), settings, job.save_every)
+    return State(beside(job.output, "state"), settings, job.save_every)
 
 
 def collect(

@@ -26,8 +26,8 @@ from utils.data.formats import TENSORS, can_be_class
 from utils.data.geometry import fault_of_scale
 from utils.data.image_folder import ImageFolder
 from utils.data.whitening import ZCA_EPS, unwhitened
+from utils.nets import harmless
 from utils.nets.class_order import read_names
-from utils.nets.harmless import STAND_INS, arrays_to_lists
 from utils.run import entry
 from utils.run.errors import UserError, first_line, listed
 from utils.run.files import replacing
@@ -118,8 +118,7 @@ def read(path: str) -> Any:
         if suffix in (".npy", ".npz"):
             found = np.load(path, allow_pickle=False)
             return dict(found) if suffix == ".npz" else found
-        with torch.serialization.safe_globals(list(STAND_INS)):
-            return arrays_to_lists(torch.load(path, map_location="cpu", weights_only=True))
+        return harmless.load(path)
     except Exception as error:
         raise UserError(f"{path}: cannot be read as tensors ({first_line(error)})") from None
 

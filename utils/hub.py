@@ -6,10 +6,8 @@ A card is a README.md with YAML in front, of which the Hub reads the licence and
 
 from __future__ import annotations
 
-import filecmp
 import os
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Mapping
@@ -20,7 +18,7 @@ from utils import cli
 from utils.data.datasets import called
 from utils.data.manifest import SHARED
 from utils.run.errors import UserError
-from utils.run.files import flush_folder, replacing, sha256, write_json, write_text
+from utils.run.files import copy, flush_folder, sha256, write_json, write_text
 from utils.run.markdown import escaped
 from utils.run.outputs import check_output, claim, locked
 
@@ -164,7 +162,7 @@ def write(folder: str | Path, settings: dict, contents: Contents, overwrite: boo
         if found.get("finished") and _is_whole(folder, found, overwrite):
             return False
         for name, source in contents.copies.items():
-            _copy(source, folder / name)
+            copy(source, folder / name)
         for name, draw in contents.pictures.items():
             draw(folder / name)
         for name, text in contents.texts.items():
@@ -188,9 +186,3 @@ def _is_whole(folder: Path, record: dict, overwrite: bool) -> bool:
             "it again, or choose another folder"
         )
     return there == files
-
-
-def _copy(source: Path, target: Path) -> None:
-    if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
-        with replacing(target, flushed=False) as temporary:
-            shutil.copyfile(source, temporary)

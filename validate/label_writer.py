@@ -18,7 +18,7 @@ from utils.nets.teacher import beside
 from utils.run import distributed
 from utils.run.device import versions
 from utils.run.errors import UserError
-from utils.run.files import read_json, replacing, sha256, write_json
+from utils.run.files import read_json, sha256, write_bytes, write_json
 from utils.run.outputs import claim, locked
 from utils.run.progress import progress
 from utils.run.shared_work import SharedWork
@@ -157,8 +157,7 @@ def _save_shard(path: Path, stream: Stream, epochs: range, label: Callable, bar:
     tensors |= {"classes": torch.cat(classes).cpu()} if classes else {}
     tensors = {name: _narrow(tensor) for name, tensor in tensors.items()}
     tensors |= {"mix": torch.stack(mixes), "values": torch.cat(values).cpu()}
-    with replacing(path) as temporary:
-        temporary.write_bytes(serialised(tensors))
+    write_bytes(path, serialised(tensors))
 
 
 def _narrow(values: torch.Tensor) -> torch.Tensor:

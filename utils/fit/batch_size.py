@@ -19,6 +19,7 @@ from utils.run.errors import UserError
 from utils.run.files import digest, make_folder, read_json, write_json
 from utils.run.locks import FileLock
 from utils.run.memory import AUTO, is_out_of_memory
+from utils.run.outputs import beside
 
 MARGIN = 1 / 4  # of the images tried above those that will be: a batch is not all that needs memory
 
@@ -31,8 +32,7 @@ def find_batch_size(default: int, least: int, output: str | Path, trial: Callabl
     what the memory depends on, such as the network, the input size, the precision and the device: other work finds a
     size of its own. Raises UserError if not even `least` images fit.
     """
-    output, ranks = Path(output), distributed.get_world_size()
-    note = output.with_name(f".{output.name}.batch-size")
+    note, ranks = beside(output, "batch-size"), distributed.get_world_size()
     name = digest({**work, "default": default, "least": least, "ranks": ranks})
     size = distributed.by_main(lambda: _read(note).get(name))
     if size is None:

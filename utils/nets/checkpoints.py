@@ -16,11 +16,10 @@ from torch import nn
 
 from utils.data.geometry import fault_of_scale
 from utils.data.sizes import MAX_SIZE, MIN_SIZE
-from utils.nets import weights
-from utils.nets.harmless import STAND_INS, arrays_to_lists
+from utils.nets import harmless, weights
 from utils.nets.models import STEMS
 from utils.run.errors import UserError
-from utils.run.files import replacing
+from utils.run.files import write_bytes
 
 
 def _is_number(value: Any) -> bool:
@@ -57,12 +56,11 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 def save(path: str | Path, model: nn.Module, **facts: Any) -> None:
     """Write the checkpoint that `read` reads: `model` (a state_dict) and plain metadata."""
-    with replacing(path) as temporary:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        # Through memory: torch's own writer makes a RuntimeError of a full disk.
-        buffer = io.BytesIO()
-        torch.save({"model": tensors, **facts}, buffer)
-        temporary.write_bytes(buffer.getbuffer())
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # Through memory: torch's own writer makes a RuntimeError of a full disk.
+    buffer = io.BytesIO()
+    torch.save({"model": tensors, **facts}, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -73,7 +71,7 @@ def read(path: str | Path) -> dict[str, Any]:
     types (utils/nets/harmless.py). Raises UserError for any other file.
     """
     try:
-        content = _read_safetensors(path) if str(path).endswith(".safetensors") else _read_torch(path)
+        content = _read_safetensors(path) if str(path).endswith(".safetensors") else harmless.load(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint; train one with `python -m squeeze --output {path}`") from None
     except Exception as error:  # whatever a damaged file makes the unpickler raise
@@ -124,11 +122,6 @@ def check_facts(path: str | Path, facts: dict[str, Any]) -> None:
             raise UserError(f"{path}: its {name} is not {kind}")
     if fault := fault_of_scale(facts.get("mean"), facts.get("std"), "its "):
         raise UserError(f"{path}: {fault}; correct the file")
-
-
-def _read_torch(path: str | Path) -> Any:
-    with torch.serialization.safe_globals(list(STAND_INS)):
-        return arrays_to_lists(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _read_safetensors(path: str | Path) -> dict[str, Any]:

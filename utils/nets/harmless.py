@@ -8,9 +8,11 @@ NumPy's own unpickling, which trusts what it reads.
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, Callable
 
 import numpy as np
+import torch
 
 NUMBERS = "biufcSU"  # kinds of numpy.dtype whose values are Python's
 
@@ -63,12 +65,12 @@ def _scalar(kind: _Type, data: bytes) -> Any:
     return None if found is None else found[0].item()
 
 
-def arrays_to_lists(value: Any) -> Any:
+def _arrays_to_lists(value: Any) -> Any:
     """`value` with lists for arrays, all the way down its dicts, lists and tuples."""
     if isinstance(value, dict):
-        return {key: arrays_to_lists(entry) for key, entry in value.items()}
+        return {key: _arrays_to_lists(entry) for key, entry in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(arrays_to_lists(entry) for entry in value)
+        return type(value)(_arrays_to_lists(entry) for entry in value)
     return value.value if isinstance(value, _Array) else value
 
 
@@ -107,11 +109,20 @@ def _function(name: str, function: Callable) -> Callable:
 
 
 _ARRAY = _named("utils.nets.harmless.array", _Array)
-STAND_INS = (
+_STAND_INS = (
     *(_named(name, _Inert) for name in INERT),
     *(_named(name, _Mapping) for name in MAPPINGS),
     _named("numpy.dtype", _Type),
     _ARRAY,
     *(_function(f"numpy.{core}.multiarray.scalar", _scalar) for core in ("core", "_core")),
     *(_function(f"numpy.{core}.multiarray._reconstruct", lambda *_: _ARRAY()) for core in ("core", "_core")),
-)  # for torch.serialization.safe_globals
+)
+
+
+def load(path: str | Path) -> Any:
+    """What torch.save wrote to a file: tensors on the CPU, plain values, and lists for NumPy's arrays.
+
+    Raises what torch.load does for any other file, and for one that holds other types.
+    """
+    with torch.serialization.safe_globals(list(_STAND_INS)):
+        return _arrays_to_lists(torch.load(path, map_location="cpu", weights_only=True))

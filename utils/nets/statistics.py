@@ -36,7 +36,7 @@ from torch import nn
 
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
-from utils.run.files import differences, read_json, replacing, sha256, write_json
+from utils.run.files import differences, read_json, sha256, write_bytes, write_json
 
 COMMAND, BARYCENTERS = "python -m squeeze.statistics", "python -m squeeze.barycenters"
 FORMAT = 2  # of files without tensors of BatchNorms; the first one had no BatchNorms among its layers
@@ -139,8 +139,7 @@ def write(
     facts = {"settings": dict(settings), "layers": [asdict(layer) for layer in layers]}
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     content = safetensors.torch.save(held, {ENTRY: json.dumps(facts, sort_keys=True)})
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content)
 
 
 def seconds_path(path: str | Path) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import filecmp
 import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any, Iterable, Iterator
 
@@ -174,6 +176,23 @@ def _is_running(process: int) -> bool:
         return False
     except PermissionError:  # another user's
         pass
+    return True
+
+
+def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def copy(source: str | Path, target: str | Path) -> bool:
+    """Have `target` hold the bytes of `source`; one that does is left as it is. Whether it was written.
+
+    It is not flushed: the caller has many files to copy (`flush`, `flush_folder`).
+    """
+    if Path(target).is_file() and filecmp.cmp(source, target, shallow=False):
+        return False
+    with replacing(target, flushed=False) as temporary:
+        shutil.copyfile(source, temporary)
     return True
 
 

@@ -17,6 +17,11 @@ from utils.run.locks import FileLock
 BESIDE_BYTES = 40  # of what is added to an output's name for hidden files beside it
 
 
+def beside(output: str | Path, what: str) -> Path:
+    """The hidden file or folder beside an output that belongs to it: .OUTPUT.what, of at most BESIDE_BYTES more."""
+    return Path(output).with_name(f".{Path(output).name}.{what}")
+
+
 def check_output(path: str | Path, *inputs: str | Path) -> None:
     """Raises UserError if `path` cannot be created, or is, holds or lies in one of the `inputs`."""
     if len(os.fsencode(Path(path).name)) > NAME_BYTES - BESIDE_BYTES:
@@ -145,7 +150,7 @@ def built_under_lock(output: Path) -> Iterator[Path]:
 
     All of it is on disk before it gets its name, and the name when this ends.
     """
-    partial = output.with_name(f".{output.name}.partial")
+    partial = beside(output, "partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         make_folder(partial)
@@ -165,7 +170,7 @@ def locked(output: str | Path, wait: float = 0) -> Iterator[None]:
     lock of its own. Raises UserError if another process still holds the lock after `wait` seconds.
     """
     output, rank = Path(output).absolute(), os.environ.get("RANK", "0")
-    path = output.with_name(f".{output.name}.lock" if rank == "0" else f".{output.name}.rank{rank}.lock")
+    path = beside(output, "lock" if rank == "0" else f"rank{rank}.lock")
     made = make_folder(path.parent)
     lock = FileLock.at(path)
     try:

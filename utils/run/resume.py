@@ -14,7 +14,7 @@ import torch
 
 from utils.run import distributed
 from utils.run.errors import UserError
-from utils.run.files import differences, digest, remove_leftovers, replacing
+from utils.run.files import differences, digest, remove_leftovers, write_bytes
 from utils.run.signals import SIGNALS, Stopped
 
 

@@ -116,12 +116,17 @@ class SharedWork:
             self.folder.rmdir()  # if nothing came of it, so that other work finds no trace of this
 
     def remove(self) -> None:
-        """Delete the records: everything is put together. Other processes find no pieces any more, not missing ones."""
-        removed = self.folder.with_name(f".{self.folder.name.lstrip('.')}.removed")
+        """Delete the records: everything is put together."""
+        self.discard(self.folder)
+
+    @staticmethod
+    def discard(folder: Path) -> None:
+        """Delete a work's folder. Other processes find no pieces any more, not missing ones."""
+        removed = folder.with_name(f".{folder.name.lstrip('.')}.removed")
         shutil.rmtree(removed, ignore_errors=True)
-        if self.folder.exists():
+        if folder.exists():
             try:
-                os.rename(self.folder, removed)
+                os.rename(folder, removed)
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
                     raise

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from utils.run.files import replacing
+from utils.run.files import write_bytes
 
 matplotlib.use("Agg")
 
@@ -67,8 +67,7 @@ def png(draw: Callable[[], Figure], theme: str = "light") -> bytes:
 
 
 def save(path: str | Path, draw: Callable[[], Figure]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(png(draw))
+    write_bytes(path, png(draw))
 
 
 def diversity(table: pd.DataFrame) -> Figure:

@@ -30,6 +30,16 @@ def test_replacing(tmp_path):
         assert path.read_text() == "one" and tree(path.parent) == ["x.txt"]
 
 
+def test_a_copy_is_written_where_it_differs_and_else_left_as_it_is(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"one")
+    assert files.copy(source, target) and target.read_bytes() == b"one"
+    before = target.stat()
+    assert not files.copy(source, target) and target.stat().st_ino == before.st_ino
+    target.write_bytes(b"another")
+    assert files.copy(source, target) and target.read_bytes() == b"one" and tree(tmp_path) == ["source", "target"]
+
+
 def test_replacing_removes_what_killed_processes_left_and_nothing_else(tmp_path):
     ended = subprocess.Popen(["true"])
     ended.wait()
