@@ -13,7 +13,7 @@ from utils.data.datasets import known
 from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
-from utils.fit import curves
+from utils.fit import loggers
 from utils.fit.batch_size import find_batch_size, try_training_step
 from utils.fit.loop import History, Training
 from utils.nets import checkpoints, models
@@ -98,7 +98,7 @@ def parse() -> Job:
     cli.refuse_single_images(parser, args)
     if args.output.endswith(".safetensors"):
         parser.error(f"--output {args.output}: is written by torch.save, and read by its ending; name a .pth file")
-    curves.check(args.log)
+    loggers.check(args.log)
     dataset = known(args.dataset)
     epochs = args.epochs or (dataset.squeeze_epochs if dataset else 50)
     if too_late := [epoch for epoch in args.keep_epochs if epoch > epochs]:
@@ -170,7 +170,7 @@ def run(
     batches = batches_of(folder, size, recipe.crop_padding, runtime.device, job.machine.workers)
     test = EvalBatches(test_folder, size, workers=job.machine.workers)
     with (
-        job.training.curves(job.output.parent / "logs", f"squeeze_{job.output.stem}", settings) as log,
+        job.training.logger(job.output.parent / "logs", f"squeeze_{job.output.stem}", settings) as log,
         state_of(job, settings) as state,
     ):
 

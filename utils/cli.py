@@ -15,9 +15,9 @@ from utils.data.datasets import DATASETS
 from utils.data.formats import require_unicode
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.data.sizes import MAX_SIZE, MIN_SIZE
-from utils.fit import curves
+from utils.fit import loggers
 from utils.fit.batch_size import find_evaluation_batch_size
-from utils.fit.curves import Curves
+from utils.fit.loggers import Logger
 from utils.nets.ensemble import agreed
 from utils.nets.models import STEMS
 from utils.nets.teacher import Teacher, load_teacher
@@ -91,8 +91,8 @@ class TrainingFlags:
     sync_bn: bool
     wait: float  # minutes, for another rank
 
-    def curves(self, folder: Path, name: str, settings: dict[str, Any]) -> Curves:
-        return curves.start(self.log, folder, name, settings)
+    def logger(self, folder: Path, name: str, settings: dict[str, Any]) -> Logger:
+        return loggers.start(self.log, folder, name, settings)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def add_save_every(parser: Parser, what: str) -> None:
 def add_training(parser: Parser, what: str, folder: str) -> None:
     """The flags of TrainingFlags: `what` is saved, and `folder` holds the curves."""
     parser.add_argument(
-        "--log", choices=curves.KINDS, help=f"curves, in {folder} (wandb: sent too, unless WANDB_MODE=offline)"
+        "--log", choices=loggers.KINDS, help=f"curves, in {folder} (wandb: sent too, unless WANDB_MODE=offline)"
     )
     add_save_every(parser, what)
     parser.add_argument(

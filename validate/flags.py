@@ -11,7 +11,7 @@ from utils import cli
 from utils.cli import MachineFlags, TeacherFlags, TrainingFlags
 from utils.data import manifest
 from utils.data.geometry import GeometryFlags
-from utils.fit import curves
+from utils.fit import loggers
 from utils.nets import models
 from utils.run import registry
 from utils.run.errors import UserError
@@ -350,4 +350,4 @@ def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, di
         parser.error("--classes is the order of a teacher's classes, and there is no teacher here; leave it out")
     if not (soft or args.teacher_path or args.student_arch):
         parser.error("--student-arch is needed where there is no teacher to take it from")
-    curves.check(args.log)
+    loggers.check(args.log)

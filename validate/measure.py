@@ -117,7 +117,7 @@ def train_student(experiment: Experiment, run: Run, stream: Stream) -> None:
     weights = run.settings["weights"]
     name = f"{run.path.stem}_seed{stream.seed}"
     with (
-        job.training.curves(job.output_dir / "logs", name, run.settings) as log,
+        job.training.logger(job.output_dir / "logs", name, run.settings) as log,
         state_of(experiment, run, stream.seed) as state,
     ):
         training = Training(

@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from utils.data.geometry import Geometry
 from utils.data.loader import BatchSchedule, EvalBatches
-from utils.fit.curves import Curves
 from utils.fit.evaluate import accuracy
+from utils.fit.loggers import Logger
 from utils.run import distributed
 from utils.run.device import Runtime
 from utils.run.errors import UserError
@@ -106,7 +106,7 @@ class Training:
     geometry: Geometry  # of the test images
     test: EvalBatches | None = None
     evaluations: int = 0  # on the test images, evenly over the epochs
-    curves: Curves = Curves()
+    logger: Logger = Logger()
     on_best: Callable[[int, History], None] = lambda epoch, history: None  # called when the top-1 is the best so far
     kept: tuple[int, ...] = ()  # epochs, counted from 1, that are measured in any case
     on_kept: Callable[[int, History], None] = lambda epoch, history: None  # called after each of them
@@ -197,7 +197,7 @@ class Training:
             course.learner.model.train()
         if epoch in self.kept:
             self.on_kept(epoch, history)
-        self.curves.add(epoch, **entry, lr=rate)
+        self.logger.add(epoch, **entry, lr=rate)
         history.epochs.append(entry)
 
     def _mean_loss(self, total: torch.Tensor, epoch: int, steps: int) -> float:

@@ -19,6 +19,8 @@ class Package:
 PACKAGES = {
     "POT": Package("ot", "requirements-methods.txt"),
     "datasets": Package("datasets"),
+    "tensorboard": Package("tensorboard"),
+    "wandb": Package("wandb"),
 }
 
 

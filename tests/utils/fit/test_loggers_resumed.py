@@ -8,7 +8,7 @@ import types
 import pytest
 
 from helpers import tree
-from utils.fit import curves
+from utils.fit import loggers
 from utils.run.signals import Stopped
 
 has_tensorboard = pytest.mark.skipif(not importlib.util.find_spec("tensorboard"), reason="no tensorboard")
@@ -74,19 +74,19 @@ def test_other_settings_are_another_run(place, server):
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "3", '{"id": 3}', '{"settings": "x", "id": "y"}'])
 def test_a_damaged_note_is_another_run(tmp_path, server, content):
-    curves.start("wandb", tmp_path, "one", {"lr": 1}).close()
+    loggers.start("wandb", tmp_path, "one", {"lr": 1}).close()
     [note] = tmp_path.glob(".*")
     note.write_text(content)
-    curves.start("wandb", tmp_path, "one", {"lr": 1}).close()
-    curves.start("wandb", tmp_path, "one", {"lr": 1}).close()
+    loggers.start("wandb", tmp_path, "one", {"lr": 1}).close()
+    loggers.start("wandb", tmp_path, "one", {"lr": 1}).close()
     assert server.ids[0] != server.ids[1] == server.ids[2]
 
 
 def test_an_id_that_is_none_is_not_sent(tmp_path, server):
-    curves.start("wandb", tmp_path, "one", {}).close()
+    loggers.start("wandb", tmp_path, "one", {}).close()
     [note] = tmp_path.glob(".*")
     note.write_text(json.dumps({**json.loads(note.read_text()), "id": "../x"}))
-    curves.start("wandb", tmp_path, "one", {}).close()
+    loggers.start("wandb", tmp_path, "one", {}).close()
     assert server.ids[1] not in ("../x", server.ids[0])
 
 
@@ -102,7 +102,7 @@ def read(folder):
 @has_tensorboard
 def test_tensorboard_has_no_point_twice(tmp_path):
     for steps in ((1, 2, 3, 4), (3, 4, 5)):
-        with pytest.raises(Stopped), curves.start("tensorboard", tmp_path, "one", {"lr": 1}) as log:
+        with pytest.raises(Stopped), loggers.start("tensorboard", tmp_path, "one", {"lr": 1}) as log:
             for step in steps:
                 log.add(step, loss=len(steps) * step)
             raise Stopped(15)
@@ -115,7 +115,7 @@ def test_tensorboard_has_no_point_twice(tmp_path):
 @pytest.mark.slow
 @has_tensorboard
 def test_what_was_added_is_there_if_the_process_is_killed(tmp_path):
-    log = curves.start("tensorboard", tmp_path, "one", {})
+    log = loggers.start("tensorboard", tmp_path, "one", {})
     log.add(1, loss=0.5)
     assert [event.value for event in read(tmp_path / "one").Scalars("loss")] == [0.5], "before any close"
     log.close()
@@ -125,14 +125,14 @@ def test_what_was_added_is_there_if_the_process_is_killed(tmp_path):
 @has_tensorboard
 @pytest.mark.parametrize("stage", LINES)
 def test_an_interrupted_stage_goes_on_in_tensorboard(place, monkeypatch, stage):
-    add = curves._TensorBoard.add
+    add = loggers._TensorBoard.add
 
     def stopping(self, step, **values):
         add(self, step, **values)
         if step == 3:
             raise Stopped(15)
 
-    monkeypatch.setattr(curves._TensorBoard, "add", stopping)
+    monkeypatch.setattr(loggers._TensorBoard, "add", stopping)
     assert place.run(stage, log="tensorboard", **LINES[stage]).code == 128 + 15
     monkeypatch.undo()
     place.works(stage, log="tensorboard", **LINES[stage])
@@ -143,5 +143,5 @@ def test_an_interrupted_stage_goes_on_in_tensorboard(place, monkeypatch, stage):
 
 def test_nothing_is_written_where_nothing_is_added(tmp_path):
     """TensorBoard's folder appears with its first point."""
-    curves.start("tensorboard", tmp_path, "one", {}).close()
+    loggers.start("tensorboard", tmp_path, "one", {}).close()
     assert tree(tmp_path) == []

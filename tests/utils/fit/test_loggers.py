@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from utils.fit import curves
+from utils.fit import loggers
 from utils.run.errors import UserError
 
 
-class Kept(curves.Curves):
+class Kept(loggers.Logger):
     def __init__(self):
         self.points, self.closed = [], False
 
@@ -25,8 +25,8 @@ class Kept(curves.Curves):
 def kept(monkeypatch):
     """What the stages log, by the name of the curve."""
     found = {}
-    monkeypatch.setattr(curves, "check", lambda kind: None)
-    monkeypatch.setattr(curves, "start", lambda kind, folder, name, settings: found.setdefault(name, Kept()))
+    monkeypatch.setattr(loggers, "check", lambda kind: None)
+    monkeypatch.setattr(loggers, "start", lambda kind, folder, name, settings: found.setdefault(name, Kept()))
     return found
 
 
@@ -49,12 +49,13 @@ def test_squeeze_logs_its_epochs_and_its_accuracy(place, kept):
     assert curve.closed and f"{curve.points[-1][1]['top1']:.2f}" in printed
 
 
-@pytest.mark.parametrize("kind", curves.KINDS)
+@pytest.mark.parametrize("kind", loggers.KINDS)
 @pytest.mark.parametrize("stage", ["squeeze", "validate"])
 def test_a_missing_package_is_said_before_any_work(place, monkeypatch, stage, kind):
     monkeypatch.setitem(sys.modules, kind, None)
     outcome = place.run(stage, log=kind)
-    assert outcome.code == 2 and f"pip install {kind}" in outcome.err and len(outcome.err.splitlines()) == 1
+    said = f"--log {kind} need the package {kind}, which is not installed: pip install {kind}"
+    assert outcome.code == 2 and said in outcome.err and len(outcome.err.splitlines()) == 1
     assert not (place / "squeezed.pth").exists() and not (place / "measured").exists()
 
 
@@ -68,7 +69,7 @@ def test_nothing_is_logged_unless_asked(place):
 def test_tensorboard_reads_the_curves(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    writer = curves.start("tensorboard", tmp_path, "one", {"lr": 0.1})
+    writer = loggers.start("tensorboard", tmp_path, "one", {"lr": 0.1})
     writer.add(1, loss=0.5)
     writer.add(2, loss=0.25, top1=30.0)
     writer.close()
@@ -83,7 +84,7 @@ def test_tensorboard_reads_the_curves(tmp_path):
 def test_wandb_writes_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    writer = curves.start("wandb", tmp_path, "one", {"lr": 0.1})
+    writer = loggers.start("wandb", tmp_path, "one", {"lr": 0.1})
     writer.add(1, loss=0.5)
     writer.close()
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
@@ -104,4 +105,4 @@ def test_wandb_without_a_login_is_an_error_of_the_user(tmp_path, monkeypatch):
     wandb.errors = errors
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     with pytest.raises(UserError, match="WANDB_MODE=offline"):
-        curves.start("wandb", tmp_path, "one", {})
+        loggers.start("wandb", tmp_path, "one", {})

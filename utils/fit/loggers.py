@@ -1,4 +1,4 @@
-"""Curves for TensorBoard or Weights & Biases, for those who asked for them."""
+"""Loggers: curves in TensorBoard or Weights & Biases, for those who asked for them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from utils.run import distributed
+from utils.run import distributed, packages
 from utils.run.errors import UserError
 from utils.run.files import digest, make_folder, read_json, write_json
 
@@ -16,7 +16,7 @@ KINDS = ("tensorboard", "wandb")
 PROJECT = "delt"
 
 
-class Curves:
+class Logger:
     """Takes numbers and keeps none of them; what a stage has when nothing was asked for.
 
     A context: what was added is on disk, or sent, at its end. Work that ends by an error or a signal goes on with the
@@ -32,7 +32,7 @@ class Curves:
     def forget(self) -> None:
         """The work is complete: the same again has curves of its own."""
 
-    def __enter__(self) -> Curves:
+    def __enter__(self) -> Logger:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -41,7 +41,7 @@ class Curves:
             self.forget()
 
 
-class _TensorBoard(Curves):
+class _TensorBoard(Logger):
     def __init__(self, folder: Path, name: str, settings: dict[str, Any]):
         self.folder, self.settings, self.writer = folder / name, settings, None
 
@@ -63,7 +63,7 @@ class _TensorBoard(Curves):
             self.writer.close()
 
 
-class _WandB(Curves):
+class _WandB(Logger):
     def __init__(self, folder: Path, name: str, settings: dict[str, Any]):
         import wandb
 
@@ -104,18 +104,12 @@ class _WandB(Curves):
 
 def check(kind: str | None) -> None:
     """Raises UserError if the package of `kind` is missing; before hours of work."""
-    if kind is None:
-        return
-    try:
-        __import__(kind)
-    except ImportError:
-        raise UserError(
-            f"--log {kind}: the package is not installed; run `pip install {kind}`, or leave --log out"
-        ) from None
+    if kind is not None:
+        packages.needed(kind, f"curves by --log {kind}")
 
 
-def start(kind: str | None, folder: str | Path, name: str, settings: dict[str, Any]) -> Curves:
-    """The curves of one model, under `folder`. Raises UserError where wandb cannot start."""
+def start(kind: str | None, folder: str | Path, name: str, settings: dict[str, Any]) -> Logger:
+    """The logger of one model, under `folder`. Raises UserError where wandb cannot start."""
     if kind is None or distributed.get_rank():
-        return Curves()
+        return Logger()
     return (_TensorBoard if kind == "tensorboard" else _WandB)(Path(folder), name, settings)
