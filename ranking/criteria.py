@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Callable
 
 from ranking import coreset
 from utils.data import manifest
-from utils.run import registry
+from utils.run import boundary, registry
 from utils.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,8 +111,16 @@ def made(folder: str) -> str:
     return " ".join([f"--criterion {settings['criterion']}", *flags])
 
 
-if __name__ == "__main__":
-    if sys.argv[1:2] == ["--made"] and len(sys.argv) == 3:
-        print(made(sys.argv[2]))
+def main() -> None:
+    parser = boundary.Parser("ranking.criteria", "The criteria, one a line.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="ends with exit code 2 if one is not known")
+    parser.add_argument("--made", metavar="FOLDER", help="by which flags the selection there was made; empty: unknown")
+    args = parser.parse_args()
+    if args.made is not None:
+        print(made(args.made))
     else:
-        registry.main("criterion", CRITERIA)
+        registry.main("criterion", CRITERIA, args.names)
+
+
+if __name__ == "__main__":
+    sys.exit(boundary.run(main))

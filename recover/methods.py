@@ -7,7 +7,6 @@ by data set in DATASET_SETTINGS, and what it needs besides recover in NEEDS. Run
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import shlex
 import sys
@@ -18,7 +17,7 @@ from typing import Any
 from utils.data import manifest
 from utils.data.datasets import DATASETS, SMALL, SMALL_SIZE, own_settings
 from utils.data.sizes import size_at_a_glance
-from utils.run import packages, registry
+from utils.run import boundary, packages, registry
 from utils.run.errors import UserError
 
 # DELT, section 4.1 and its released code: EarlyLate from real images.
@@ -283,7 +282,7 @@ def made(folder: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser("python -m recover.methods", description="The methods, one a line.")
+    parser = boundary.Parser("recover.methods", "The methods, one a line.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="ends with exit code 2 if one is not known")
     parser.add_argument(
         "--needs",
@@ -297,8 +296,7 @@ def main() -> None:
         print(made(args.made))
         return
     name, where = [*(args.needs or ()), "", ""][:2]
-    sys.argv[1:] = args.names + [name] * bool(name)
-    registry.main("method", names())
+    registry.main("method", names(), args.names + [name] * bool(name))
     for line in shell_lines(needs(name, where)) if name else ():
         print(line)
 
@@ -329,4 +327,4 @@ def shell_lines(found: Needs) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(boundary.run(main))

@@ -21,7 +21,7 @@ from utils.fit.loggers import Logger
 from utils.nets.ensemble import agreed
 from utils.nets.models import STEMS
 from utils.nets.teacher import Teacher, load_teacher
-from utils.run import waiting
+from utils.run import boundary, waiting
 from utils.run.device import COMPILE, DETERMINISTIC, PRECISIONS, Runtime
 from utils.run.errors import UserError
 from utils.run.memory import AUTO
@@ -30,25 +30,17 @@ Group = TypeVar("Group")
 CLASSES_BY = ("name", "position")
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose error is one line, and whose defaults show in --help."""
+class Parser(boundary.Parser):
+    """Its defaults show in --help."""
 
     def __init__(self, prog: str, description: str):
-        super().__init__(
-            prog=f"python -m {prog}",
-            description=description,
-            allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+        super().__init__(prog, description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """Raises UserError for a word that is not UTF-8: manifests and messages could not name it."""
         for word in sys.argv[1:] if args is None else args:
             require_unicode(word)
         return super().parse_args(args, namespace)
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def group(args: argparse.Namespace, kind: type[Group]) -> Group:

@@ -331,4 +331,4 @@ def default_batch_size(facts: SetFacts) -> int:
 
 
 if __name__ == "__main__":
-    registry.main("protocol", PROTOCOLS)
+    registry.run("protocol", PROTOCOLS)

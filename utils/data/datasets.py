@@ -196,4 +196,4 @@ def own_settings(
 
 
 if __name__ == "__main__":
-    registry.main("data set", DATASETS)
+    registry.run("data set", DATASETS)

@@ -10,7 +10,6 @@ only: it takes seconds.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import lzma
 import os
@@ -31,6 +30,7 @@ from tqdm import tqdm
 from utils.data.datasets import DATASETS, DataSet
 from utils.data.formats import folders_in, is_image
 from utils.data.layouts import LAYOUTS, Splits
+from utils.run import boundary
 from utils.run.errors import UserError, first_line
 from utils.run.outputs import built_under_lock, locked
 
@@ -47,15 +47,8 @@ class Flags:
     output: Path
 
 
-class Parser(argparse.ArgumentParser):
-    """As utils.cli.Parser, which loads PyTorch: the error is one line."""
-
-    def error(self, message: str) -> None:
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
 def parse(argv: Sequence[str] | None = None) -> Flags:
-    parser = Parser(prog="python -m utils.data.prepare", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = boundary.Parser("utils.data.prepare", __doc__.splitlines()[0])
     parser.add_argument("name", choices=DATASETS, metavar="NAME", help=", ".join(DATASETS))
     parser.add_argument(
         "--source", type=Path, help="an archive or a folder to take the data from, instead of a download"
@@ -234,15 +227,8 @@ def print_summary(name: str, output: Path) -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """`main` as utils.run.entry.run has it, which loads PyTorch: one line of error. Returns the exit code."""
-    try:
-        main(argv)
-    except (UserError, OSError) as error:
-        print(f"error: {first_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Not by utils.run.entry.run, which loads PyTorch. Returns the exit code."""
+    return boundary.run(lambda: main(argv))
 
 
 if __name__ == "__main__":

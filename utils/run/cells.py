@@ -10,7 +10,6 @@ done again. Where one fails the others go on. Ends with exit code 0 if all are d
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fnmatch
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from utils.data.formats import is_hidden
+from utils.run import boundary
 from utils.run.cpus import job_cpus
 from utils.run.errors import UserError, listed
 from utils.run.files import digest, make_folder, read_json, sha256, write_json
@@ -337,22 +337,15 @@ def _last_words(log: Path) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m utils.run.cells", description=__doc__.splitlines()[0])
+    parser = boundary.Parser("utils.run.cells", __doc__.splitlines()[0])
     parser.add_argument("folder", help="gets what is known of each cell")
     parser.add_argument("--workers", type=int, default=1, help="cells that run at a time on this machine")
     parser.add_argument(
         "--inputs", nargs="*", default=[], metavar="PATH", help="what no cell makes, as commands name it"
     )
     args = parser.parse_args()
-    try:
-        return Cells(args.folder, read(sys.stdin.read()), max(1, args.workers), inputs=args.inputs).run()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as utils.run.entry does
-        return 141
-    except EXPECTED as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return Cells(args.folder, read(sys.stdin.read()), max(1, args.workers), inputs=args.inputs).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(boundary.run(main))

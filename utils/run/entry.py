@@ -1,4 +1,4 @@
-"""The way into a stage: signals, and the boundary where errors become one line."""
+"""The way into a stage: the boundary where errors become one line, with signals and ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Callable
 
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from utils.run import distributed, threads, waiting
+from utils.run import boundary, distributed, threads, waiting
 from utils.run.errors import UserError, first_line
 from utils.run.signals import SIGNALS, Stopped
 
@@ -33,7 +33,6 @@ PATH_ERRORS = (
 )
 FOLDER_VARIABLES = ("TMPDIR", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME", "HF_HOME")
 OTHER_FOLDERS = ("results", os.path.expanduser("~/.cache"))  # that stand for a flag or variable that is left out
-DEBUG = "DELT_DEBUG"  # in the environment: 1 shows the traceback of every error
 
 
 def run(main: Callable[[], None]) -> None:
@@ -49,14 +48,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         (record(guarded) if distributed.launched() else guarded)()
     except BrokenPipeError:
-        # Whoever read the output, head for one, has seen enough; the interpreter would complain at its own flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        sys.exit(boundary.unread())
     except UserError as error:
-        if os.environ.get(DEBUG, "0") not in ("", "0"):
-            _print_traceback(error)
-        if not distributed.launched():
-            sys.stderr.write(f"error: {one_line(error)}\n")
+        boundary.show(error, line=not distributed.launched())
         _end(2)
     except distributed.ConnectionLost:
         _end(1)
@@ -98,10 +92,6 @@ def hide_gpus(words: list[str]) -> None:
         os.environ.update(CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
 
 
-def one_line(message: object) -> str:
-    return " ".join(str(message).split())
-
-
 def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
     """`main` with signals handled, silent unless it is the main process, and with a machine's faults as UserErrors."""
 
@@ -124,8 +114,7 @@ def _as_user_errors(main: Callable[[], None]) -> Callable[[], None]:
             if not _is_users(error):
                 raise
             raise UserError(
-                f"{error.filename or 'writing'}: {error.strerror}; finished work is on disk, and the same command "
-                "resumes once this is corrected"
+                f"{boundary.said(error)}; finished work is on disk, and the same command resumes once this is corrected"
             ) from error
         except RuntimeError as error:
             if threads.is_thread_limit(error):
@@ -166,15 +155,6 @@ def _was_given(path: Path) -> bool:
         or (path.parent == own.parent and len(own.stem) > 2 and path.name.lstrip(".").startswith(own.stem.lstrip(".")))
         for own in given
     )
-
-
-def _print_traceback(error: BaseException) -> None:
-    """With the errors that it stands for, which `from None` hides."""
-    cause: BaseException | None = error
-    while cause is not None:
-        cause.__suppress_context__ = cause.__cause__ is not None
-        cause = cause.__cause__ or cause.__context__
-    traceback.print_exception(error)
 
 
 def _command() -> str:

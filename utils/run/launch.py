@@ -25,6 +25,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousError
 
+from utils.run import boundary
 from utils.run.cpus import job_cpus
 from utils.run.distributed import LAUNCHER, ConnectionLost
 from utils.run.errors import UserError, first_line
@@ -120,9 +121,6 @@ def prepare() -> None:
 
 if __name__ == "__main__":
     atexit.register(gc.freeze)  # as in utils.run.entry
-    try:
-        prepare()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    if code := boundary.run(prepare):
+        sys.exit(code)
     main()

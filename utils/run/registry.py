@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
+
+from utils.run import boundary
+from utils.run.errors import UserError
 
 
 def with_changes(
@@ -21,15 +24,19 @@ def with_changes(
     return same[0] if same else " ".join([name, *changed]), settings
 
 
-def main(what: str, names: Iterable[str]) -> None:
-    """Print the names, one a line; with arguments, end with exit code 2 and one line if one of them is unknown.
+def run(what: str, names: Iterable[str]) -> None:
+    """`main` of the command line's words, as the whole program.
 
     For modules that import neither torch nor anything else that is slow: a script asks several of them.
     """
-    known, asked = list(names), sys.argv[1:]
+    sys.exit(boundary.run(lambda: main(what, names, sys.argv[1:])))
+
+
+def main(what: str, names: Iterable[str], asked: Sequence[str]) -> None:
+    """Print the names, one a line, if none is asked for. Raises UserError if one of those that are is unknown."""
+    known = list(names)
     if not asked:
         print("\n".join(known))
     for name in asked:
         if name not in known:
-            sys.stderr.write(f"error: {what} '{name}' is not known; known: {', '.join(known)}\n")
-            sys.exit(2)
+            raise UserError(f"{what} '{name}' is not known; known: {', '.join(known)}")

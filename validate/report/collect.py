@@ -12,8 +12,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 from utils.data import manifest
 from utils.nets.teacher import unsaid_in
-from utils.run.entry import one_line
-from utils.run.errors import UserError
+from utils.run.errors import UserError, one_line
 from utils.run.files import differences, digest, read_json
 from utils.run.progress import say_once
 from validate.protocols import SQUARED
