@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from recover.methods import Needs, needs
+from recover.needs import Needs, needs
 from utils import cli
 from utils.data import manifest
 from utils.nets import checkpoints

@@ -20,7 +20,7 @@ from benchmarks import networks
 from benchmarks.networks import Cost
 from ranking.criteria import CRITERIA
 from ranking.flags import count_or_times, in_number
-from recover import methods
+from recover import methods, needs
 from recover.earlylate import EarlyLate
 from recover.flags import share
 from recover.settings import Settings
@@ -260,7 +260,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--input-size", type=cli.positive, metavar="PIXELS")
     parser.add_argument("--ipc", type=cli.positive, default=10)
     parser.add_argument(
-        "--method", nargs="+", choices=methods.names(), default=["delt"], help="what is shared counts once"
+        "--method", nargs="+", choices=needs.names(), default=["delt"], help="what is shared counts once"
     )
     parser.add_argument("--baselines", nargs="*", choices=CRITERIA, default=[], help="real images that are selected")
     parser.add_argument("--iterations", type=cli.positive)
@@ -298,25 +298,25 @@ def parse() -> argparse.Namespace:
 def stages_of(args: argparse.Namespace, images: Images, machine: Machine) -> list[Stage]:
     """Raises UserError for a network that is not known, or rounds that do not fit."""
     teachers = [_cost(arch, images.size) for arch in args.teacher_arch]
-    needs = {name: methods.needs(name, args.dataset or str(images.size)) for name in args.method}
-    own = {name: teachers if needed.teachers == "several" else teachers[:1] for name, needed in needs.items()}
+    needed = {name: needs.needs(name, args.dataset or str(images.size)) for name in args.method}
+    own = {name: teachers if found.teachers == "several" else teachers[:1] for name, found in needed.items()}
     found = []
     if "squeeze" in args.stages:
         epochs = args.squeeze_epochs or (known(args.dataset).squeeze_epochs if args.dataset else 50)
         found.append(squeeze(images, teachers, epochs, machine))
-    starts = {needed.ranking for needed in needs.values() if needed.ranking}
+    starts = {one.ranking for one in needed.values() if one.ranking}
     starts |= {f"--criterion {name}" for name in args.baselines}
     if "ranking" in args.stages and starts:
         found.append(ranking(images, teachers[0], starts, args.ipc, machine))
     kinds = {}  # what is collected -> of which networks, the most that a method asks for
-    for name, needed in needs.items():
-        for kind in (needed.statistics, "barycenters" if needed.barycenters else ""):
+    for name, one in needed.items():
+        for kind in (one.statistics, "barycenters" if one.barycenters else ""):
             if kind:
                 kinds[kind] = max(kinds.get(kind, []), own[name], key=len)
     if "statistics" in args.stages and kinds:
         found.append(statistics(images, list(kinds.values()), machine))
     for name in args.method:
-        if "recover" in args.stages and needs[name].recovers:
+        if "recover" in args.stages and needed[name].recovers:
             stage = f"recover {name}" if len(args.method) > 1 else "recover"
             found.append(recover(stage, images, own[name], settings_of(args, name, images), args.ipc, machine))
     if "validate" in args.stages:

@@ -29,7 +29,8 @@ from benchmarks.pairs import Comparison, add_machine, compare, machine_of, media
 from benchmarks.plain import PlainRecovery
 from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
-from recover.methods import METHODS, needs, recipes
+from recover.methods import METHODS, recipes
+from recover.needs import needs
 from recover.objectives import OBJECTIVES
 from recover.settings import Settings
 from utils import cli

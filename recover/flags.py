@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
-from recover import methods, objectives
+from recover import methods, needs, objectives
 from recover.earlylate import CURRICULA, LR_SCHEDULES
 from recover.engine import LEARN, OPTIMIZERS
 from recover.methods import METHODS
@@ -129,7 +129,7 @@ def _add_method(parser: cli.Parser) -> None:
         "--method",
         choices=tuple(METHODS),
         default="delt",
-        help=f"the recipe, of recover/methods.py; {methods.packages_said()}",
+        help=f"the recipe, of recover/methods.py; {needs.packages_said()}",
     )
     group.add_argument(
         "--shared",

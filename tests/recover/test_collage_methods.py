@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import CLASSES, INPUT, MEAN, STD, Place, images
 from plain_teacher import features_and_logits
-from recover.methods import needs
+from recover.needs import needs
 from recover.objectives.features import FeatureMatching
 from refusals import refused
 

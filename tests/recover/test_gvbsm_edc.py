@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from conftest import CLASSES, images, snapshot
 from recover.engine import Recovery
-from recover.methods import needs, recipes
+from recover.methods import recipes
+from recover.needs import needs
 from recover.objectives import OBJECTIVES
 from recover.settings import Settings
 from refusals import refused

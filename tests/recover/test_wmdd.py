@@ -11,7 +11,7 @@ import torch
 
 from conftest import CLASSES, images, snapshot
 from recover.engine import Recovery
-from recover.methods import needs
+from recover.needs import needs
 from utils.data.images import read_rgb, to_batch
 from utils.nets import statistics
 from utils.nets.features import extractor

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from command_lines import refusal
-from recover.methods import NEEDS, Needs, names
+from recover.needs import NEEDS, Needs, names
 from script_stubs import ROOT, SCRIPTS, command, parse
 
 STUB = ROOT / "tests" / "scripts" / "compare_stub.py"
