@@ -69,7 +69,7 @@ def targets(path: Path, teacher: Teacher) -> Path:
         step(images[part : part + BATCH_SIZE], labels[part : part + BATCH_SIZE])
     facts = {name: list(getattr(geometry, name)) for name in ("mean", "std", "classes")}
     facts |= dict(teacher=teacher.sha256, arch=teacher.arch, input_size=geometry.input_size)
-    facts |= dict(patch=totals.what.patch, per_class=True, norms=False)
+    facts |= dict(patch=totals.what.patch, per_class=True)
     statistics.write(path, totals.tensors(), facts, totals.layers, 0.0)
     return path
 
@@ -80,7 +80,7 @@ def _teacher(arch: str, size: int, classes: int) -> Teacher:
 
 
 def _what(teacher: Teacher, per_class: bool) -> What:
-    return What(PATCH if teacher.geometry.input_size <= SMALL_SIZE else LARGE_PATCH, per_class, norms=False)
+    return What(PATCH if teacher.geometry.input_size <= SMALL_SIZE else LARGE_PATCH, per_class)
 
 
 def main() -> None:

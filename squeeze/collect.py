@@ -19,11 +19,10 @@ class What:
     """What is collected."""
 
     patch: int  # pixels
-    per_class: bool
-    norms: bool  # BatchNorms too; they are always where the classes are asked for
+    per_class: bool  # of BatchNorms too; of all images their running averages serve
 
     def has(self, kind: str) -> bool:
-        return kind == CONVOLUTION or self.norms or self.per_class
+        return kind == CONVOLUTION or self.per_class
 
 
 class Measured(nn.Module):
@@ -143,7 +142,7 @@ class Totals:
         between[:, self.norms] = self.class_squares / self.class_images[:, None] - means[:, self.norms].square()
         kinds = {layer.name: layer.kind for layer in self.layers}
         for (name, part), span in self.columns.items():
-            if kinds[name] == CONVOLUTION or self.what.norms:
+            if kinds[name] == CONVOLUTION:
                 found[f"{name}.{part}"] = self.total[span]
             if self.what.per_class:
                 found[f"{name}.class_{part}"] = means[:, span]

@@ -44,7 +44,6 @@ class Job:
     output: Path
     patch: int | None
     per_class: bool
-    norms: bool
     seed: int
     save_every: float  # minutes
     overwrite: bool
@@ -62,9 +61,6 @@ def parse() -> Job:
     source.add_flags(parser)
     parser.add_argument("--per-class", action="store_true", help="of each class too, and of BatchNorms (EDC, WMDD)")
     parser.add_argument(
-        "--norms", action="store_true", help="of BatchNorms too; their own running averages serve otherwise"
-    )
-    parser.add_argument(
         "--patch",
         type=cli.positive,
         metavar="PIXELS",
@@ -80,7 +76,6 @@ def parse() -> Job:
         output=args.output,
         patch=args.patch,
         per_class=args.per_class,
-        norms=args.norms,
         seed=args.seed,
         save_every=args.save_every,
         overwrite=args.overwrite,
@@ -104,7 +99,7 @@ def main() -> None:
     with locked(job.output):
         batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
         small = teacher.geometry.input_size <= SMALL_SIZE
-        what = What(job.patch or (PATCH if small else LARGE_PATCH), job.per_class, job.norms)
+        what = What(job.patch or (PATCH if small else LARGE_PATCH), job.per_class)
         settings = settings_of(job, teacher, folder, what, runtime) | {"batch_size": batch_size}
         if not job.overwrite and statistics.is_written(job.output, settings):
             state_of(job, settings).remove()
@@ -126,11 +121,11 @@ def settings_of(job: Job, teacher: Teacher, folder: ImageFolder, what: What, run
     """What decides the values: a file of other settings is another run's."""
     return {
         **source.identity(folder, teacher),
-        **({} if what.per_class or what.norms else {"format": statistics.FORMAT}),
+        **({} if what.per_class else {"format": statistics.FORMAT}),
         "crop_padding": padding_of(teacher) if teacher.geometry.input_size <= SMALL_SIZE else None,
         "patch": what.patch,
         "per_class": what.per_class,
-        "norms": what.norms,
+        "norms": False,  # a flag of earlier versions, whose files and interrupted passes are the same run
         "seed": job.seed,
         **runtime.identity,
     }

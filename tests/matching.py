@@ -102,7 +102,7 @@ def write_targets(path, model, side, sha256="0" * 64, seed=0, per_class=True):
                 tensors[f"{name}.{part}"] = torch.rand(size, generator=generator)
             if per_class:
                 tensors[f"{name}.class_{part}"] = torch.rand(CLASSES, size, generator=generator)
-    settings = dict(teacher=sha256, arch="net", classes=list("abcd"), patch=side, per_class=per_class, norms=False)
+    settings = dict(teacher=sha256, arch="net", classes=list("abcd"), patch=side, per_class=per_class)
     settings["format"] = statistics.FORMAT
     return lambda geometry: _written(path, tensors, settings, geometry, layers)
 

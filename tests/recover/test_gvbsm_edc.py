@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -71,6 +72,25 @@ def test_a_file_of_an_earlier_version_is_refused(two):
     facts["settings"]["per_class"] = False
     save_file(tensors, path, {"statistics": json.dumps(facts)})
     refused(two, "recover", "another version", "squeeze.statistics --overwrite", method="gvbsm")
+
+
+def test_a_file_of_an_earlier_version_with_batchnorms_serves(two):
+    """Its flag --norms is gone; BatchNorms' `mean` and `var` are there and change nothing."""
+    files, with_norms = two.lines["recover"]["statistics"], []
+    for number, path in enumerate(files):
+        with safe_open(path, "pt") as file:
+            facts = json.loads(file.metadata()["statistics"])
+            tensors = {name: file.get_tensor(name) for name in file.keys() if ".class_" not in name}
+        for layer in facts["layers"]:
+            if layer["kind"] == "batchnorm":
+                tensors |= {f"{layer['name']}.{part}": torch.ones(layer["channels"]) for part in ("mean", "var")}
+        facts["settings"] |= {"per_class": False, "norms": True}
+        assert "format" not in facts["settings"]
+        with_norms.append(two / f"norms{number}.safetensors")
+        save_file(tensors, with_norms[-1], {"statistics": json.dumps(facts)})
+    for name, given in {"now": files, "then": with_norms}.items():
+        two.works("recover", method="gvbsm", iterations=2, statistics=given, syn_dir=two / name)
+    assert images(two / "then") == images(two / "now")
 
 
 def test_stages_of_several_sizes_do_not_go_with_a_file_of_one():

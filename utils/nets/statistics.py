@@ -2,8 +2,8 @@
 
 A safetensors file. For the layers that are called, NAME by NAME in the order of the modules:
 
-    NAME.mean  NAME.var                      (C,)    of the input's channels; of convolutions, of BatchNorms if asked
-    NAME.patch_mean  NAME.patch_var          (P,)    of convolutions: of the patches of the map (utils/nets/moments.py)
+    NAME.mean  NAME.var                      (C,)    of convolutions: of the input's channels
+    NAME.patch_mean  NAME.patch_var          (P,)    and of the patches of the map (utils/nets/moments.py)
 
 each the mean over batches of the statistics within a batch, weighted by the batch's share of the images (G-VBSM). With
 statistics of the classes, in label order, also
@@ -17,8 +17,8 @@ A file of `python -m squeeze.barycenters` is of the same kind, without layers: f
 that stand for its images' penultimate features, `points` (K, N, D), and their weights, `weights` (K, N), whose sum in a
 class is 1 (WMDD).
 
-Its metadata are one JSON object: `settings`, all that decides the values, and `layers`, all that are called: a
-BatchNorm that was not asked for is compared with its own running averages.
+Its metadata are one JSON object: `settings`, all that decides the values, and `layers`, all that are called:
+what all images are to a BatchNorm, its own running averages say.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ class Statistics:
         """What makes a file of this kind."""
         return BARYCENTERS if "points" in self.tensors else COMMAND
 
-    def require(self, teacher: Teacher, per_class: bool = False, norms: bool = False) -> None:
+    def require(self, teacher: Teacher, per_class: bool = False) -> None:
         """Raises UserError where they are another network's, or do not hold what is asked for."""
+        # Earlier versions had a flag for BatchNorms' `mean` and `var`, which nothing reads.
         has_norms = "points" in self.tensors or self.settings.get("per_class") or self.settings.get("norms")
         if not has_norms and self.settings.get("format") != FORMAT:
             raise UserError(
@@ -94,10 +95,8 @@ class Statistics:
             raise UserError(
                 f"--statistics {self.path}: has the classes in another order than the teacher; {self.command}"
             )
-        for flag, needed in (("per_class", per_class), ("norms", norms)):
-            if needed and not self.settings.get(flag):
-                name = flag.replace("_", "-")
-                raise UserError(f"--statistics {self.path}: was collected without --{name}; {self.command} --{name}")
+        if per_class and not self.settings.get("per_class"):
+            raise UserError(f"--statistics {self.path}: was collected without --per-class; {self.command} --per-class")
 
 
 def require_order(path: str | Path, classes: Sequence[str]) -> None:
