@@ -11,8 +11,10 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import RandomResizedCrop
 
+from ranking.flags import Job
 from utils.data.image_folder import ImageFolder
-from utils.data.images import size_of
+from utils.data.images import resize_for_test, size_of
+from utils.data.loader import Resize
 from utils.data.tiles import Box, Tile, cut
 from utils.run.cpus import available_cpus
 from utils.run.seeds import generator, seeded
@@ -31,6 +33,15 @@ def candidates(folder: ImageFolder, count: int | None, seed: int) -> ImageFolder
         order = torch.randperm(len(span), generator=generator(seed, "candidates", name)).tolist()
         chosen += sorted(span[place] for place in order[:count])
     return folder.taking(chosen)
+
+
+def offered(job: Job, folder: ImageFolder, size: int) -> ImageFolder:
+    """What is chosen among, as the teacher of `size` pixels sees it: images of `folder`, or crops of them."""
+    patches = job.patches
+    if job.scores_all:
+        return folder
+    images = candidates(folder, patches.candidates, job.seed)
+    return Crops(images, patches.crops, max(size // patches.tiles, 1), job.seed) if patches.crops else images
 
 
 class Crops(ImageFolder):
@@ -108,6 +119,11 @@ class Centred(nn.Module):
         room = self.size - images.shape[-1]
         before, after = room // 2, room - room // 2
         return self.network(nn.functional.pad(images, (before, after, before, after)))
+
+
+def shown(job: Job, network: nn.Module, size: int) -> tuple[nn.Module, Resize]:
+    """The network as it sees what is offered, and how that is resized for it."""
+    return (Centred(network, size), as_they_are) if job.patches.crops else (network, resize_for_test)
 
 
 def best(rows: pd.DataFrame, needed: int) -> pd.DataFrame:
