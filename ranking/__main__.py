@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ranking import crops, record, score, selection
+from ranking import record, score, selection
 from ranking.asked import Asked
 from ranking.choice import choose, chosen_from, require_enough, stream_of
 from ranking.criteria import Candidates
-from ranking.crops import Crops, offered, shown
+from ranking.crops import offered, shown
 from ranking.flags import Job, parse
 from ranking.ranking_file import RankingFile
 from ranking.score import Scorer
@@ -25,7 +25,6 @@ from utils.nets.features import FeatureReader, extractor
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
 from utils.run import entry
-from utils.run.device import Runtime
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
 from utils.run.memory import explain_out_of_memory
@@ -100,7 +99,7 @@ def scores(job: Job, asked: Asked, clock: Stopwatch) -> pd.DataFrame | None:
     The scores' `attrs["seconds"]` say how long they took.
     """
     runtime, teacher, machine = asked.runtime, asked.teacher, job.machine
-    check_images(asked.images, teacher, runtime, machine.workers)
+    check_images(job, asked)
     network, resize = shown(job, frozen(teacher.network, runtime, teacher), asked.size)
     scorer = Scorer(
         network, teacher.geometry, runtime, asked.batch_size, machine.workers, machine.finds_batch_size, clock, resize
@@ -151,7 +150,7 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
     request = asked.request(job)
     if (chosen := selection.existing(job, images, request)) is not None:
         return Selection(chosen, 0.0, asked.size, request)
-    check_images(images, teacher, runtime, job.machine.workers)
+    check_images(job, asked)
     scored, num_classes = job.chooses.needs == "both", teacher.geometry.num_classes
     network, resize = shown(job, frozen(extractor(teacher.network, scored), runtime, teacher), asked.size)
     reader = FeatureReader(
@@ -176,7 +175,7 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
         judge_by_sample(job, asked)
     with explain_out_of_memory(asked.batch_size), SharedWork(job.parts, wanted, len(folder.classes), is_done) as work:
         for label, features in reader.by_class(images, "features", work.take()):
-            tiles = crops.tiles_of(images, label)
+            tiles = images.tiles(label)
             scores = None
             if scored:
                 features, logits = features.split([features.shape[1] - num_classes, num_classes], 1)
@@ -194,11 +193,11 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
     return Selection(chosen, sum(entry.get("seconds", 0.0) for entry in found), asked.size, request)
 
 
-def check_images(images: ImageFolder, teacher: Teacher, runtime: Runtime, workers: int | None) -> None:
+def check_images(job: Job, asked: Asked) -> None:
     """Decode the images once, before the long work; of several processes each a part."""
-    images.check(workers)
-    what = "crops" if isinstance(images, Crops) else "images"
-    print(f"ranking: {len(images):,} {what} by {teacher.arch} ({teacher.geometry.input_size} px), {runtime}")
+    asked.images.check(job.machine.workers)
+    what = "crops" if job.patches.crops else "images"
+    print(f"ranking: {len(asked.images):,} {what} by {asked.teacher.arch} ({asked.size} px), {asked.runtime}")
 
 
 def remove_parts(job: Job) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ranking import record
-from ranking.crops import offered
+from ranking.crops import Offered, offered
 from ranking.flags import BATCH_SIZE, Job
 from utils.data.class_folders import folder_for
 from utils.data.image_folder import ImageFolder
@@ -21,7 +21,7 @@ class Asked:
     runtime: Runtime
     teacher: Teacher
     folder: ImageFolder  # the train folder in the teacher's label order
-    images: ImageFolder  # those that are offered, or crops of them
+    images: Offered  # those that are offered, or crops of them
     batch_size: int
     settings: dict  # as a ranking file records them
 

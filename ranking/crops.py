@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, Mapping
+from typing import Callable
 
 import pandas as pd
 import torch
@@ -35,28 +35,36 @@ def candidates(folder: ImageFolder, count: int | None, seed: int) -> ImageFolder
     return folder.taking(chosen)
 
 
-def offered(job: Job, folder: ImageFolder, size: int) -> ImageFolder:
-    """What is chosen among, as the teacher of `size` pixels sees it: images of `folder`, or crops of them."""
-    patches = job.patches
-    if job.scores_all:
-        return folder
-    images = candidates(folder, patches.candidates, job.seed)
-    return Crops(images, patches.crops, max(size // patches.tiles, 1), job.seed) if patches.crops else images
-
-
-class Crops(ImageFolder):
-    """Square random crops of a folder's images, `count` of each, as images of `size` pixels.
+class Crops:
+    """Square random crops of a folder's images, `count` of each, as images of `size` pixels; read as a folder is.
 
     Crop k of image i is number i * count + k. Where it lies depends on the seed, the image's path and k, and on nothing
     else.
     """
 
     def __init__(self, folder: ImageFolder, count: int, size: int, seed: int):
-        vars(self).update(vars(folder))
         self.folder, self.count, self.size, self.seed = folder, count, size, seed
+        self.root, self.role, self.classes = folder.root, folder.role, folder.classes
         self.paths = [path for path in folder.paths for _ in range(count)]
         self.labels = [label for label in folder.labels for _ in range(count)]
         self._last: tuple[int, Image.Image, list[Box]] | None = None  # a batch asks for an image's crops in turn
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def span(self, label: int) -> range:
+        """Where the crops of a class stand."""
+        images = self.folder.span(label)
+        return range(images.start * self.count, images.stop * self.count)
+
+    def of_class(self, label: int) -> list[str]:
+        """The image of each of a class's crops."""
+        span = self.span(label)
+        return self.paths[span.start : span.stop]
+
+    @property
+    def in_memory(self) -> bool:
+        return self.folder.in_memory
 
     def read(self, index: int) -> Image.Image:
         """Crop `index`, RGB of `size` pixels. Raises UserError if its image is damaged."""
@@ -70,8 +78,9 @@ class Crops(ImageFolder):
     def check(self, workers: int | None = None) -> None:
         self.folder.check(workers)
 
-    def fingerprint(self, recorded: Mapping[str, str] | None = None) -> str:
-        return self.folder.fingerprint(recorded)
+    def tiles(self, label: int) -> list[Tile]:
+        """A class's crops in their order. Raises UserError for a file that is no image."""
+        return list(map(Tile, self.of_class(label), self.boxes(label)))
 
     def boxes(self, label: int) -> list[Box]:
         """Where each crop of a class lies in its image. Raises UserError for a file that is no image."""
@@ -88,10 +97,16 @@ class Crops(ImageFolder):
             ]
 
 
-def tiles_of(images: ImageFolder, label: int) -> list[Tile]:
-    """The images of a class, or its crops, in their order."""
-    paths = images.of_class(label)
-    return list(map(Tile, paths, images.boxes(label) if isinstance(images, Crops) else [None] * len(paths)))
+Offered = ImageFolder | Crops
+
+
+def offered(job: Job, folder: ImageFolder, size: int) -> Offered:
+    """What is chosen among, as the teacher of `size` pixels sees it: images of `folder`, or crops of them."""
+    patches = job.patches
+    if job.scores_all:
+        return folder
+    images = candidates(folder, patches.candidates, job.seed)
+    return Crops(images, patches.crops, max(size // patches.tiles, 1), job.seed) if patches.crops else images
 
 
 def as_they_are(size: int) -> Callable[[Image.Image], Image.Image]:

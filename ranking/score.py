@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ranking import record
-from ranking.crops import BOX, Crops, tiles_of
+from ranking.crops import BOX, Offered
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.images import resize_for_test
@@ -51,7 +51,7 @@ class Scorer:
     @torch.inference_mode()
     def score(
         self,
-        folder: ImageFolder,
+        images: Offered,
         parts: Path,
         identity: dict,
         is_complete: Callable[[], bool] = lambda: False,
@@ -59,13 +59,13 @@ class Scorer:
     ) -> pd.DataFrame | None:
         """softmax(teacher(image))[true class] of every image in the test geometry (DELT, section 3.2).
 
-        Columns COLUMNS, and BOX where the folder holds crops, one row an image or crop, sorted by class, then by score,
+        Columns COLUMNS, and BOX where they are crops, one row an image or crop, sorted by class, then by score,
         highest first; equal scores by path, and of an image's crops by number. The work is shared with other processes
         by the folder `parts`; None while they are at work on the rest of it, or where `is_complete` says that they have
         put everything together. `judge` gets what the network says of all images, and may raise. The table's
         `attrs["seconds"]` are those of all processes that scored. Raises UserError where a score is not a number.
         """
-        batches = EvalBatches(folder, self.geometry.input_size, self.batch_size, self.workers, self.resize)
+        batches = EvalBatches(images, self.geometry.input_size, self.batch_size, self.workers, self.resize)
         network = self.runtime.compiled(self.network, len(batches))
 
         def is_done(piece: int) -> bool:
@@ -82,15 +82,15 @@ class Scorer:
             total = len(work.missing()) * PIECE * self.batch_size // distributed.rank_from_environment()[1]
             # Scores and answers of the piece in progress, on the device: what is fetched is waited for.
             found: list[tuple[torch.Tensor, torch.Tensor]] = []
-            with progress(total=min(total, len(folder)), desc="ranking", unit="img") as bar:
-                for images, labels in batches.read(numbers()):
-                    found.append(self._scores(network, images, labels))
-                    bar.update(len(images))
+            with progress(total=min(total, len(images)), desc="ranking", unit="img") as bar:
+                for pixels, labels in batches.read(numbers()):
+                    found.append(self._scores(network, pixels, labels))
+                    bar.update(len(pixels))
                     if len(found) == len(pending[0]):
                         first = pending.popleft().start
                         scores, predicted = (torch.cat(part).cpu() for part in zip(*found))
                         start = first * self.batch_size
-                        paths = [folder.root / path for path in folder.paths[start : start + len(scores)]]
+                        paths = [images.root / path for path in images.paths[start : start + len(scores)]]
                         self.runtime.require_numbers(scores, "score", paths)
                         piece = {"scores": scores.double().tolist(), "predicted": predicted.tolist()}
                         work.save(first // PIECE, {**piece, "seconds": self.clock.lap()})
@@ -100,8 +100,8 @@ class Scorer:
             return None
         if all("predicted" in entry for entry in records):  # earlier versions kept none
             predicted = torch.tensor([label for entry in records for label in entry["predicted"]])
-            judge(Answers.of(torch.tensor(folder.labels), predicted, self.geometry.num_classes))
-        return _sorted_rows(folder, records)
+            judge(Answers.of(torch.tensor(images.labels), predicted, self.geometry.num_classes))
+        return _sorted_rows(images, records)
 
     def _scores(
         self, network: nn.Module, images: torch.Tensor, labels: torch.Tensor
@@ -111,9 +111,9 @@ class Scorer:
         return logits.softmax(1).gather(1, transfer(labels, self.runtime.device)[:, None])[:, 0], logits.argmax(1)
 
 
-def _sorted_rows(folder: ImageFolder, records: list[dict[str, Any]]) -> pd.DataFrame:
+def _sorted_rows(images: Offered, records: list[dict[str, Any]]) -> pd.DataFrame:
     """The table of `Scorer.score`, by what was saved of all pieces."""
-    table = rows_of(folder).assign(score=np.concatenate([entry["scores"] for entry in records]))
+    table = rows_of(images).assign(score=np.concatenate([entry["scores"] for entry in records]))
     table["number"] = np.arange(len(table))
     order = ["class", "score", "img_path", "number"]
     table = table.sort_values(order, ascending=[True, False, True, True], ignore_index=True).drop(columns="number")
@@ -121,15 +121,15 @@ def _sorted_rows(folder: ImageFolder, records: list[dict[str, Any]]) -> pd.DataF
     return table
 
 
-def rows_of(folder: ImageFolder) -> pd.DataFrame:
-    """A row for each image or crop in the folder's order, with a score of 0."""
+def rows_of(images: Offered) -> pd.DataFrame:
+    """A row for each image or crop in their order, with a score of 0."""
     columns: dict[str, list] = {
-        "img_path": list(folder.paths),
-        "class": [folder.classes[label] for label in folder.labels],
-        "score": [0.0] * len(folder),
+        "img_path": list(images.paths),
+        "class": [images.classes[label] for label in images.labels],
+        "score": [0.0] * len(images),
     }
-    if isinstance(folder, Crops):
-        boxes = [tile.box for label in range(len(folder.classes)) for tile in tiles_of(folder, label)]
+    boxes = [tile.box for label in range(len(images.classes)) for tile in images.tiles(label)]
+    if boxes[0]:
         columns |= dict(zip(BOX, map(list, zip(*boxes))))
     return pd.DataFrame(columns)
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ranking import crops
 from ranking.collage import Collages
-from ranking.crops import Crops
+from ranking.crops import Offered
 from ranking.flags import Job
 from utils.data import manifest
 from utils.data.datasets import known
@@ -133,7 +132,7 @@ def say_short_classes(job: Job, chosen: Selection) -> None:
         print(f"ranking: fewer than {least} images in class {listed(short, 5)}: {done}")
 
 
-def existing(job: Job, images: ImageFolder, request: str) -> dict[str, list[Tile]] | None:
+def existing(job: Job, images: Offered, request: str) -> dict[str, list[Tile]] | None:
     """What is on disk of this very choice among the `images`, once it is complete.
 
     Raises UserError where that cannot be what was chosen, unless it is to be overwritten.
@@ -143,7 +142,7 @@ def existing(job: Job, images: ImageFolder, request: str) -> dict[str, list[Tile
         return None
     settings = manifest.part(record, "settings")
     chosen, boxes = settings.get("images"), settings.get("boxes")
-    reason = fault(chosen, boxes, images, job.needed, repeats=job.short_classes == "repeat")
+    reason = fault(job, images, chosen, boxes)
     if reason is None:
         return {name: tiles_from(chosen[name], boxes[name] if boxes else None) for name in images.classes}
     if job.overwrite:
@@ -158,12 +157,12 @@ def tiles_from(paths: list[str], boxes: list | None) -> list[Tile]:
     return [Tile(path, tuple(box) if box else None) for path, box in zip(paths, boxes or [None] * len(paths))]
 
 
-def fault(chosen: Any, boxes: Any, images: ImageFolder, needed: int, repeats: bool) -> str | None:
-    """Why a manifest's `chosen` paths, and `boxes` of crops, cannot be `needed` of each class of `images`; else None.
+def fault(job: Job, images: Offered, chosen: Any, boxes: Any) -> str | None:
+    """Why a manifest's `chosen` paths, and `boxes` of crops, cannot be what is chosen of each class; else None.
 
-    A class with fewer has all of them; with `repeats` they come again in their order.
+    A class with too few has all of them; they come again in their order where --short-classes says so.
     """
-    are_crops = isinstance(images, Crops)
+    are_crops = bool(job.patches.crops)
     if not isinstance(chosen, dict) or set(chosen) != set(images.classes):
         return "its selection has other classes"
     if are_crops != isinstance(boxes, dict) or are_crops and set(boxes) != set(images.classes):
@@ -174,20 +173,20 @@ def fault(chosen: Any, boxes: Any, images: ImageFolder, needed: int, repeats: bo
             return f"its selection of class '{name}' is no list of paths"
         if are_crops and not (isinstance(own, list) and len(own) == len(paths) and all(map(is_box, own))):
             return f"its boxes of class '{name}' are no list of top, left, height and width of each image"
-        if reason := _fault_of_class(tiles_from(paths, own), images, label, needed, repeats):
+        if reason := _fault_of_class(job, images, label, tiles_from(paths, own)):
             return reason
     return None
 
 
-def _fault_of_class(found: list[Tile], images: ImageFolder, label: int, needed: int, repeats: bool) -> str | None:
-    name, tiles = images.classes[label], crops.tiles_of(images, label)
+def _fault_of_class(job: Job, images: Offered, label: int, found: list[Tile]) -> str | None:
+    name, tiles = images.classes[label], images.tiles(label)
     offered = Counter(tiles)
     if unknown := sorted({tile.path for tile in found} - {tile.path for tile in tiles}):
         return f"it selects {unknown[0]}, which is not in class '{name}' of {images.role} {images.root}"
     if unknown := [tile for tile in found if tile not in offered]:
         return f"it selects {list(unknown[0].box)} of {unknown[0].path}, which is none of its crops"
-    distinct = min(needed, len(tiles))
-    count = needed if repeats else distinct
+    distinct = min(job.needed, len(tiles))
+    count = job.needed if job.short_classes == "repeat" else distinct
     if len(found) != count:
         return f"it selects {len(found)} images of class '{name}', not {count}"
     if Counter(found[:distinct]) - offered or found != [found[place % distinct] for place in range(count)]:

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from helpers import noise
-from ranking.crops import Centred, Crops, best, candidates, tiles_of
+from ranking.crops import Centred, Crops, best, candidates
 from utils.data.image_folder import ImageFolder
 
 
@@ -64,6 +64,7 @@ def test_crops_are_squares_in_the_image(folder):
 def test_a_crop_is_its_box_resized(folder):
     crops = Crops(folder, 4, 6, 0)
     assert len(crops) == 52 and crops.labels == [0] * 12 + [1] * 40
+    assert (crops.span(0), crops.span(1)) == (range(12), range(12, 52))
     boxes = crops.boxes(0) + crops.boxes(1)
     for index in (0, 5, 7, 11, 13, 51):
         top, left, height, width = boxes[index]
@@ -81,9 +82,9 @@ def test_crops_of_an_image_depend_on_nothing_but_the_image_and_the_seed(folder):
 
 
 def test_tiles_name_images_or_their_crops(folder):
-    assert [(tile.path, tile.box) for tile in tiles_of(folder, 0)] == [(f"a/{k}.png", None) for k in range(3)]
+    assert [(tile.path, tile.box) for tile in folder.tiles(0)] == [(f"a/{k}.png", None) for k in range(3)]
     crops = Crops(folder, 2, 4, 0)
-    found = tiles_of(crops, 0)
+    found = crops.tiles(0)
     assert [tile.path for tile in found] == ["a/0.png", "a/0.png", "a/1.png", "a/1.png", "a/2.png", "a/2.png"]
     assert [tile.box for tile in found] == crops.boxes(0)
 

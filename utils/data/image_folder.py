@@ -28,6 +28,7 @@ from utils.data.formats import (
 )
 from utils.data.images import probe, read_rgb, size_of
 from utils.data.names import Names
+from utils.data.tiles import Tile
 from utils.run import distributed
 from utils.run.cpus import available_cpus
 from utils.run.errors import UserError, listed
@@ -133,6 +134,10 @@ class ImageFolder:
     def of_class(self, label: int) -> list[str]:
         span = self.span(label)
         return self.paths[span.start : span.stop]
+
+    def tiles(self, label: int) -> list[Tile]:
+        """A class's images, each as one tile."""
+        return list(map(Tile, self.of_class(label)))
 
     def renamed(self, classes: Sequence[str]) -> "ImageFolder":
         """The same images, their classes taken by position: the k-th folder, by number or sorted, is classes[k].

@@ -7,7 +7,8 @@ import multiprocessing.queues
 import os
 import threading
 from dataclasses import dataclass
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator, Protocol, Sequence
 
 import torch
 from PIL import Image
@@ -25,6 +26,25 @@ THREADS_PER_WORKER = 4  # the process itself, two that send indices and images, 
 NO_LEAKS = "ignore:resource_tracker"  # for PYTHONWARNINGS
 
 Resize = Callable[[int], Callable[[Image.Image], Image.Image]]  # input size -> (image -> image of that size)
+
+
+class Images(Protocol):
+    """What batches are read from in order: an ImageFolder, or crops of its images."""
+
+    root: Path
+    classes: list[str]
+    labels: list[int]  # rising
+
+    @property
+    def in_memory(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def span(self, label: int) -> range: ...
+
+    def of_class(self, label: int) -> list[str]: ...
+
+    def read(self, index: int) -> Image.Image: ...
 
 
 class AugmentedBatches(Dataset):
@@ -115,14 +135,14 @@ class BatchSchedule:
 
 
 class EvalBatches(Dataset):
-    """An ImageFolder resized for testing, or otherwise, and in order; kept where memory allows.
+    """Images resized for testing, or otherwise, and in order; kept where memory allows.
 
     Ranks that work together have every world-size-th batch each.
     """
 
     def __init__(
         self,
-        folder: ImageFolder,
+        folder: Images,
         size: int,
         batch_size: int = 256,
         workers: int | None = None,
@@ -175,7 +195,7 @@ def own_memory(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.is_shared() else tensor
 
 
-def _workers(folder: ImageFolder, asked: int | None) -> int:
+def _workers(folder: Images, asked: int | None) -> int:
     """Worker processes: as many as asked; else none where the images are in memory and the CPU computes anyway."""
     if asked is not None:
         return asked

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from utils.data.geometry import Geometry
-from utils.data.image_folder import ImageFolder
 from utils.data.images import resize_for_test
-from utils.data.loader import EvalBatches, Resize
+from utils.data.loader import EvalBatches, Images, Resize
 from utils.run import distributed
 from utils.run.device import Runtime
 from utils.run.errors import UserError
@@ -80,7 +79,7 @@ def _last_linear(network: nn.Module) -> tuple[nn.Module, str]:
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """Reads the features of an image folder, one class after the other; only one class is held at a time."""
+    """Reads the features of images, one class after the other; only one class is held at a time."""
 
     network: nn.Module  # of `extractor`, on the device
     geometry: Geometry
@@ -92,7 +91,7 @@ class FeatureReader:
 
     @torch.inference_mode()
     def by_class(
-        self, folder: ImageFolder, desc: str, labels: Iterable[int] | None = None
+        self, folder: Images, desc: str, labels: Iterable[int] | None = None
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """(label, features (n, D) fp32 on the CPU) of each class of `labels`, asked for one by one; of all if None.
 
@@ -122,7 +121,7 @@ class FeatureReader:
                     yield label, self._joined(held, folder, label)
                     held = []
 
-    def _joined(self, held: list[torch.Tensor], folder: ImageFolder, label: int) -> torch.Tensor:
+    def _joined(self, held: list[torch.Tensor], folder: Images, label: int) -> torch.Tensor:
         """A class's features on the CPU. Raises UserError where they are not all numbers."""
         features = torch.cat(held).cpu()
         self.runtime.require_numbers(features, "features", [folder.root / path for path in folder.of_class(label)])
