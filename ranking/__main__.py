@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pandas as pd
+from torch import nn
 
 from ranking import record, score, selection
 from ranking.asked import Asked
@@ -100,9 +101,10 @@ def scores(job: Job, asked: Asked, clock: Stopwatch) -> pd.DataFrame | None:
     """
     runtime, teacher, machine = asked.runtime, asked.teacher, job.machine
     check_images(job, asked)
-    network, resize = shown(job, frozen(teacher.network, runtime, teacher), asked.size)
+    network = frozen(teacher.network, runtime, teacher)
+    seen, resize = shown(job, network, asked.size)
     scorer = Scorer(
-        network, teacher.geometry, runtime, asked.batch_size, machine.workers, machine.finds_batch_size, clock, resize
+        seen, teacher.geometry, runtime, asked.batch_size, machine.workers, machine.finds_batch_size, clock, resize
     )
     with explain_out_of_memory(asked.batch_size):
 
@@ -111,7 +113,7 @@ def scores(job: Job, asked: Asked, clock: Stopwatch) -> pd.DataFrame | None:
                 judge(job, teacher, asked.folder, answers)
 
         if job.patches.crops:
-            judge_by_sample(job, asked)
+            judge_by_sample(job, asked, network)
         table = scorer.score(asked.images, job.parts, asked.identity, lambda: job.has_ranking, of_whole_images)
     if table is None:
         print("ranking: this process has done its pieces; the scores follow when all are done")
@@ -132,11 +134,14 @@ def judge(job: Job, teacher: Teacher, folder: ImageFolder, answers: Answers) -> 
         raise
 
 
-def judge_by_sample(job: Job, asked: Asked) -> None:
-    """As `judge`, by some whole images, where the answers to all of them are not at hand; the network is frozen."""
+def judge_by_sample(job: Job, asked: Asked, network: nn.Module) -> None:
+    """As `judge`, by what the teacher's `network`, frozen and on the device, says of some whole images.
+
+    Where the answers to all of them are not at hand.
+    """
     if asked.teacher.order is not None:
         batches = EvalBatches(class_order.sample(asked.folder), asked.size, asked.batch_size, job.machine.workers)
-        answers = Answers.to(batches, asked.teacher.network, asked.teacher.geometry, asked.runtime)
+        answers = Answers.to(batches, network, asked.teacher.geometry, asked.runtime)
         judge(job, asked.teacher, asked.folder, answers)
 
 
@@ -152,9 +157,10 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
         return Selection(chosen, 0.0, asked.size, request)
     check_images(job, asked)
     scored, num_classes = job.chooses.needs == "both", teacher.geometry.num_classes
-    network, resize = shown(job, frozen(extractor(teacher.network, scored), runtime, teacher), asked.size)
+    features_of = frozen(extractor(teacher.network, scored), runtime, teacher)
+    seen, resize = shown(job, features_of, asked.size)
     reader = FeatureReader(
-        network,
+        seen,
         teacher.geometry,
         runtime,
         asked.batch_size,
@@ -172,7 +178,7 @@ def by_features(job: Job, folder: ImageFolder, clock: Stopwatch) -> Selection | 
 
     wanted = {"request": request}
     if scored:
-        judge_by_sample(job, asked)
+        judge_by_sample(job, asked, features_of.network)
     with explain_out_of_memory(asked.batch_size), SharedWork(job.parts, wanted, len(folder.classes), is_done) as work:
         for label, features in reader.by_class(images, "features", work.take()):
             tiles = images.tiles(label)

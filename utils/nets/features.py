@@ -22,6 +22,7 @@ from utils.run.progress import progress
 def extractor(network: nn.Module, with_logits: bool = False) -> nn.Module:
     """What gives `network`'s penultimate features: images (B, 3, S, S) -> (B, D). `network` is changed in place.
 
+    As `network` of what is given, prepared as that is, it still gives the logits alone.
     With `with_logits` its K logits stand behind them: (B, D + K). Of several heads, such as a distilled network's two,
     the features are what the last one sees. Raises UserError for a network without a linear layer.
     """

@@ -25,7 +25,11 @@ _OF_TEACHER = " of teacher "
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network in eval mode, frozen, on the CPU, and what is known of it."""
+    """A network in eval mode, frozen, and what is known of it.
+
+    As loaded it is on the CPU. A stage takes it over: what prepares a network (`frozen`, an objective, `extractor`)
+    moves, casts and changes it in place and gives what is to be used from then on. Who needs it untouched copies it.
+    """
 
     network: nn.Module
     arch: str
