@@ -25,14 +25,14 @@ LEARN = ("image", "difference")
 
 @dataclass(frozen=True)
 class Start:
-    """Where a unit begins: images (N, 3, S, S) normalised fp32, labels (N,), and each image's first iteration.
+    """Where a unit begins: images (N, 3, S, S) normalised fp32, labels (N,), and the iteration in which each joins.
 
     `originals` (N, tiles, 3, S, S), of collages, for objectives that need them.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
-    starts: list[int]
+    joins: list[int]
     originals: torch.Tensor | None = None
 
 
@@ -90,22 +90,22 @@ class Recovery:
         device, settings = self.runtime.device, engine.settings
         self.name = stream[-1]
         self.bounds = engine.geometry.bounds(device) if settings.clamp else None
-        start_of = torch.tensor(start.starts)
+        joined = torch.tensor(start.joins)
         # Images that start together are one parameter, so that the optimiser keeps a state of its own for each
         # group, made when the group first has a gradient, and never touches the groups that have none.
-        self.starts = sorted(set(start.starts))
-        self.groups = [torch.nonzero(start_of == first)[:, 0] for first in self.starts]
-        self.originals = [start.images[group].to(device) for group in self.groups]
+        self.joins = sorted(set(start.joins))
+        self.groups = [torch.nonzero(joined == first)[:, 0] for first in self.joins]
+        self.initial = [start.images[group].to(device) for group in self.groups]
         self.members = torch.cat(self.groups).to(device)
         self.labels = start.labels.to(device)[self.members]
         self.real = None if start.originals is None else start.originals.to(device)[self.members]
         self.scaler = self.runtime.grad_scaler()
-        self.iteration = self.starts[0]
+        self.iteration = self.joins[0]
         self.stages = Stages.of(settings, start.images.shape[-1])
         iterations = range(self.schedule.iterations)
         sizes = [self.stages.size(self.stages.stage_of(i)) for i in iterations]
         self.views: list[View] = draw_views(sizes, [self.schedule.min_scale(i) for i in iterations], settings, *stream)
-        self._begin(self.stages.stage_of(self.iteration), self.originals)
+        self._begin(self.stages.stage_of(self.iteration), self.initial)
 
     def _begin(self, stage: int, images: Iterable[torch.Tensor]) -> None:
         """Begin a stage with the images of each group: resized, and with an optimiser that has seen nothing."""
@@ -122,10 +122,10 @@ class Recovery:
         stage = self.stages.stage_of(self.iteration)
         size, blend = self.stages.size(stage), self.stages.blend
         images = []
-        for first, now, original in zip(self.starts, self._images(len(self.groups)), self.originals):
+        for first, now, initial in zip(self.joins, self._images(len(self.groups)), self.initial):
             if first < self.iteration:
-                original = torch.lerp(resized(now, size), resized(original, size), blend)
-            images.append(original)
+                initial = torch.lerp(resized(now, size), resized(initial, size), blend)
+            images.append(initial)
         self._begin(stage, images)
 
     def _images(self, groups: int) -> list[torch.Tensor]:
@@ -136,7 +136,7 @@ class Recovery:
 
     def active_groups(self, iteration: int) -> int:
         """How many groups take part in `iteration`."""
-        return sum(start <= iteration for start in self.starts)
+        return sum(first <= iteration for first in self.joins)
 
     def active_images(self, iteration: int) -> int:
         return sum(len(group) for group in self.groups[: self.active_groups(iteration)])
@@ -186,7 +186,7 @@ class Recovery:
         state = state or NoState()
         if saved := state.load():
             self._restore(saved)
-        updates = sum(map(self.active_images, range(self.starts[0], self.iteration)))
+        updates = sum(map(self.active_images, range(self.joins[0], self.iteration)))
         while self.iteration < self.schedule.iterations:
             loss = self.step()
             updates += self.active_images(self.iteration - 1)
