@@ -14,8 +14,8 @@ from recover.flags import Job, parse
 from recover.objectives import OBJECTIVES
 from recover.objectives.base import Objective
 from recover.originals import Originals
+from recover.resolutions import Stages
 from recover.settings import Settings
-from recover.stages import Stages
 from recover.starts import Starts
 from recover.synthetic_set import SyntheticSet
 from recover.units import Unit, split

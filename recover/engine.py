@@ -10,8 +10,8 @@ import torch
 
 from recover.earlylate import EarlyLate
 from recover.objectives.base import Batch, Objective
+from recover.resolutions import Stages, resized
 from recover.settings import Settings
-from recover.stages import Stages, resized
 from recover.views import View, draw_views
 from utils.data.geometry import Geometry
 from utils.nets.frozen import frozen

@@ -14,7 +14,7 @@ from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
 from recover.objectives.base import Objective
 from recover.objectives.batchnorm import BatchNormMatching
-from recover.stages import Stages, resized
+from recover.resolutions import Stages, resized
 from utils.data.geometry import Geometry
 from utils.nets import models
 from utils.nets.teacher import Teacher
