@@ -10,7 +10,7 @@ from torch import nn
 from recover.objectives.base import Batch, Objective, combined
 from recover.settings import Settings
 from utils.nets.layers import is_plain
-from utils.nets.moments import at_least_fp32, channel_moments
+from utils.nets.moments import affine_gradient, at_least_fp32, channel_moments
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
 
@@ -19,7 +19,7 @@ class _MatchedNorm(torch.autograd.Function):
     """y = scale * x + shift of x (N, C, H, W), and x's mean and biased variance over all but C, in fp32 or above.
 
     What a plain graph computes in eight passes over the layer is two here: one kernel for both moments, and one
-    affine gradient, d y / dx = scale, d mean / dx = 1 / n, d var / dx = 2 (x - mean) / n. Nothing is kept but x.
+    affine gradient. Nothing is kept but x.
     """
 
     @staticmethod
@@ -38,8 +38,7 @@ class _MatchedNorm(torch.autograd.Function):
     def backward(ctx, grad_y: torch.Tensor, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> tuple:
         x, mean, scale = ctx.saved_tensors
         count, dtype = x.numel() // x.shape[1], at_least_fp32(x)
-        slope = 2 * grad_var / count
-        offset = grad_mean / count - slope * mean
+        slope, offset = affine_gradient(grad_mean, grad_var, mean, count)
         grad = torch.addcmul(offset.view(-1, 1, 1), x.to(dtype), slope.view(-1, 1, 1))
         return grad.addcmul_(grad_y.to(dtype), scale.view(-1, 1, 1)).to(x.dtype), None, None
 
@@ -57,8 +56,7 @@ class _Moments(torch.autograd.Function):
     def backward(ctx, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> torch.Tensor:
         x, mean = ctx.saved_tensors
         count, dtype = x.numel() // x.shape[1], at_least_fp32(x)
-        slope = 2 * grad_var / count
-        offset = grad_mean / count - slope * mean
+        slope, offset = affine_gradient(grad_mean, grad_var, mean, count)
         return torch.addcmul(offset.view(-1, 1, 1), x.to(dtype), slope.view(-1, 1, 1)).to(x.dtype)
 
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import torch
 
-from utils.nets.moments import at_least_fp32, channel_moments, cut_size, patch_moments, resampling, resized
+from utils.nets.moments import (
+    affine_gradient,
+    at_least_fp32,
+    channel_moments,
+    cut_size,
+    patch_moments,
+    resampling,
+    resized,
+)
 
 
 class _ConvolutionInput(torch.autograd.Function):
     """x (N, C, H, W) itself, its channels' means and biased variances (C,), and its patches' (P,), in fp32 or above.
 
     As in _MatchedNorm, the gradients of moments are affine in x. Those of channels and of patches, and the one that
-    comes back from the convolution, are added in one pass: d mean / dx = 1 / n, d var / dx = 2 (x - mean) / n, each
-    with its own n. Nothing is kept but x.
+    comes back from the convolution, are added in one pass. Nothing is kept but x.
     """
 
     @staticmethod
@@ -28,14 +35,12 @@ class _ConvolutionInput(torch.autograd.Function):
         x, mean, patch_mean = ctx.saved_tensors
         dtype, patch = at_least_fp32(x), ctx.patch
         count, channels, height, width = x.shape
-        slope = (2 * grad_var / (count * height * width)).view(-1, 1, 1)
-        offset = (grad_mean / (count * height * width)).view(-1, 1, 1) - slope * mean.view(-1, 1, 1)
+        found = affine_gradient(grad_mean, grad_var, mean, count * height * width)
+        slope, offset = (part.view(-1, 1, 1) for part in found)
 
         rows, columns = cut_size(height, patch), cut_size(width, patch)
-        values = count * channels * patch**2
-        patch_slope = 2 * grad_patch_var / values
-        patch_offset = grad_patch_mean / values - patch_slope * patch_mean
-        patch_slope, patch_offset = (_spread(part, rows, columns, patch) for part in (patch_slope, patch_offset))
+        found = affine_gradient(grad_patch_mean, grad_patch_var, patch_mean, count * channels * patch**2)
+        patch_slope, patch_offset = (_spread(part, rows, columns, patch) for part in found)
         if (rows, columns) == (height, width):
             slope, offset = (
                 part.contiguous(memory_format=torch.channels_last)[0]

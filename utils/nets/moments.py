@@ -34,6 +34,18 @@ def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(x.new_empty(x.shape[1], dtype=at_least_fp32(x)) for _ in range(2))
 
 
+def affine_gradient(
+    grad_mean: torch.Tensor, grad_var: torch.Tensor, mean: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(slope, offset), each of mean's shape: the gradient of means and biased variances over `count` values x is
+    slope * x + offset.
+
+    d mean / dx = 1 / count, d var / dx = 2 (x - mean) / count.
+    """
+    slope = 2 * grad_var / count
+    return slope, grad_mean / count - slope * mean
+
+
 def cut_size(length: int, patch: int) -> int:
     """The height or width in pixels of the map that is cut, of one of `length` pixels."""
     return max(length // patch, 1) * patch
