@@ -10,13 +10,13 @@ from torch import nn
 from recover.objectives.base import Batch, Objective, combined
 from recover.settings import Settings
 from utils.nets.layers import is_plain
-from utils.nets.moments import affine_gradient, at_least_fp32, channel_moments
+from utils.nets.moments import affine_gradient, at_least_fp32, channel_moments, image_moments
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
 
 
 class _MatchedNorm(torch.autograd.Function):
-    """y = scale * x + shift of x (N, C, H, W), and x's mean and biased variance over all but C, in fp32 or above.
+    """y = scale * x + shift of x (N, C, H, W), and x's moments as `_moments` has them.
 
     What a plain graph computes in eight passes over the layer is two here: one kernel for both moments, and one
     affine gradient. Nothing is kept but x.
@@ -24,9 +24,9 @@ class _MatchedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
+        ctx, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, by_image: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        mean, var = channel_moments(x)
+        mean, var = _moments(x, by_image)
         ctx.save_for_backward(x, mean, scale)
         dtype = at_least_fp32(x)
         y = torch.addcmul(shift.view(-1, 1, 1), x.to(dtype), scale.view(-1, 1, 1))
@@ -37,30 +37,46 @@ class _MatchedNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_y: torch.Tensor, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> tuple:
         x, mean, scale = ctx.saved_tensors
-        count, dtype = x.numel() // x.shape[1], at_least_fp32(x)
-        slope, offset = affine_gradient(grad_mean, grad_var, mean, count)
-        grad = torch.addcmul(offset.view(-1, 1, 1), x.to(dtype), slope.view(-1, 1, 1))
-        return grad.addcmul_(grad_y.to(dtype), scale.view(-1, 1, 1)).to(x.dtype), None, None
+        grad = _gradient(x, mean, grad_mean, grad_var)
+        return grad.addcmul_(grad_y.to(grad.dtype), scale.view(-1, 1, 1)).to(x.dtype), None, None, None
 
 
 class _Moments(torch.autograd.Function):
     """x's mean and biased variance alone, as _MatchedNorm has them."""
 
     @staticmethod
-    def forward(ctx, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, var = channel_moments(x)
+    def forward(ctx, x: torch.Tensor, by_image: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, var = _moments(x, by_image)
         ctx.save_for_backward(x, mean)
         return mean, var
 
     @staticmethod
-    def backward(ctx, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> torch.Tensor:
+    def backward(ctx, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> tuple[torch.Tensor, None]:
         x, mean = ctx.saved_tensors
-        count, dtype = x.numel() // x.shape[1], at_least_fp32(x)
-        slope, offset = affine_gradient(grad_mean, grad_var, mean, count)
-        return torch.addcmul(offset.view(-1, 1, 1), x.to(dtype), slope.view(-1, 1, 1)).to(x.dtype)
+        return _gradient(x, mean, grad_mean, grad_var).to(x.dtype), None
 
 
-matched_norm, moments_alone = _MatchedNorm.apply, _Moments.apply
+def _moments(x: torch.Tensor, by_image: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and biased variance over all but C, each (C,), or `by_image`, each (N, C); in fp32 or above."""
+    return image_moments(x) if by_image else channel_moments(x)
+
+
+def _gradient(x: torch.Tensor, mean: torch.Tensor, grad_mean: torch.Tensor, grad_var: torch.Tensor) -> torch.Tensor:
+    """Of the moments with respect to x, in their precision and in x's layout."""
+    slope, offset = affine_gradient(grad_mean, grad_var, mean, x.numel() // mean.numel())
+    return torch.addcmul(offset[..., None, None], x.to(mean.dtype), slope[..., None, None])
+
+
+def matched_norm(
+    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, by_image: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(scale * x + shift, mean, var) of x (N, C, H, W); the moments (C,), or of each image (N, C)."""
+    return _MatchedNorm.apply(x, scale, shift, by_image)
+
+
+def moments_alone(x: torch.Tensor, by_image: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, var) as `matched_norm` has them."""
+    return _Moments.apply(x, by_image)
 
 
 class MatchedBatchNorm(nn.Module):
@@ -80,7 +96,7 @@ class MatchedBatchNorm(nn.Module):
         self.distance = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y, mean, var = _MatchedNorm.apply(x, self.scale, self.shift)
+        y, mean, var = matched_norm(x, self.scale, self.shift)
         self.distance = torch.linalg.vector_norm(mean - self.mean) + torch.linalg.vector_norm(var - self.var)
         return y
 
@@ -96,7 +112,7 @@ class MeasuredBatchNorm:
         norm.register_forward_pre_hook(self._measure)
 
     def _measure(self, norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
-        mean, var = _Moments.apply(inputs[0])
+        mean, var = moments_alone(inputs[0])
         self.distance = torch.linalg.vector_norm(mean - norm.running_mean) + torch.linalg.vector_norm(
             var - norm.running_var
         )

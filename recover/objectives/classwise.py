@@ -39,12 +39,10 @@ class ClassMatchedBatchNorm(MatchedBatchNorm):
         self.labels: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # Of each image on its own: its channels are channels of one image.
-        rows, images = x.reshape(1, -1, *x.shape[2:]), len(x)
-        y, mean, var = matched_norm(rows, self.scale.repeat(images), self.shift.repeat(images))
+        y, *moments = matched_norm(x, self.scale, self.shift, by_image=True)
         if self.labels is not None:
-            self.distance = _distance(x, mean, var, self.labels, (self.class_mean, self.class_var))
-        return y.view(x.shape)
+            self.distance = _distance(*moments, self.labels, (self.class_mean, self.class_var))
+        return y
 
 
 class ClassMeasuredBatchNorm:
@@ -58,17 +56,16 @@ class ClassMeasuredBatchNorm:
 
     def _measure(self, norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
         if self.labels is not None:
-            moments = moments_alone(inputs[0].reshape(1, -1, *inputs[0].shape[2:]))
-            self.distance = _distance(inputs[0], *moments, self.labels, (norm.class_mean, norm.class_var))
+            moments = moments_alone(inputs[0], by_image=True)
+            self.distance = _distance(*moments, self.labels, (norm.class_mean, norm.class_var))
 
 
 def _distance(
-    x: torch.Tensor,
     mean: torch.Tensor,
     var: torch.Tensor,
     labels: torch.Tensor,
     targets: tuple[torch.Tensor, torch.Tensor],
 ) -> torch.Tensor:
-    """`class_distance` of the moments (N * C,) of x (N, C, H, W), in their own precision."""
-    with torch.autocast(x.device.type, enabled=False):
-        return class_distance(mean.view(x.shape[:2]), var.view(x.shape[:2]), labels, targets)
+    """`class_distance` in the moments' own precision."""
+    with torch.autocast(mean.device.type, enabled=False):
+        return class_distance(mean, var, labels, targets)

@@ -12,7 +12,7 @@ from helpers import CPU, recipe, scrambled, small_net
 from recover.earlylate import EarlyLate
 from recover.engine import Engine, Recovery, Start
 from recover.objectives.base import Batch, combined
-from recover.objectives.batchnorm import BatchNormMatching, MatchedBatchNorm, _MatchedNorm, channel_moments
+from recover.objectives.batchnorm import BatchNormMatching, MatchedBatchNorm, channel_moments, matched_norm
 from utils.data.geometry import Geometry
 from utils.nets import models
 from utils.nets.teacher import Teacher
@@ -276,7 +276,7 @@ def test_gradient_of_the_matched_norm(layout):
     scale, shift = torch.rand(2, 3, dtype=torch.float64, generator=generator)
     # All three results at once, so that a gradient that one of them lacks cannot hide.
     assert torch.autograd.gradcheck(
-        lambda x: _MatchedNorm.apply(x, scale, shift), (x.requires_grad_(),), atol=1e-7, rtol=1e-6
+        lambda x: matched_norm(x, scale, shift), (x.requires_grad_(),), atol=1e-7, rtol=1e-6
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from conftest import ROOT
 from helpers import scrambled, small_net
 from recover.objectives.base import Batch, combined
+from recover.objectives.classwise import ClassMatchedBatchNorm
 from recover.objectives.wasserstein import WassersteinMatching, positions
 from utils.data.geometry import Geometry
 from utils.nets.statistics import Statistics
@@ -139,6 +140,34 @@ def test_value_and_gradient(name, classwise, dtype, tolerance):
     found, found_gradient = measured(objective, images().to(dtype), LABELS)
     assert found.shape == () and found.item() == pytest.approx(loss.item(), rel=tolerance)
     assert relative(found_gradient, gradient) < tolerance
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_a_norm_of_classes_keeps_the_layout(layout, dtype, tolerance):
+    """Convolutions around it would have to change it back. Means are several deviations from zero."""
+    source = torch.Generator().manual_seed(0)
+    exact, weights = (torch.randn(6, 5, 4, 7, generator=source, dtype=torch.float64) for _ in range(2))
+    exact = (exact + torch.arange(5.0).view(5, 1, 1)).requires_grad_()
+    goals = [torch.randn(CLASSES, 5, generator=source, dtype=torch.float64) for _ in range(2)]
+    norm = scrambled(nn.BatchNorm2d(5)).double().eval().requires_grad_(False)
+    expected = norm(exact)
+    distances = []
+    for label in (0, 2):
+        rows = exact[LABELS == label].transpose(0, 1).flatten(1)
+        moments = rows.mean(1), rows.var(1, correction=0)
+        distances.append(sum((own - goal[label]).pow(2).sum().sqrt() for own, goal in zip(moments, goals)))
+    distance = sum(distances) / 2
+    gradient = torch.autograd.grad((expected * weights).sum() + 20 * distance, exact)[0]
+
+    x = exact.detach().to(dtype).contiguous(memory_format=layout).requires_grad_()
+    matched = ClassMatchedBatchNorm(norm, *goals).to(dtype)
+    matched.labels = LABELS
+    y = matched(x)
+    found = torch.autograd.grad((y * weights.to(dtype)).sum() + 20 * matched.distance, x)[0]
+    assert y.is_contiguous(memory_format=layout) and found.is_contiguous(memory_format=layout)
+    assert relative(y, expected) < tolerance and relative(found, gradient) < tolerance
+    assert matched.distance.item() == pytest.approx(distance.item(), rel=tolerance)
 
 
 def test_the_terms_differ_from_one_another():
