@@ -22,7 +22,7 @@ from utils.nets.class_order import Answers
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
 from utils.run import entry
-from utils.run.device import Runtime
+from utils.run.device import Runtime, transfer
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
 from utils.run.memory import explain_out_of_memory
@@ -185,7 +185,7 @@ def collector(
     def step(batch: torch.Tensor, labels: torch.Tensor) -> None:
         with runtime.autocast():
             logits, row = forward(geometry.normalise(batch, device))
-        totals.add(row, labels.to(device, non_blocking=True), logits.argmax(1))
+        totals.add(row, transfer(labels, device), logits.argmax(1))
 
     return step, totals
 

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler,
 
 from utils.data.loader import AugmentedBatches
 from utils.fit.loop import History, Learner, Training
+from utils.run.device import transfer
 from utils.run.resume import State
 
 LR_SCHEDULES = ("cosine", "onecycle", "constant")
@@ -53,7 +54,7 @@ def train(
     def losses(forward: Callable, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         images, labels = batch
         logits = forward(geometry.normalise(images, runtime.device)).float()
-        labels = labels.to(runtime.device, non_blocking=True)
+        labels = transfer(labels, runtime.device)
         return cross_entropy(logits, labels, reduction="none", label_smoothing=recipe.label_smoothing)
 
     scheduler = _scheduler(optimizer, recipe, training.schedule.steps)

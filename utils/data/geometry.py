@@ -8,6 +8,7 @@ from typing import Any, Sequence
 
 import torch
 
+from utils.run.device import transfer
 from utils.run.errors import UserError
 
 # Pixels from 0 to 1 deviate by 0.5 at most, and 1 leaves them as they are; but a network may want them smaller still.
@@ -29,7 +30,7 @@ class Geometry:
 
     def normalise(self, images: torch.Tensor, device: torch.device) -> torch.Tensor:
         """uint8 images (N, 3, H, W), 0 to 255 -> normalised fp32 on the device, channels_last."""
-        pixels = images.to(device, non_blocking=True) / 255
+        pixels = transfer(images, device) / 255
         return self.normalise_pixels(pixels).contiguous(memory_format=torch.channels_last)
 
     def normalise_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
