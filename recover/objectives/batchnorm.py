@@ -137,8 +137,7 @@ class BatchNormMatching(Objective):
             matched = self.matched(name, module)
             self.norms.append(matched)
             if isinstance(matched, nn.Module):
-                parent, _, attribute = name.rpartition(".")
-                setattr(network.get_submodule(parent), attribute, matched)
+                network.set_submodule(name, matched)
         self.arch, self.r_bn, self.first_bn = teacher.arch, r_bn, first_bn
         self._require(self.norms)
         self.network = network.eval().requires_grad_(False)

@@ -201,8 +201,7 @@ def _measured(network: nn.Module, name: str, patch: int) -> _Norm | _Convolution
         measured = _Norm(layer)
     else:
         return _Hooked(layer, patch if isinstance(layer, nn.Conv2d) else None)
-    parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, measured)
+    network.set_submodule(name, measured)
     return measured
 
 

@@ -52,9 +52,9 @@ class Tap(nn.Module):
     @classmethod
     def of(cls, network: nn.Module) -> Tap:
         """Of `network`, which is changed in place and still gives its logits. Raises UserError as `extractor` does."""
-        owner, name = _last_linear(network)
-        tap = cls(getattr(owner, name))
-        setattr(owner, name, tap)
+        name = _last_linear(network)
+        tap = cls(network.get_submodule(name))
+        network.set_submodule(name, tap)
         return tap
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -67,15 +67,14 @@ class Tap(nn.Module):
         return found
 
 
-def _last_linear(network: nn.Module) -> tuple[nn.Module, str]:
-    """The module that holds it, and its name there."""
+def _last_linear(network: nn.Module) -> str:
+    """Its name."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise UserError(
             f"{type(network).__name__} has no linear layer, and so no penultimate features; take another network"
         )
-    owner, _, name = linear[-1].rpartition(".")
-    return network.get_submodule(owner), name
+    return linear[-1]
 
 
 @dataclass(frozen=True)

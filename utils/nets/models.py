@@ -214,12 +214,8 @@ def _give_small_stem(model: nn.Module) -> None:
     name, first = next(convolutions, (None, None))
     if first is None or first.kernel_size == first.stride:
         return  # a patch embedding (ViT, Swin), a convolution or not (NaFlexViT), is no stem to shrink
-    parent = model.get_submodule(name.rpartition(".")[0])
-    setattr(
-        parent,
-        name.rpartition(".")[2],
-        nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=first.bias is not None),
-    )
+    stem = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=first.bias is not None)
+    model.set_submodule(name, stem)
     for owner, attribute in _stem_pools(model):
         setattr(owner, attribute, nn.Identity())
     if type(model).__name__ in ("ByobNet", "NormFreeNet", "FastVit"):
