@@ -9,6 +9,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 
 from recover.settings import Settings
+from utils.nets.resampling import bilinear
 from utils.run.seeds import seeded
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of the crop, as torchvision's default
@@ -30,22 +31,14 @@ class View:
     def matrices(self, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """(rows, columns), each (size, size) fp32, such that the view of x (N, 3, size, size) is rows @ x @ columns.
 
-        Bilinear resizing, flipping and rolling are linear and separable. As two small products they keep one
-        shape whatever the crop is, and their gradient sums in a fixed order.
+        Bilinear resizing, flipping and rolling are linear and separable: as two small products they keep one shape,
+        whatever the crop is.
         """
         top, left, height, width = self.crop
-        rows = _resample(top, height, size, device).roll(self.roll[0], 0)
-        columns = _resample(left, width, size, device)
+        rows = bilinear(size, size, device, start=top, span=height).roll(self.roll[0], 0)
+        columns = bilinear(size, size, device, start=left, span=width)
         columns = (columns.flip(0) if self.flip else columns).roll(self.roll[1], 0)
         return rows, columns.T
-
-
-def _resample(start: int, length: int, size: int, device: torch.device) -> torch.Tensor:
-    """The (size, size) matrix that resizes pixels start .. start + length of a line of `size` back to `size`."""
-    if length == size:
-        return torch.diag(torch.ones(size - abs(start), device=device), start)
-    identity = torch.eye(size, device=device)[None, :, start : start + length]
-    return torch.nn.functional.interpolate(identity, size=size, mode="linear")[0].T
 
 
 def draw_views(sizes: Sequence[int], scales: Sequence[float], settings: Settings, *stream: object) -> list[View]:

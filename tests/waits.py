@@ -8,14 +8,15 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "_uniq
 
 
 class Waits(TorchDispatchMode):
-    """`found` has the names of such operations, in their order."""
+    """`found` has the names of such operations, in their order; `called` those of all."""
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.found, self.called = [], set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().removeprefix("aten::").partition(".")[0]
+        self.called.add(name)
         if name in WAITING or (name.strip("_").startswith("index") and _has_mask(args)):
             self.found.append(name)
         return function(*args, **(kwargs or {}))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from utils.nets.resampling import averaging, resampled
+
 POOLED = 32  # pixels, to which images are averaged
 TEMPERATURE = 4
 SQUARINGS = 24  # of exp(G / 2 ** SQUARINGS): G is small enough then up to eigenvalues of millions
@@ -34,14 +36,10 @@ def densification(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def _pooled(images: torch.Tensor) -> torch.Tensor:
-    """As adaptive_avg_pool2d has it; its gradient sums in a fixed order."""
-    size = images.shape[-1]
-    if size == POOLED:
+    if images.shape[-1] == POOLED:
         return images
-    with torch.autocast(images.device.type, enabled=False):
-        identity = torch.eye(size, device=images.device, dtype=images.dtype)
-        average = torch.nn.functional.adaptive_avg_pool1d(identity[None], POOLED)[0]
-        return average.T @ images @ average
+    average = averaging(images.shape[-1], POOLED, images.device, images.dtype)
+    return resampled(images, average, average)
 
 
 def _exponentials(gram: torch.Tensor, same: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -7,7 +7,6 @@ from typing import Any, Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import interpolate
 
 from recover.objectives.base import Batch, Objective, combined
 from recover.settings import Settings
@@ -15,6 +14,7 @@ from utils.data import dsa
 from utils.data.tiles import edges
 from utils.nets.features import Tap
 from utils.nets.moments import at_least_fp32
+from utils.nets.resampling import bilinear, resampled
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
 from utils.run.seeds import generator
@@ -73,8 +73,8 @@ def enlarged_tiles(images: torch.Tensor, side: int) -> torch.Tensor:
     size = images.shape[-1]
     lengths = edges(size, side)
     parts = [part for row in images.split(lengths, 2) for part in row.split(lengths, 3)]
-    enlarged = [interpolate(part, (size, size), mode="bilinear", align_corners=False) for part in parts]
-    return torch.stack(enlarged, 1)
+    by_length = {k: bilinear(k, size, images.device, at_least_fp32(images)) for k in set(lengths)}
+    return torch.stack([resampled(part, *(by_length[k] for k in part.shape[2:])) for part in parts], 1)
 
 
 def build(teachers: Sequence[Teacher], settings: Settings) -> Objective:

@@ -9,10 +9,11 @@ from utils.nets.moments import (
     at_least_fp32,
     channel_moments,
     cut_size,
+    cutting,
     patch_moments,
-    resampling,
     resized,
 )
+from utils.nets.resampling import resampled
 
 
 class _ConvolutionInput(torch.autograd.Function):
@@ -49,10 +50,9 @@ class _ConvolutionInput(torch.autograd.Function):
             found = torch.addcmul(offset, x.to(dtype), slope).add_(grad)
         else:
             found = torch.addcmul(offset, x.to(dtype), slope).add_(grad)
-            with torch.autocast(x.device.type, enabled=False):
-                down, across = resampling(height, rows, x), resampling(width, columns, x)
-                cut = torch.addcmul(patch_offset, resized(x, patch), patch_slope)
-                found = found.add_(down.T @ cut @ across)
+            down, across = cutting(x, patch)
+            cut = torch.addcmul(patch_offset, resampled(x, down, across), patch_slope)
+            found = found.add_(resampled(cut, down.T, across.T))
         return found.to(x.dtype), None
 
 

@@ -17,6 +17,8 @@ def test_a_step_waits_for_nothing_and_leaves_nothing(name, tmp_path):
     with Waits() as waits:
         unit.step()  # in which images join
     assert waits.found == []
+    # On a GPU that is to give the same bytes each time, the gradient of PyTorch's own resizing is a slow scatter.
+    assert not [name for name in waits.called if name.startswith("upsample") and name.endswith("backward")]
     objective = made.objective
     parts = getattr(objective, "objectives", [objective])
     kept = [

@@ -8,7 +8,8 @@ one patch where it holds none. A patch's mean and variance go over the batch, th
 from __future__ import annotations
 
 import torch
-from torch import nn
+
+from utils.nets.resampling import bilinear, resampled
 
 Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # mean, var, patch_mean, patch_var
 
@@ -51,23 +52,16 @@ def cut_size(length: int, patch: int) -> int:
     return max(length // patch, 1) * patch
 
 
-def resampling(length: int, size: int, like: torch.Tensor) -> torch.Tensor:
-    """The (size, length) matrix that resizes a line of `length` pixels bilinearly. The dtype is at least fp32."""
-    identity = torch.eye(length, device=like.device, dtype=at_least_fp32(like))
-    return nn.functional.interpolate(identity[None], size=size, mode="linear")[0].T
+def cutting(x: torch.Tensor, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrices that resize the rows and the columns of x to the map that is cut."""
+    return tuple(bilinear(length, cut_size(length, patch), x.device, at_least_fp32(x)) for length in x.shape[2:])
 
 
 def resized(x: torch.Tensor, patch: int) -> torch.Tensor:
-    """The map of x that is cut into patches; x itself where its height and width are multiples of `patch`.
-
-    Two matrix products, whose gradient sums in a fixed order.
-    """
-    height, width = cut_size(x.shape[2], patch), cut_size(x.shape[3], patch)
-    if (height, width) == tuple(x.shape[2:]):
+    """The map of x that is cut into patches; x itself where its height and width are multiples of `patch`."""
+    if all(length == cut_size(length, patch) for length in x.shape[2:]):
         return x
-    with torch.autocast(x.device.type, enabled=False):
-        rows, columns = resampling(x.shape[2], height, x), resampling(x.shape[3], width, x)
-        return rows @ x.to(rows.dtype) @ columns.T
+    return resampled(x, *cutting(x, patch))
 
 
 def patch_moments(cut: torch.Tensor, patch: int) -> tuple[torch.Tensor, torch.Tensor]:
