@@ -42,13 +42,33 @@ def crop(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     room = int(size * PADDING + 0.5)
     for axis in (2, 3):
         shift = (draws[:, axis - 2] * (2 * room + 1)).floor().long() - room
-        source = torch.arange(size, device=images.device) + shift[:, None]  # (N, S)
-        shape = [-1, 1, 1, 1]
-        shape[axis] = size
-        index = source.clamp(0, size - 1).view(shape).expand_as(images)
-        inside = ((source >= 0) & (source < size)).view(shape)
-        images = images.gather(axis, index) * inside
+        images = _Shifted.apply(images, shift, axis)
     return images
+
+
+class _Shifted(torch.autograd.Function):
+    """Images along an axis by `shift` (N,) or (1,) pixels. The gradient is shifted back: that of gather is a scatter,
+    which is slow where it is to sum in a fixed order."""
+
+    @staticmethod
+    def forward(ctx, images: torch.Tensor, shift: torch.Tensor, axis: int) -> torch.Tensor:
+        ctx.save_for_backward(shift)
+        ctx.axis = axis
+        return _shifted(images, shift, axis)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _shifted(grad, -ctx.saved_tensors[0], ctx.axis), None, None
+
+
+def _shifted(images: torch.Tensor, shift: torch.Tensor, axis: int) -> torch.Tensor:
+    size = images.shape[axis]
+    source = torch.arange(size, device=images.device) + shift[:, None]  # (N, S)
+    shape = [-1, 1, 1, 1]
+    shape[axis] = size
+    index = source.clamp(0, size - 1).view(shape).expand_as(images)
+    inside = ((source >= 0) & (source < size)).view(shape)
+    return images.gather(axis, index) * inside
 
 
 def cutout(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 from plain_augmentation import by_hand
 from utils.data import dsa
 from utils.data.dsa import KINDS, draw, one_of
+from waits import Waits
 
 DRAWS = torch.tensor([[0.1, 0.9, 0.4], [0.99, 0.2, 0.0], [0.5, 0.5, 0.75]], dtype=torch.float64)
 
@@ -33,6 +34,18 @@ def test_images_may_share_one_draw(kind):
 def test_each_kind_has_a_gradient(kind):
     batch = images(4, 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: KINDS[kind](x, DRAWS[:1]), (batch,))
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_gradient_of_a_crop_scatters_nothing(shared):
+    """As a GPU sums in a fixed order it would be slow; the pixels that come back are those that were shown."""
+    batch, draws = images().requires_grad_(), DRAWS[:1] if shared else DRAWS
+    found = dsa.crop(batch, draws)
+    with Waits() as waits:
+        gradient = torch.autograd.grad(found.sum(), batch)[0]
+    assert waits.called and not [name for name in waits.called if "scatter" in name or "index_put" in name]
+    shown = torch.stack([torch.isin(image, view) for image, view in zip(batch, found)])
+    assert torch.equal(gradient, shown.to(gradient.dtype))
 
 
 @pytest.mark.parametrize("value", [0.0, 1 - 2**-24])
