@@ -179,9 +179,10 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def write_bytes(path: str | Path, content: bytes | memoryview) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+def write_bytes(path: str | Path, *parts: bytes | memoryview) -> None:
+    """One after the other: to join large ones would copy them."""
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(parts)
 
 
 def copy(source: str | Path, target: str | Path) -> bool:

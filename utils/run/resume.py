@@ -91,9 +91,7 @@ class State:
         saved = {"identity": self.identity, "settings": self.settings, "seconds": self.seconds, "content": content}
         torch.save(saved, buffer)
         payload = buffer.getbuffer()  # no copy: a state may be large
-        with replacing(self.path) as temporary, open(temporary, "wb") as file:
-            file.write(_checksum(payload))
-            file.write(payload)
+        write_bytes(self.path, _checksum(payload), payload)
         self.saved = time.monotonic()
 
     def save_if_due(self, content: Callable[[], dict[str, Any]]) -> None:

@@ -131,7 +131,7 @@ def test_saving_is_never_cut_off(tmp_path, monkeypatch, grace):
         send(signal.SIGINT)
         return open(path, mode)
 
-    monkeypatch.setattr("utils.run.resume.open", slow, raising=False)
+    monkeypatch.setattr("utils.run.files.open", slow, raising=False)
     state, reached = State(tmp_path / "x.state", {}, minutes=0), []
     with pytest.raises(Stopped), SIGNALS.handled(), state:
         state.save_if_due(lambda: content)
