@@ -1,1 +1,1 @@
-"""Train a teacher on the real data."""
+"""Train a teacher on the real data, collect its statistics and barycenters, and hand it on."""

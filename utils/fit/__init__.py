@@ -1,1 +1,1 @@
-"""Training: the loop that teachers and students share, its batch size, its evaluation and its loggers."""
+"""Training: the loop that teachers and students share, the search for a batch size, evaluation and loggers."""
