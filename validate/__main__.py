@@ -40,6 +40,8 @@ def validate(job: Job, runtime: Runtime) -> None:
     test_folder = folder_for(geometry, job.val_dir, "--val-dir")
     sets = [set_of(path, test_folder, job.classes_by) for path in job.sets]
     check_output(job.output_dir / "results.csv")
+    if job.labels.save_labels:
+        check_output(job.labels.save_labels)
     if job.ipc:
         sets = [folder.first(job.ipc, "leave out --ipc to take all that are there") for folder in sets]
     require_same_size(sets)

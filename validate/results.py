@@ -104,7 +104,20 @@ class Run:
         """
         facts = distributed.by_main(lambda: _as_stored(folder, settings, facts))
         with locked(path_of(folder, settings, facts)):
-            yield cls(folder, settings, facts)
+            run = cls(folder, settings, facts)
+            run._say_unfinished()
+            yield run
+
+    def _say_unfinished(self) -> None:
+        """A line for students of the same name by other settings, which nobody trains to their end."""
+        name = re.escape(self.path.stem[:-8]) + r"(?!%s)[0-9a-f]{8}_seed\d+" % self.path.stem[-8:]
+        found = [path for path in self.path.parent.glob(".*.state") if re.fullmatch(rf"\.{name}\.state", path.name)]
+        if found and distributed.get_rank() == 0:
+            others = f" and {len(found) - 1} more" * (len(found) > 1)
+            print(
+                f"validate: {min(found)}{others}: an unfinished student of other settings (teacher, images or flags "
+                "were others); the same command as then goes on with it, else remove the file"
+            )
 
     def _stored(self) -> dict[int, Result]:
         """The finished seeds on disk. Raises UserError as the constructor does."""

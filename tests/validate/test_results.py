@@ -49,6 +49,24 @@ def test_results_are_one_row_a_seed(tmp_path):
     assert [row["top1"] for row in results.read_rows(tmp_path / "results.csv")] == ["43.00", "44.13"]
 
 
+def test_an_unfinished_student_of_other_settings_is_named(tmp_path, capsys):
+    """Of another teacher, for one: nobody would train it to its end, or remove its state."""
+    place = tmp_path / "results"
+    place.mkdir()
+
+    def claimed(**changes):
+        with Run.claimed(tmp_path, {"lr": 0.001}, {**FACTS, **changes}) as run:
+            return run.path.stem, capsys.readouterr().out
+
+    stem, said = claimed()
+    (place / f".{stem}_seed0.state").touch()  # its own
+    (place / f".{stem[:-8]}epochs_100_0123abcd_seed0.state").touch()  # of another protocol
+    assert said == claimed()[1] == ""
+    left = place / f".{stem[:-8]}0123abcd_seed1.state"
+    left.touch()
+    assert f"{left}: an unfinished student of other settings" in claimed()[1]
+
+
 def test_the_same_run_is_found_again_and_another_one_is_not(tmp_path):
     run = Run(tmp_path, {"lr": 0.001}, FACTS)
     run.add(result(0))

@@ -32,7 +32,7 @@ from utils.data.formats import folders_in, is_image
 from utils.data.layouts import LAYOUTS, Splits
 from utils.run import boundary
 from utils.run.errors import UserError, first_line
-from utils.run.outputs import built_under_lock, locked
+from utils.run.outputs import built_under_lock, check_output, locked
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 60  # seconds that a download waits for a server
@@ -62,6 +62,7 @@ def parse(argv: Sequence[str] | None = None) -> Flags:
 def main(argv: Sequence[str] | None = None) -> None:
     flags = parse(argv)
     output = flags.output
+    check_output(output)
     with locked(output):
         prepare_once(flags, output)
     print_summary(flags.name, output)
@@ -87,7 +88,7 @@ def prepare(name: str, source: Path | None, output: Path) -> None:
     with built_under_lock(output) as partial:
         scratch = partial / "source"
         scratch.mkdir()
-        source = source.resolve() if source else download(name, dataset, scratch)
+        source = Path(os.path.realpath(source)) if source else download(name, dataset, scratch)
         splits = read(source, dataset, scratch)
         check(splits, name, source)
         write(splits, partial, scratch)

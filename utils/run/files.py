@@ -22,6 +22,7 @@ PARTIAL = re.compile(r"\..*\.partial\b")  # the temporary names of `replacing`; 
 ABANDONED = 24 * 3600  # seconds after which nobody writes to a temporary file any more, on whatever machine
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk, a quota or a limit says that takes no more
 # What file systems answer that cannot be asked to flush a file or a folder.
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
@@ -193,7 +194,12 @@ def copy(source: str | Path, target: str | Path) -> bool:
     if Path(target).is_file() and filecmp.cmp(source, target, shallow=False):
         return False
     with replacing(target, flushed=False) as temporary:
-        shutil.copyfile(source, temporary)
+        try:
+            shutil.copyfile(source, temporary)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise OSError(error.errno, error.strerror, str(target)) from None  # shutil names the source
     return True
 
 

@@ -11,7 +11,17 @@ from typing import Iterable, Iterator
 from filelock import Timeout
 
 from utils.run.errors import UserError
-from utils.run.files import NAME_BYTES, PARTIAL, differences, flush, flush_folder, make_folder, read_json, write_json
+from utils.run.files import (
+    NAME_BYTES,
+    PARTIAL,
+    differences,
+    flush,
+    flush_folder,
+    make_folder,
+    named,
+    read_json,
+    write_json,
+)
 from utils.run.locks import FileLock
 
 BESIDE_BYTES = 40  # of what is added to an output's name for hidden files beside it
@@ -139,7 +149,9 @@ def built(output: str | Path) -> Iterator[Path]:
     output = Path(os.path.realpath(output))
     with locked(output):
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise UserError(f"{output} exists and is not empty; choose another folder")
+            raise UserError(
+                f"{output} exists and is not empty: it is whole if this command wrote it; else choose another folder"
+            )
         with built_under_lock(output) as partial:
             yield partial
 
@@ -158,6 +170,8 @@ def built_under_lock(output: Path) -> Iterator[Path]:
         flush_folder(partial)
         os.replace(partial, output)
         flush([output])
+    except OSError as error:
+        raise named(error, output) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -320,6 +320,14 @@ def test_preparing_from_a_source_loads_no_pytorch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+def test_a_link_that_leads_to_itself(tmp_path, capsys):
+    (tmp_path / "there").symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to(tmp_path / "there")
+    assert "no such file or folder: " in refused(capsys, tmp_path / "out", "cifar10", "--source", tmp_path / "there")
+    assert run("cifar10", "--output", tmp_path / "there") == 2
+    assert "is a link that leads to itself" in capsys.readouterr().err
+
+
 def test_a_link_to_an_empty_folder_stays_one(tmp_path, imagenet):
     """To a disk with room, for one."""
     (tmp_path / "big").mkdir()

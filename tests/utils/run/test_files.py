@@ -94,6 +94,19 @@ def test_an_error_of_writing_names_the_file(tmp_path):
     assert raised.value.filename == str(tmp_path / "x.txt") and raised.value.errno == errno.ENOSPC
 
 
+def test_a_copy_that_finds_no_room_names_the_copy(tmp_path, monkeypatch):
+    """shutil names what it reads from."""
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(source))
+
+    (tmp_path / "source").write_text("one")
+    monkeypatch.setattr("shutil.copyfile", full)
+    with pytest.raises(OSError) as raised:
+        files.copy(tmp_path / "source", tmp_path / "target")
+    assert raised.value.filename == str(tmp_path / "target") and tree(tmp_path) == ["source"]
+
+
 def test_who_dies_when_the_file_appears_leaves_nothing_of_those_before(tmp_path, monkeypatch):
     """It is there, so that nobody writes it again."""
     ended = subprocess.Popen(["true"])
