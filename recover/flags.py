@@ -28,7 +28,6 @@ UNREAD: tuple[tuple[str, tuple[Any, ...], str, tuple[str, ...]], ...] = (
     ("min_crop", (1,), "below 1", ("milestone", "curriculum")),
     ("milestone", (0,), "above 0", ("curriculum",)),
     ("stages", (1,), "2 or more", ("blend", "stage_sizes")),
-    ("jitter", (0,), "above 0", ("jitter_low",)),
 )
 
 

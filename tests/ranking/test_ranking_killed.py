@@ -103,8 +103,8 @@ def others_scores(place):
         (selection, "claim", then_die(selection.claim)),
         (selection, "copy", then_die(selection.copy)),
         (selection, "write_json", then_die(selection.write_json)),
-        (SharedWork, "remove", die),
-        (SharedWork, "remove", then_die(SharedWork.remove)),
+        (SharedWork, "discard", staticmethod(die)),
+        (SharedWork, "discard", staticmethod(then_die(SharedWork.discard))),
     ],
     ids=[
         "after a piece",

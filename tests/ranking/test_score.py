@@ -11,7 +11,7 @@ import torch
 from helpers import CPU, gray, tree
 from ranking import score
 from ranking.criteria import CRITERIA, Candidates
-from ranking.crops import BOX, Crops, as_they_are, tiles_of
+from ranking.crops import BOX, Crops, as_they_are
 from ranking.score import PIECE, Scorer
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
@@ -67,7 +67,7 @@ def test_equally_scored_crops_of_an_image_stand_by_number(tmp_path):
     crops = Crops(images_of(tmp_path / "data", ["x", "y"]), 4, 8, 0)
     table = replace(scorer(), resize=as_they_are).score(crops, tmp_path / ".parts", {})
     found = list(table[["img_path", *BOX]].itertuples(index=False, name=None))
-    drawn = [(tile.path, *tile.box) for label in range(2) for tile in tiles_of(crops, label)]
+    drawn = [(tile.path, *tile.box) for label in range(2) for tile in crops.tiles(label)]
     assert len(set(drawn)) > len(drawn) / 2
     for path in dict.fromkeys(crops.paths):
         assert [row for row in found if row[0] == path] == [row for row in drawn if row[0] == path]

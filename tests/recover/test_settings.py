@@ -207,7 +207,7 @@ def ask(*words):
         (["sre2l"], ["", "", "true", "sre2l"]),
         (["cda", "cifar10"], ["--criterion medium", "", "true", "cda"]),
         (["cda", "imagenet1k"], ["", "", "true", "cda"]),
-        (["wmdd", "cifar10"], ["", "--per-class", "true", "wmdd"]),
+        (["wmdd", "cifar10"], ["", "--batch-size 64 --per-class", "true", "wmdd"]),
     ],
 )
 def test_bash_reads_what_a_method_needs(words, expected):

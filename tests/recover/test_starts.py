@@ -173,7 +173,6 @@ def test_a_folder_beside_noise_is_one_of_the_teachers_classes(place):
         dict(curriculum="linear", method="wmdd", statistics=[ROOT / "LICENSE"]),
         dict(milestone=0.5, min_crop=1),
         dict(blend=0.2),
-        dict(jitter_low=0),
         dict(stage_sizes=["0.5", "1"]),
     ],
     ids=str,

@@ -75,7 +75,7 @@ def moments(x: torch.Tensor, patch: int) -> Moments:
     return *channel_moments(x), *patch_moments(resized(x, patch), patch)
 
 
-def image_moments(x: torch.Tensor, patch: int | None) -> tuple[torch.Tensor, ...]:
+def image_moments(x: torch.Tensor, patch: int | None = None) -> tuple[torch.Tensor, ...]:
     """Mean and biased variance of each image's channels, each (N, C), and with `patch` of its patches, each (N, P)."""
     x = x.to(at_least_fp32(x))
     square = x.square()
