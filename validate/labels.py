@@ -218,7 +218,10 @@ class StoredLabels:
 
 
 def complete_probabilities(values: torch.Tensor, classes: torch.Tensor | None, num_classes: int) -> torch.Tensor:
-    """(N, K) probabilities of `classes` -> (N, num_classes), each row of sum 1: the others share the rest evenly."""
+    """(N, K) probabilities of `classes` -> (N, num_classes), each row of sum 1: the others share the rest evenly.
+
+    But for the rounding of stored values that sum to more than 1.
+    """
     if classes is None:
         return values / values.sum(1, keepdim=True)
     rest = (1 - values.sum(1, keepdim=True)).clamp(min=0) / (num_classes - values.shape[1])

@@ -254,7 +254,7 @@ DATASET_SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "imagewoof": _EDC_TEN_LARGE,
     },
     "fadrm": {
-        # By its code, which has more epochs for one image a class of Tiny-ImageNet, and half the rate for CIFAR-100's.
+        # By its code, which has more epochs for few images a class of Tiny-ImageNet, and half the rate for CIFAR-100's.
         "cifar100": {"epochs": 1000, "lr": lambda facts: 0.0005 if facts.ipc < 10 else 0.001},
         "tinyimagenet": {"epochs": lambda facts: 1000 if facts.ipc < 10 else 300},
         "imagenette": _FADRM_TEN,
