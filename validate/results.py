@@ -55,13 +55,14 @@ class Result:
         return set(self.processes) if isinstance(self.processes, list) else {self.processes} - {None}
 
 
+NAME_DIGITS = 8  # of the digest of a run's settings, at the end of its file's name
 SETTINGS_DIGITS = 16  # of the digest: rows of different settings are not averaged
 
 
 def path_of(folder: str | Path, settings: dict, facts: dict) -> Path:
     """The JSON of the run of these `settings`, under the name that was given to the set."""
     method = settings.get("method", facts["method"])
-    name = file_name(method, facts["student"], facts["protocol"], digest(settings)[:8])
+    name = file_name(method, facts["student"], facts["protocol"], digest(settings)[:NAME_DIGITS])
     return Path(folder) / "results" / f"{name}.json"
 
 
@@ -71,7 +72,7 @@ def _as_stored(folder: str | Path, settings: dict, facts: dict) -> dict:
     As they are where nothing was, or can be read.
     """
     path = path_of(folder, settings, facts)
-    others = [] if path.exists() else sorted(path.parent.glob(f"*_{digest(settings)[:8]}.json"))
+    others = [] if path.exists() else sorted(path.parent.glob(f"*_{digest(settings)[:NAME_DIGITS]}.json"))
     for other in others:
         with contextlib.suppress(UserError, TypeError, KeyError):
             content = read_json(other)
@@ -110,8 +111,9 @@ class Run:
 
     def _say_unfinished(self) -> None:
         """A line for students of the same name by other settings, which nobody trains to their end."""
-        name = re.escape(self.path.stem[:-8]) + r"(?!%s)[0-9a-f]{8}_seed\d+" % self.path.stem[-8:]
-        found = [path for path in self.path.parent.glob(".*.state") if re.fullmatch(rf"\.{name}\.state", path.name)]
+        name, own = self.path.stem[:-NAME_DIGITS], self.path.stem[-NAME_DIGITS:]
+        form = rf"\.{re.escape(name)}(?!{own})[0-9a-f]{{{NAME_DIGITS}}}_seed\d+\.state"
+        found = [path for path in self.path.parent.glob(".*.state") if re.fullmatch(form, path.name)]
         if found and distributed.get_rank() == 0:
             others = f" and {len(found) - 1} more" * (len(found) > 1)
             print(

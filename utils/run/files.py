@@ -145,6 +145,7 @@ def remove_leftovers(path: str | Path, written: Path | None = None) -> None:
     Beside a file `written` just now also those of others, where they are a day older: by one clock, the file system's.
     """
     before, after = _around(path := Path(path))
+    of_any = before.removesuffix(f"{machine()}.")
     try:
         names = os.listdir(path.parent)
     except FileNotFoundError:  # another process has removed the folder since
@@ -157,8 +158,7 @@ def remove_leftovers(path: str | Path, written: Path | None = None) -> None:
         if name == f"{before}{process}{after}":
             is_abandoned = not _is_running(int(process))
         else:
-            of_others = before.removesuffix(f"{machine()}.")
-            is_abandoned = written and name.startswith(of_others) and _is_older(left, written, ABANDONED)
+            is_abandoned = written and name.startswith(of_any) and _is_older(left, written, ABANDONED)
         if is_abandoned:
             left.unlink(missing_ok=True)
 
