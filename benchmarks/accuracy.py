@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 
 from recover.needs import Needs, needs
 from utils import cli
-from utils.data import manifest
+from utils.data.manifest import Manifest
+from utils.data.manifest import seconds as seconds_of
 from utils.nets import checkpoints
 from utils.run.files import digest
 from validate.report import collect, figures
@@ -110,15 +111,15 @@ def make(work: Work) -> None:
 
 def read(work: Work) -> pd.DataFrame:
     """One row for each method and share: iterations, seconds by stage, top-1 of each seed, and the mean by epoch."""
-    squeeze = manifest.seconds(checkpoints.read(work.teacher))
+    squeeze = seconds_of(checkpoints.read(work.teacher))
     rows = []
     for method in work.methods:
-        ranking = manifest.seconds(manifest.read(work.start_of(method)))
+        ranking = Manifest.of(work.start_of(method)).seconds
         for share in work.shares:
-            record = manifest.read(work.set_of(method, share))
+            made = Manifest.of(work.set_of(method, share))
             [found] = collect.read([work.results_of(method, share)])
-            seconds = dict(zip(STAGES, (squeeze, ranking, manifest.seconds(record), found.mean("seconds"))))
-            row = {"method": method, "iterations": record["settings"]["iterations"], "protocol": found.protocol}
+            seconds = dict(zip(STAGES, (squeeze, ranking, made.seconds, found.mean("seconds"))))
+            row = {"method": method, "iterations": made.settings["iterations"], "protocol": found.protocol}
             rows.append({**row, **seconds, "top1": found.top1, "curve": mean_curve(found), "epochs": found.epochs})
     return pd.DataFrame(rows)
 

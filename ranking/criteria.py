@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
 from ranking import coreset
-from utils.data import manifest
+from utils.data.manifest import Manifest, images_of
 from utils.run import boundary, registry
 from utils.run.errors import UserError
 
@@ -103,7 +103,7 @@ def made(folder: str) -> str:
     """The flags by which the selection in `folder` was made; empty where nothing says it."""
     settings: dict = {}
     with contextlib.suppress(UserError):  # validate says what is wrong with the manifest
-        settings = manifest.part(manifest.read(manifest.images_of(folder)), "settings")
+        settings = Manifest.of(images_of(folder)).settings
     if settings.get("criterion") not in list(CRITERIA):  # whatever it is
         return ""
     numbers = {name: settings.get(name) for name in ("candidates", "crops", "tiles")}

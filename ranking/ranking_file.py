@@ -11,11 +11,11 @@ import pandas as pd
 from ranking import record, score
 from ranking.flags import Job
 from utils.cli import spelled
-from utils.data import manifest
 from utils.data.class_folders import folder_for
 from utils.data.datasets import known
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
+from utils.data.manifest import seconds
 from utils.nets import judge, models
 from utils.nets.teacher import Teacher
 from utils.run.errors import UserError
@@ -100,7 +100,7 @@ class RankingFile:
         table = score.read(self.path, folder, of_crops="crops" in self.job.drawn)
         source = f"ranking: {len(table):,} scores from {self.path}"
         if about := record.read(self.path):
-            table.attrs |= {"seconds": manifest.seconds(about), "input_size": record.input_size(about)}
+            table.attrs |= {"seconds": seconds(about), "input_size": record.input_size(about)}
             print(source + self._other_precision(about.get("precision")))
             return table
         changed = record.path_of(self.path).exists()

@@ -12,10 +12,9 @@ from typing import Any
 from ranking.collage import Collages
 from ranking.crops import Offered
 from ranking.flags import Job
-from utils.data import manifest
 from utils.data.datasets import known
 from utils.data.image_folder import ImageFolder
-from utils.data.manifest import MANIFEST
+from utils.data.manifest import MANIFEST, Manifest, seconds
 from utils.data.sizes import common_size
 from utils.data.tiles import Tile, is_box
 from utils.run import files
@@ -45,7 +44,7 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
     found = claim(job.output_dir, MANIFEST, settings, job.overwrite, job.train_dir)
     path, before = Path(job.output_dir) / MANIFEST, chosen.seconds
     if "seconds" in found:  # of an earlier process, which had those of the scores
-        before = manifest.seconds(found)
+        before = seconds(found)
     try:
         written, facts = _write_images(job, chosen, settings)
     except BaseException:
@@ -55,7 +54,7 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
     if found.get("finished") and not written and all(found.get(name) == value for name, value in facts.items()):
         print(f"ranking: {job.output_dir} is complete")
         return
-    seconds = round(before + clock.lap(), 1)
+    taken = round(before + clock.lap(), 1)
     content = {
         "settings": settings,
         "train_dir": job.train_dir,
@@ -63,7 +62,7 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
         "ranking_sha256": sha256(job.ranking_file) if job.has_ranking else None,
         "request": chosen.request,
         "input_size": chosen.size,
-        "seconds": seconds,
+        "seconds": taken,
         **facts,
         "finished": True,
     }
@@ -71,7 +70,7 @@ def write(job: Job, folder: ImageFolder, chosen: Selection, clock: Stopwatch) ->
     write_json(path, content)
     print(
         f"ranking: {job.ipc} {job.criterion} images of each of {len(chosen.tiles)} classes in {job.output_dir}; "
-        f"{seconds:.0f} s"
+        f"{taken:.0f} s"
     )
 
 
@@ -103,8 +102,8 @@ def _write_images(job: Job, chosen: Selection, settings: dict) -> tuple[int, dic
         written, digests = copy(settings["images"], train_dir, output_dir)
         return written, {"sha256": digests}
     collages = Collages(train_dir, settings["size"], job.patches.tiles)
-    tiles = manifest.tiles(output_dir)
-    known = {path: (digest, tiles.get(path)) for path, digest in manifest.image_digests(output_dir).items()}
+    found = Manifest.of(output_dir)
+    known = {path: (digest, found.tiles.get(path)) for path, digest in found.digests.items()}
     written, digests, sources = collages.write(chosen.tiles, output_dir, known)
     return written, {"sha256": digests, "tiles": sources}
 
@@ -137,11 +136,10 @@ def existing(job: Job, images: Offered, request: str) -> dict[str, list[Tile]] |
 
     Raises UserError where that cannot be what was chosen, unless it is to be overwritten.
     """
-    record = manifest.read(job.output_dir)
-    if record.get("finished") is not True or record.get("request") != request:
+    found = Manifest.of(job.output_dir)
+    if not found.is_finished or found.content.get("request") != request:
         return None
-    settings = manifest.part(record, "settings")
-    chosen, boxes = settings.get("images"), settings.get("boxes")
+    chosen, boxes = found.settings.get("images"), found.settings.get("boxes")
     reason = fault(job, images, chosen, boxes)
     if reason is None:
         return {name: tiles_from(chosen[name], boxes[name] if boxes else None) for name in images.classes}

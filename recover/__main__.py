@@ -19,11 +19,12 @@ from recover.settings import Settings
 from recover.starts import Starts
 from recover.synthetic_set import SyntheticSet
 from recover.units import Unit, split
-from utils.data import gallery, manifest
+from utils.data import gallery
 from utils.data.datasets import first_known
 from utils.data.gallery import ImageSet
 from utils.data.geometry import plain
 from utils.data.images import resize_whole
+from utils.data.manifest import Manifest
 from utils.fit.batch_size import find_batch_size
 from utils.nets import judge
 from utils.nets.frozen import COMPARED, Untouched
@@ -51,7 +52,7 @@ def main() -> None:
     schedule = EarlyLate(starts.ipc, **settings.schedule)
     check_output(job.syn_dir)
     check_output(job.contact_sheet)
-    if job.overwrite or not manifest.read(job.syn_dir).get("finished"):
+    if job.overwrite or not Manifest.of(job.syn_dir).is_finished:
         check_class_order(job, teachers, starts, runtime)
 
     with locked(job.syn_dir):
@@ -108,7 +109,7 @@ def recover(job: Job, teachers: list[Teacher], schedule: EarlyLate, starts: Star
 
 def dataset_of(job: Job, teachers: list[Teacher]) -> str | None:
     """The known data set that the flag names, or a teacher, or the manifest of the starting images."""
-    start = manifest.dataset(job.init_dir) if job.init_dir else None
+    start = Manifest.of(job.init_dir).dataset if job.init_dir else None
     return first_known(job.geometry.dataset, *(teacher.dataset for teacher in teachers), start)
 
 
@@ -118,7 +119,7 @@ def check_class_order(job: Job, teachers: list[Teacher], starts: Starts, runtime
     Raises UserError where it cannot be theirs.
     """
     is_unsaid = any(teacher.order is not None for teacher in teachers)
-    if is_unsaid and job.init_dir and manifest.criterion(job.init_dir) == HARDEST:
+    if is_unsaid and job.init_dir and Manifest.of(job.init_dir).criterion == HARDEST:
         print(f"recover: {job.init_dir} cannot judge the order of the classes: images that a teacher gets wrong")
         return
     if folder := starts.labelled:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from recover.methods import METHODS, recipes
-from utils.data import manifest
 from utils.data.datasets import DATASETS, SMALL_SIZE
+from utils.data.manifest import Manifest, images_of
 from utils.data.sizes import size_at_a_glance
 from utils.run import boundary, packages, registry
 from utils.run.errors import UserError
@@ -84,7 +84,7 @@ def needs(name: str, where: str = "") -> Needs:
 def made(folder: str) -> str:
     """The method by which the set in `folder` was recovered; empty where it is none of these, or nothing says it."""
     with contextlib.suppress(UserError):  # validate says what is wrong with the manifest
-        found = manifest.recipe(manifest.images_of(folder))
+        found = Manifest.of(images_of(folder)).recipe
         return found if found in names() else ""
     return ""
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from recover.units import Member, Unit
-from utils.data import manifest
 from utils.data.class_folders import folder_for
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
 from utils.data.images import read_rgb, resize_whole, to_batch
+from utils.data.manifest import MANIFEST
 from utils.run.errors import UserError
 from utils.run.files import sha256, shortened
 from utils.run.seeds import generator
@@ -53,7 +53,7 @@ class Starts:
         """Raises UserError where the folder does not fit the teacher, or an image is damaged."""
         folder = folder_for(geometry, init_dir, "--init-dir", classes_by)
         advice = f"give at most --ipc {folder.fewest()}, or select with python -m ranking --short-classes repeat"
-        uneven, kept = ipc is None and folder.fewest() < folder.most(), manifest.kept_ipc(init_dir)
+        uneven, kept = ipc is None and folder.fewest() < folder.most(), folder.manifest.kept_ipc
         if uneven and kept:
             raise UserError(
                 f"--init-dir {init_dir}: was selected with --ipc {kept} --short-classes keep, and recover needs as "
@@ -63,9 +63,7 @@ class Starts:
         folder.check(workers)
         if uneven:
             print(f"{init_dir}: takes the first {folder.fewest()} images of each class, as many as the smallest has")
-        return cls(
-            geometry, folder.classes, len(folder) // len(folder.classes), folder, manifest.image_digests(init_dir)
-        )
+        return cls(geometry, folder.classes, len(folder) // len(folder.classes), folder, folder.manifest.digests)
 
     @property
     def labelled(self) -> ImageFolder | None:
@@ -79,7 +77,7 @@ class Starts:
     @property
     def tile_side(self) -> int:
         """Tiles along a side of the starting images, where these are collages; else 1."""
-        return manifest.tile_side(self.folder.root) if self.folder else 1
+        return self.folder.manifest.tile_side if self.folder else 1
 
     def identity(self) -> str:
         return self.folder.fingerprint(self.recorded) if self.folder else "noise"
@@ -113,7 +111,7 @@ class Starts:
         if recorded and path.is_file() and sha256(path) != recorded:
             raise UserError(
                 f"{path}: has changed since it was selected; run ranking again, or remove the folder's "
-                f"{manifest.MANIFEST} to take the images as they are"
+                f"{MANIFEST} to take the images as they are"
             )
         return path
 

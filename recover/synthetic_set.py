@@ -10,9 +10,8 @@ from typing import Any, Iterator
 import torch
 
 from recover.units import Member, Unit
-from utils.data import manifest
 from utils.data.images import save_image
-from utils.data.manifest import MANIFEST
+from utils.data.manifest import MANIFEST, Manifest, seconds
 from utils.run.distributed import rank_from_environment
 from utils.run.errors import UserError
 from utils.run.files import flush, sha256, write_json
@@ -31,7 +30,7 @@ class SyntheticSet:
         self.folder, self.settings, self.units, self.names = Path(folder), settings, units, names
         self.rank, self.world_size = rank_from_environment()
         self.work = SharedWork(self.folder / RECORDS, settings, len(units), self._is_done)
-        self.manifest: dict[str, Any] = {}
+        self.manifest = Manifest()
 
     def claim(self, overwrite: bool, *inputs: str) -> None:
         """Make the folder this run's, as all processes do.
@@ -41,25 +40,25 @@ class SyntheticSet:
         if self.rank and overwrite:
             self._await_removal()
         claim(self.folder, MANIFEST, self.settings, overwrite and self.rank == 0, *inputs)
-        self.manifest = manifest.read(self.folder)
+        self.manifest = Manifest.of(self.folder)
 
     def _await_removal(self, seconds: float = 120) -> None:
         """Until rank 0, which alone may, has removed another run."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with contextlib.suppress(UserError):
-                if manifest.read(self.folder).get("settings") == self.settings:
+                if Manifest.of(self.folder).settings == self.settings:
                     return
             time.sleep(0.2)
 
     @property
     def seconds(self) -> float:
         """That all units took, in all processes; once the set is complete."""
-        return manifest.seconds(manifest.read(self.folder))
+        return Manifest.of(self.folder).seconds
 
     @property
     def finished(self) -> bool:
-        return bool(self.manifest.get("finished"))
+        return self.manifest.is_finished
 
     def missing(self) -> list[Unit]:
         """The units that are not done, whoever may be at work on them."""
@@ -94,10 +93,10 @@ class SyntheticSet:
 
     def _seconds_before(self, unit: Unit) -> float:
         """That the finished set says the unit took; of a set of an earlier version its share of all."""
-        found = self.manifest.get("unit_seconds")
+        found = self.manifest.content.get("unit_seconds")
         if isinstance(found, list) and len(found) == len(self.units):
-            return manifest.seconds({"seconds": found[unit.number]})
-        return manifest.seconds(self.manifest) / len(self.units)
+            return seconds({"seconds": found[unit.number]})
+        return self.manifest.seconds / len(self.units)
 
     def complete(self, **facts: object) -> bool:
         """Write the manifest, with `facts`, if every unit is done, by whatever process; say whether it is.
@@ -110,15 +109,15 @@ class SyntheticSet:
             record = self.work.record(unit.number)
             found = self._entries(unit, record)
             if found is None:
-                found = self._entries(unit, self.manifest)
+                found = self._entries(unit, self.manifest.content)
                 if found is None:  # not done, or another process has put everything together
-                    return bool(manifest.read(self.folder).get("finished"))
+                    return Manifest.of(self.folder).is_finished
                 seconds.append(self._seconds_before(unit))
             else:
                 seconds.append(float(record.get("seconds") or 0))
             images |= found
         known = [self._seconds_before(unit) for unit in self.units]
-        if not self.finished or (images, seconds) != (self.manifest.get("images"), known):
+        if not self.finished or (images, seconds) != (self.manifest.images, known):
             content = {**facts, "seconds": round(sum(seconds), 1), "units": len(self.units), "unit_seconds": seconds}
             images = dict(sorted(images.items()))
             write_json(
@@ -132,8 +131,8 @@ class SyntheticSet:
         unit = self.units[number]
         record = self.work.record(number)
         if record is None and not self.finished:  # another process may have put everything together since
-            self.manifest = manifest.read(self.folder)
-        entries = self._entries(unit, self.manifest if record is None else record)
+            self.manifest = Manifest.of(self.folder)
+        entries = self._entries(unit, self.manifest.content if record is None else record)
         if entries is None:
             return False
         compare = number % self.world_size == self.rank

@@ -21,8 +21,8 @@ from typing import Any, Callable, Iterator
 from PIL import Image
 
 from utils import cli
-from utils.data import manifest
 from utils.data.formats import EXTENSIONS, can_be_class, is_image
+from utils.data.manifest import MANIFEST, Manifest, images_of
 from utils.run import entry
 from utils.run.errors import UserError, first_line
 from utils.run.files import sha256, write_json
@@ -171,18 +171,18 @@ def keep_manifest(source: str, folder: Path) -> None:
     A line says where they are not.
     """
     try:
-        images = manifest.images_of(source)
-        record, named = manifest.read(images), manifest.image_digests(images)
+        images = images_of(source)
+        found = Manifest.of(images)
     except UserError:
         return  # a file of this name that is none of ours
-    if not named:
+    if not found.digests:
         return
     written = {path.relative_to(folder).as_posix(): sha256(path) for path in folder.glob("*/*")}
-    if written == named:
-        write_json(folder / manifest.MANIFEST, record)
+    if written == found.digests:
+        write_json(folder / MANIFEST, found.content)
     else:
         print(
-            f"{Path(images) / manifest.MANIFEST}: is left out, with the method's name and the weights of images if it "
+            f"{Path(images) / MANIFEST}: is left out, with the method's name and the weights of images if it "
             "has any: these are not the images that it names"
         )
 

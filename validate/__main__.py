@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from utils.data import manifest
 from utils.data.class_folders import folder_for
 from utils.data.datasets import first_known
 from utils.data.loader import EvalBatches
+from utils.data.manifest import Manifest
 from utils.run import distributed, entry
 from utils.run.device import Runtime
 from utils.run.errors import UserError
@@ -98,7 +98,7 @@ def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> 
 
 def dataset_of(job: Job, teachers: Teachers) -> str | None:
     """The known data set that the flag names, or the teachers, or the manifest of a set: one for all sets."""
-    return first_known(job.geometry.dataset, teachers.dataset, *map(manifest.dataset, job.sets))
+    return first_known(job.geometry.dataset, teachers.dataset, *(Manifest.of(path).dataset for path in job.sets))
 
 
 if __name__ == "__main__":

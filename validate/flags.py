@@ -9,8 +9,8 @@ from typing import Any, Callable
 
 from utils import cli
 from utils.cli import MachineFlags, TeacherFlags, TrainingFlags
-from utils.data import manifest
 from utils.data.geometry import GeometryFlags
+from utils.data.manifest import Manifest, images_of
 from utils.fit import loggers
 from utils.nets import models
 from utils.run import registry
@@ -295,8 +295,8 @@ def say_kept_rates(flags: dict[str, Any], known: dict[str, dict[str, Any]]) -> N
 
 def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
     protocols = chosen_protocols(vars(args), args.dataset, args.input_size)
-    sets = [manifest.images_of(path) for path in args.syn_dir]
-    names = (manifest.method(images) or Path(path).resolve().name for images, path in zip(sets, args.syn_dir))
+    sets = [images_of(path) for path in args.syn_dir]
+    names = (Manifest.of(images).method or Path(path).resolve().name for images, path in zip(sets, args.syn_dir))
     methods = args.method or list(names)
     _check(parser, args, protocols)
     return Job(
@@ -332,7 +332,7 @@ def _check(parser: cli.Parser, args: argparse.Namespace, protocols: dict[str, di
     cli.refuse_single_images(parser, args)
     if args.method and len(args.method) != len(args.syn_dir):
         parser.error(f"{len(args.syn_dir)} --syn-dir need {len(args.syn_dir)} --method names, not {len(args.method)}")
-    if len({Path(manifest.images_of(path)).resolve() for path in args.syn_dir}) < len(args.syn_dir):
+    if len({Path(images_of(path)).resolve() for path in args.syn_dir}) < len(args.syn_dir):
         parser.error("--syn-dir names a folder twice")
     if args.save_labels and args.load_labels:
         parser.error("--save-labels and --load-labels exclude each other")

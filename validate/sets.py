@@ -6,11 +6,12 @@ import math
 from dataclasses import replace
 from typing import Iterable
 
-from utils.data import input_size, manifest
+from utils.data import input_size
 from utils.data.class_folders import by_position
 from utils.data.datasets import first_known, known
 from utils.data.geometry import Geometry, GeometryFlags
 from utils.data.image_folder import ImageFolder
+from utils.data.manifest import MANIFEST, Manifest
 from utils.data.sizes import common_size
 from utils.nets.teacher import geometry_of_images
 from utils.run import distributed
@@ -34,7 +35,7 @@ def geometry_without_teacher(
         size, source = input_size.said(sets) or (common_size(folder.load(workers)), f"the images in {val_dir}")
         print(f"validate: no teacher says the input size; assumed {size} (from {source}); --input-size gives another")
         given = replace(given, input_size=size)
-    sets_are_of = known(first_known(given.dataset, *map(manifest.dataset, sets)))
+    sets_are_of = known(first_known(given.dataset, *(Manifest.of(path).dataset for path in sets)))
     if sets_are_of:  # by teachers of this data set the same images are normalised so
         given = replace(given, mean=given.mean or sets_are_of.mean, std=given.std or sets_are_of.std)
     return geometry_of_images(given, folder, workers)
@@ -51,9 +52,9 @@ def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
         advice = "give --classes-by position if its k-th class is the k-th of these"
         folder = ImageFolder(path, "--syn-dir", test_folder.classes, f"--val-dir {test_folder.root}", advice)
     if changed := distributed.by_main(lambda: _changed(folder)):
-        side = manifest.tile_side(path)
+        side = folder.manifest.tile_side
         raise UserError(
-            f"--syn-dir {path}: {changed} is not as {manifest.MANIFEST} there says: run the command that makes the set "
+            f"--syn-dir {path}: {changed} is not as {MANIFEST} there says: run the command that makes the set "
             "again, or remove that file if these are the images that you want"
             + (f" (and give --tiles {side}, as it says that they are collages)" if side > 1 else "")
         )
@@ -62,7 +63,7 @@ def set_of(path: str, test_folder: ImageFolder, classes_by: str) -> ImageFolder:
 
 def _changed(folder: ImageFolder) -> str | None:
     """An image that the manifest does not name, or has with other bytes; None if there is none."""
-    recorded = manifest.image_digests(folder.root)
+    recorded = folder.manifest.digests
     if not recorded:
         return None
     return next(
@@ -92,5 +93,5 @@ def require_same_size(sets: list[ImageFolder]) -> None:
 
 def nominal_ipc(folder: ImageFolder) -> int:
     """Images per class: of the selection that kept a short class as it is, else the mean, rounded."""
-    kept = manifest.kept_ipc(folder.root)
+    kept = folder.manifest.kept_ipc
     return kept if kept == folder.most() else max(1, math.floor(len(folder) / len(folder.classes) + 0.5))

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, mse_loss, softmax
 
-from utils.data import manifest
 from utils.data.geometry import Geometry
 from utils.data.image_folder import ImageFolder
+from utils.data.manifest import MANIFEST
 from utils.nets.batch_statistics import with_batch_statistics
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher, unsaid_of
@@ -166,15 +166,14 @@ def image_weights(folder: ImageFolder) -> list[float] | None:
 
     Raises UserError where only some images have one, or one is not a positive number.
     """
-    images = manifest.part(manifest.read(folder.root), "images")
-    entries = [images.get(path) for path in folder.paths]
+    entries = [folder.manifest.images.get(path) for path in folder.paths]
     found = [entry.get("weight") if isinstance(entry, dict) else None for entry in entries]
     if all(weight is None for weight in found):
         return None
     for path, weight in zip(folder.paths, found):
         if type(weight) not in (int, float) or not 0 < weight < 1e30:
             raise UserError(
-                f"{folder.root}: its {manifest.MANIFEST} gives {path} the weight {weight}; every image needs a "
+                f"{folder.root}: its {MANIFEST} gives {path} the weight {weight}; every image needs a "
                 "positive number below 1e30, or give --image-weights off"
             )
     return [float(weight) for weight in found]

@@ -8,7 +8,6 @@ from typing import Any, ContextManager
 
 from torch import nn
 
-from utils.data import manifest
 from utils.data.geometry import Geometry, plain
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
@@ -95,7 +94,7 @@ def protocol_of(experiment: Experiment, settings: dict[str, Any], arch: str, fol
         len(folder),
         geometry.input_size,
         experiment.dataset,
-        manifest.tile_side(folder.root),
+        folder.manifest.tile_side,
     )
     return resolve(settings, arch, facts, experiment.job.evaluations)
 
@@ -138,7 +137,7 @@ def claimed_run(experiment: Experiment, trial: Trial) -> ContextManager[Run]:
         **{name: geometry[name] for name in ("input_size", "mean", "std")},
         "method": trial.method,
         "student": trial.arch,
-        "images": folder.fingerprint(manifest.image_digests(folder.root)),  # set_of has compared them with the files
+        "images": folder.fingerprint(folder.manifest.digests),  # set_of has compared them with the files
         "test_images": test_folder.fingerprint(),
         "stem": job.geometry.stem,
         "teachers": list(experiment.teachers.digests),
@@ -160,7 +159,7 @@ def claimed_run(experiment: Experiment, trial: Trial) -> ContextManager[Run]:
     columns = {
         "dataset": experiment.dataset or Path(job.val_dir).resolve().parent.name,
         # In the settings it is as it was given: results of earlier versions, which had no more, are found.
-        "method": manifest.full_name(folder.root, trial.method),
+        "method": folder.manifest.full_name(trial.method),
         "ipc": nominal_ipc(folder),
         "teacher": experiment.teachers.name,
         "student": trial.arch,
@@ -168,7 +167,7 @@ def claimed_run(experiment: Experiment, trial: Trial) -> ContextManager[Run]:
         "epochs": protocol.epochs,
         "syn_dir": str(folder.root),
         "images": len(folder),
-        "set": manifest.digest_of_images(folder.root),
+        "set": folder.manifest.digest,
         "known_dataset": experiment.dataset,
         "classes": experiment.geometry.num_classes,
     }

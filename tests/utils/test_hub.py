@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from utils import hub
-from utils.data import manifest
+from utils.data.manifest import images_of
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,6 @@ def test_rows_are_what_fits_one_line():
 
 def test_only_a_shared_folder_stands_for_its_images(tmp_path):
     (tmp_path / "train").mkdir()
-    assert manifest.images_of(str(tmp_path)) == str(tmp_path), "of somebody's classes one may be called train"
+    assert images_of(str(tmp_path)) == str(tmp_path), "of somebody's classes one may be called train"
     (tmp_path / "share.json").touch()
-    assert manifest.images_of(str(tmp_path)) == str(tmp_path / "train")
+    assert images_of(str(tmp_path)) == str(tmp_path / "train")

@@ -10,6 +10,7 @@ from torch import distributed as dist
 
 from helpers import CPU
 from students import geometry, noise_folder, protocol, small_student, stream
+from utils.data.image_folder import ImageFolder
 from utils.nets.teacher import Teacher
 from utils.run import distributed
 from utils.run.errors import UserError
@@ -238,28 +239,27 @@ def test_ranks_weigh_by_the_mean_of_the_global_batch(tmp_path):
         torch.testing.assert_close(found, weight.grad, rtol=1e-4, atol=1e-8)
 
 
-def manifest(folder, weights):
-    """`weights`: of each image by its number, None for an image without one."""
+def weighing(folder, weights):
+    """The folder with these `weights` of its images in their order, None for an image without one."""
     entries = {
         path: {"round": 0} if weights[k] is None else {"weight": weights[k]} for k, path in enumerate(folder.paths)
     }
     (folder.root / "manifest.json").write_text(json.dumps({"method": "weighted", "images": entries}))
+    return ImageFolder(folder.root, "set")
 
 
 def test_weights_come_from_the_sets_manifest(tmp_path):
     folder = noise_folder(tmp_path, 6, 2)
     assert image_weights(folder) is None
-    manifest(folder, [None] * 6)
-    assert image_weights(folder) is None
-    manifest(folder, [1, 2.5, 3, 0.25, 5, 6])
+    assert image_weights(weighing(folder, [None] * 6)) is None
+    folder = weighing(folder, [1, 2.5, 3, 0.25, 5, 6])
     assert image_weights(folder) == [1, 2.5, 3, 0.25, 5, 6]
     assert image_weights(folder.first(2)) == [1, 2.5, 0.25, 5], "those of the images that are taken"
 
 
 @pytest.mark.parametrize("bad", [None, 0, -1.0, math.inf, math.nan, "2", [1]])
 def test_weights_that_cannot_be_are_refused(tmp_path, bad):
-    folder = noise_folder(tmp_path, 6, 2)
-    manifest(folder, [1, 2, 3, 4, bad, 6])
+    folder = weighing(noise_folder(tmp_path, 6, 2), [1, 2, 3, 4, bad, 6])
     with pytest.raises(UserError, match="manifest.json.*" + folder.paths[4]):
         image_weights(folder)
 

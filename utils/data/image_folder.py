@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import re
 import shlex
@@ -15,7 +16,6 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from utils.data import manifest
 from utils.data.formats import (
     ARCHIVES,
     EXTENSIONS,
@@ -27,6 +27,7 @@ from utils.data.formats import (
     walked,
 )
 from utils.data.images import probe, read_rgb, size_of
+from utils.data.manifest import Manifest, require_whole
 from utils.data.names import Names
 from utils.data.tiles import Tile
 from utils.run import distributed
@@ -67,7 +68,7 @@ class ImageFolder:
         self._kept: list[Image.Image] = []
         self._sizes: list[tuple[int, int]] = []
         self._fingerprint: str | None = None
-        manifest.require_whole(root, role)
+        require_whole(root, role)
         found = self._class_folders()
         if classes is not None and set(classes) != set(found):
             raise UserError(
@@ -91,8 +92,13 @@ class ImageFolder:
         _say_left_out(self.root, role, left_out)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process and a copy get: images are read from the disk, as copies of all would take memory."""
-        return {**self.__dict__, "_kept": []}
+        """What another process and a copy get: the rest is read from the disk, as copies of all would take memory."""
+        return {name: value for name, value in self.__dict__.items() if name != "manifest"} | {"_kept": []}
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """What the folder says of itself. Raises UserError where that is not readable."""
+        return Manifest.of(self.root)
 
     def _class_folders(self) -> list[str]:
         if self.root.is_file():

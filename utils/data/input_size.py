@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Iterable
 
-from utils.data import manifest
 from utils.data.image_folder import ImageFolder
+from utils.data.manifest import MANIFEST, of_own_images
 from utils.data.sizes import common_size
 from utils.run.errors import UserError
 
@@ -15,17 +15,17 @@ def said(folders: Iterable[str]) -> tuple[int, str] | None:
 
     Raises UserError where two of them differ: what is compared is shown at one size.
     """
-    found = {folder: size for folder in folders if (size := manifest.input_size(folder))}
+    found = {folder: size for folder in folders if (size := of_own_images(folder).input_size)}
     if not found:
         return None
     (first, size), *others = found.items()
     for folder, other in others:
         if other != size:
             raise UserError(
-                f"{folder}: was made for inputs of {other} pixels by its {manifest.MANIFEST}, and {first} of {size}; "
+                f"{folder}: was made for inputs of {other} pixels by its {MANIFEST}, and {first} of {size}; "
                 "give --input-size, at which both are shown, or take one of them alone"
             )
-    return size, f"{first}/{manifest.MANIFEST}"
+    return size, f"{first}/{MANIFEST}"
 
 
 def of_images(folder: str, role: str, workers: int | None, others: Iterable[str] = ()) -> tuple[int, str]:

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from utils.data import manifest
 from utils.data.images import resize_whole
+from utils.data.manifest import MANIFEST, Manifest
 from utils.run.errors import UserError
 
 Box = tuple[int, int, int, int]  # top, left, height and width in pixels
@@ -45,7 +45,7 @@ def of_collages(folder: str | Path) -> tuple[Path, dict[str, list[Tile]]]:
 
     A selection of whole images has one tile an image. Raises UserError where the manifest does not say it.
     """
-    record = manifest.read(folder)
+    record = Manifest.of(folder).content
     try:
         found = {
             str(path): [_tile(entry) for entry in entries] for path, entries in dict(record.get("tiles") or {}).items()
@@ -55,7 +55,7 @@ def of_collages(folder: str | Path) -> tuple[Path, dict[str, list[Tile]]]:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{folder}: its {manifest.MANIFEST} names no tiles; make the collages with python -m ranking --tiles"
+            f"{folder}: its {MANIFEST} names no tiles; make the collages with python -m ranking --tiles"
         ) from None
     return train_dir, found
 

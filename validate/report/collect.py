@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
-from utils.data import manifest
+from utils.data.manifest import of_own_images
 from utils.nets.teacher import unsaid_in
 from utils.run.errors import UserError, one_line
 from utils.run.files import differences, digest, read_json
@@ -164,9 +164,7 @@ class Measured:
     @functools.cached_property
     def _digest_there(self) -> str | None:
         """Of the images that are in the set's folder; None where nothing says it."""
-        with contextlib.suppress(UserError):
-            return manifest.digest_of_images(self.set_dir)
-        return None
+        return of_own_images(self.set_dir).digest
 
     def mean(self, name: str) -> float:
         return statistics.fmean(getattr(student, name) for student in self.seeds.values())

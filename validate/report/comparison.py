@@ -19,7 +19,6 @@ import pandas as pd
 
 from utils import cli
 from utils.data.image_folder import ImageFolder
-from utils.data.manifest import part
 from utils.run import entry
 from utils.run.errors import UserError
 from utils.run.files import write_text
@@ -150,8 +149,8 @@ def _own_labels(root: str, one: Measured) -> Iterator[StoredLabels]:
 
 def _iterations(folder: Path) -> int | None:
     """Of a recovered set, those of the images that start first."""
-    record = origins.record_of(folder)
-    value = part(record, "settings").get("iterations") if "units" in record else None
+    found = origins.manifest_of(folder)
+    value = found.settings.get("iterations") if found.is_recovered else None
     return value if isinstance(value, int) else None
 
 

@@ -6,7 +6,6 @@ arXiv 2411.19946, section 4.4), of images as they stand.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,11 @@ import torch
 from torch.nn.functional import normalize
 
 from utils import cli
-from utils.data import manifest
 from utils.data.class_folders import by_position
 from utils.data.geometry import GeometryFlags
 from utils.data.image_folder import ImageFolder
 from utils.data.images import resize_whole
+from utils.data.manifest import Manifest, of_own_images
 from utils.nets.features import FeatureReader, extractor
 from utils.nets.frozen import frozen
 from utils.nets.teacher import Teacher
@@ -145,7 +144,7 @@ def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
     methods = tuple(args.method or told_apart([(_own_name(path), path) for path in folders]))
     if len(methods) != len(folders):
         parser.error(f"{len(folders)} folders need {len(folders)} --method names, not {len(methods)}")
-    methods = tuple(map(manifest.full_name, folders, methods))
+    methods = tuple(Manifest.of(folder).full_name(name) for folder, name in zip(folders, methods))
     if len(set(methods)) < len(methods):
         parser.error(f"the --method names must differ ({', '.join(methods)})")
     flags = Flags(folders, methods, args.classes_by, args.output_dir)
@@ -153,7 +152,7 @@ def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
 
 
 def _own_name(folder: str) -> str:
-    return manifest.method(folder) or Path(folder).resolve().name
+    return Manifest.of(folder).method or Path(folder).resolve().name
 
 
 def main() -> None:
@@ -202,9 +201,7 @@ def feature_reader(teacher: Teacher, machine: cli.MachineFlags, output: Path) ->
 
 def measure(reader: FeatureReader, teacher: Teacher, method: str, folder: ImageFolder) -> Iterator[list]:
     """The rows of one set, a class each."""
-    digest = None
-    with contextlib.suppress(UserError):  # of the user's own images: a file of this name that is none of ours
-        digest = manifest.digest_of_images(folder.root)
+    digest = of_own_images(folder.root).digest
     more = teacher.arch, str(folder.root), digest or "", teacher.sha256
     for label, features in reader.by_class(folder, method):
         yield [method, folder.classes[label], len(features), similarity(features), *more]

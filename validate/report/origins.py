@@ -8,21 +8,21 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any, Sequence
 
-from utils.data import manifest
 from utils.data.class_folders import in_any_order
 from utils.data.gallery import ImageSet
 from utils.data.image_folder import ImageFolder
+from utils.data.manifest import Manifest, is_digest, part, seconds
 from utils.nets import checkpoints, statistics
 from utils.run.errors import UserError
 from utils.run.files import read_json, sha256
 from validate.report.collect import Measured, left_out, told_apart
 
 
-def record_of(folder: Path) -> dict[str, Any]:
-    """The manifest of a set; empty where there is none, and, as a line says, where it cannot be read."""
+def manifest_of(folder: Path) -> Manifest:
+    """The manifest of a set; an empty one where there is none, and, as a line says, where it cannot be read."""
     with left_out(f"what {folder} says of itself"):
-        return manifest.read(folder)
-    return {}
+        return Manifest.of(folder)
+    return Manifest()
 
 
 def start_of(folder: Path) -> Path | None:
@@ -30,37 +30,36 @@ def start_of(folder: Path) -> Path | None:
 
     None for a start from noise, too. A line says where it holds other images.
     """
-    record = record_of(folder)
-    written = manifest.part(record, "arguments").get("init_dir")
-    if not starts_from_images(record) or not isinstance(written, str) or not written:
+    found = manifest_of(folder)
+    written = found.arguments.get("init_dir")
+    if not starts_from_images(found) or not isinstance(written, str) or not written:
         return None
     # Beside the set if the whole run's folder was moved.
     there = [path for path in (Path(written), folder.parent / Path(written).name) if os.path.isdir(path)]
     with left_out(f"what {folder} started from"):
-        if found := next((path for path in there if _is_start(path, record)), None):
-            return found
+        if start := next((path for path in there if _is_start(path, found)), None):
+            return start
         if there:
             raise UserError(f"{there[0]}: its images are not those that the manifest of the set has the digest of")
     return None
 
 
-def starts_from_images(record: dict[str, Any]) -> bool:
-    """Whether a manifest is of a set that was recovered from images, whatever became of these."""
-    init = manifest.part(record, "settings").get("init")
-    return init != "noise" and (manifest.is_digest(init) or bool(manifest.part(record, "arguments").get("init_dir")))
+def starts_from_images(manifest: Manifest) -> bool:
+    """Whether it is of a set that was recovered from images, whatever became of these."""
+    init = manifest.settings.get("init")
+    return init != "noise" and (is_digest(init) or bool(manifest.arguments.get("init_dir")))
 
 
-def _is_start(path: Path, record: dict[str, Any]) -> bool:
+def _is_start(path: Path, manifest: Manifest) -> bool:
     """Whether the images in `path`, so many of each class as were recovered, have the digest of the manifest.
 
     Where it has none, they count as such. Raises UserError where the folder is not whole.
     """
-    settings = manifest.part(record, "settings")
-    init, ipc = settings.get("init"), settings.get("ipc")
-    if not manifest.is_digest(init):
+    init, ipc = manifest.settings.get("init"), manifest.settings.get("ipc")
+    if not is_digest(init):
         return True
-    known = manifest.image_digests(path)
-    for images in in_any_order(path, "start", record.get("classes")):
+    known = Manifest.of(path).digests
+    for images in in_any_order(path, "start", manifest.content.get("classes")):
         images = images.first(ipc) if type(ipc) is int and 0 < ipc <= images.fewest() else images
         if images.fingerprint(known) == init:
             return True
@@ -69,8 +68,8 @@ def _is_start(path: Path, record: dict[str, Any]) -> bool:
 
 def updates(folder: Path) -> list[int] | None:
     """How many updates the image at each position of a recovered set had, by its manifest; None for other sets."""
-    record = record_of(folder)
-    settings, images = manifest.part(record, "settings"), manifest.part(record, "images")
+    found = manifest_of(folder)
+    settings, images = found.settings, found.images
     rounds: dict[PurePosixPath, list[int]] = {}
     try:
         iterations, round_iterations = _count(settings["iterations"]), _count(settings["round_iterations"])
@@ -95,7 +94,7 @@ def image_sets(measured: Sequence[Measured]) -> list[ImageSet]:
     for title, ((_, folder), one) in zip(titles, found.items()):
         ipc = one.arguments.get("ipc")
         if start := start_of(folder):
-            recovered = manifest.part(record_of(folder), "settings").get("ipc")
+            recovered = manifest_of(folder).settings.get("ipc")
             sets += _images(f"{title}: start", start, ipc or recovered)
         sets += _images(title, folder, ipc, updates(folder))
     return sets
@@ -116,16 +115,6 @@ def first_images(folder: Path, ipc: object) -> ImageFolder:
     return images.first(ipc) if type(ipc) is int and ipc > 0 else images
 
 
-def image_count(record: dict[str, Any]) -> int:
-    """How many images a manifest speaks of, a recovered set's or a selection's."""
-    chosen = manifest.part(manifest.part(record, "settings"), "images")
-    return (
-        len(manifest.part(record, "images"))
-        or len(manifest.part(record, "sha256"))
-        or sum(len(paths) for paths in chosen.values() if isinstance(paths, list))
-    )
-
-
 def teacher_top1(entry: Measured) -> float | None:
     """The teacher's top-1 in percent, if it is one network, of the student's architecture, and says so.
 
@@ -134,7 +123,7 @@ def teacher_top1(entry: Measured) -> float | None:
     teachers = _teachers(entry)
     if len(teachers) != 1 or entry.teacher != entry.student:
         return None
-    epochs = manifest.part(teachers[0], "settings").get("epochs")
+    epochs = part(teachers[0], "settings").get("epochs")
     return None if epochs is not None and epochs != teachers[0].get("epochs") else teachers[0].get("top1")
 
 
@@ -145,20 +134,19 @@ def making(folder: Path) -> dict[str, float]:
     """
     found = {}
     for place in _ancestry(folder):
-        record = record_of(place)
-        recovered = "units" in record
-        records = [("recover" if recovered else "ranking", record)]
-        if recovered:
-            records += [("statistics", _beside(path)) for path in _statistics(record)]
+        manifest = manifest_of(place)
+        records = [("recover" if manifest.is_recovered else "ranking", manifest.content)]
+        if manifest.is_recovered:
+            records += [("statistics", _beside(path)) for path in _statistics(manifest)]
         for stage, content in records:
             if "seconds" in content:
-                found[stage] = found.get(stage, 0.0) + manifest.seconds(content)
+                found[stage] = found.get(stage, 0.0) + seconds(content)
     return found
 
 
 def is_traced(folder: Path) -> bool:
     """Whether all is there that `making` asks: without a start its seconds are not those of the whole set."""
-    return not starts_from_images(record_of(_ancestry(folder)[-1]))
+    return not starts_from_images(manifest_of(_ancestry(folder)[-1]))
 
 
 def _ancestry(folder: Path | None) -> list[Path]:
@@ -166,13 +154,13 @@ def _ancestry(folder: Path | None) -> list[Path]:
     found: list[Path] = []
     while folder is not None and folder not in found:
         found.append(folder)
-        folder = start_of(folder) if "units" in record_of(folder) else None
+        folder = start_of(folder) if manifest_of(folder).is_recovered else None
     return found
 
 
-def _statistics(record: dict[str, Any]) -> list[str]:
+def _statistics(manifest: Manifest) -> list[str]:
     """The files of statistics that a recovered set was made with."""
-    given = manifest.part(record, "arguments").get("statistics")
+    given = manifest.arguments.get("statistics")
     return [path for path in given if isinstance(path, str)] if isinstance(given, list) else []
 
 
@@ -201,7 +189,7 @@ def stage_seconds(measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
     titles = [one.title if shared[one.group] else f"{one.set_title}, {one.student}" for one in shown]
     words = [(title, one.dataset, one.teacher, *one.words) for title, one in zip(titles, shown)]
     for name, entry in zip(told_apart(words), shown):
-        squeeze = sum(manifest.seconds(teacher) for teacher in _teachers(entry))
+        squeeze = sum(seconds(teacher) for teacher in _teachers(entry))
         made = making(entry.set_dir) if entry.is_there else {}
         stages = {"squeeze": squeeze, **made, "validate": entry.mean("seconds") if shared[entry.group] else 0.0}
         found[name] = {stage: value for stage, value in stages.items() if value}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from utils.data import manifest
+from utils.data.manifest import Manifest, seconds
 from utils.nets import checkpoints
 from utils.run import entry
 from utils.run.errors import UserError
-from validate.report import origins, tables
+from validate.report import tables
 from validate.results import COLUMNS, read_rows
 
 FILES = {
@@ -56,10 +56,11 @@ def stages(folder: Path, rows: pd.DataFrame) -> list[str]:
     if (folder / "teacher.pth").exists():
         teacher = checkpoints.read(folder / "teacher.pth")
         top1 = f": top-1 {teacher['top1']:.2f} %" if teacher.get("top1") is not None else ""
-        lines.append(f"squeeze   {manifest.seconds(teacher):7.1f} s   teacher {teacher.get('arch', '')}{top1}")
+        lines.append(f"squeeze   {seconds(teacher):7.1f} s   teacher {teacher.get('arch', '')}{top1}")
     for name, stage in (("init", "ranking"), ("syn", "recover")):
-        if record := manifest.read(folder / name):
-            lines.append(f"{stage:9} {manifest.seconds(record):7.1f} s   {origins.image_count(record):,} images")
+        found = Manifest.of(folder / name)
+        if found.content:
+            lines.append(f"{stage:9} {found.seconds:7.1f} s   {found.image_count:,} images")
     lines.append(f"validate  {rows['seconds'].sum():7.1f} s   {len(rows)} students")
     return lines
 

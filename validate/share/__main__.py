@@ -97,9 +97,10 @@ def contents_of(facts: Facts) -> hub.Contents:
         files = (INDEX, *(file for file, _, _ in labels.shards))
         copies |= {folder_of("labels", labels.seed).joinpath(file).as_posix(): labels.folder / file for file in files}
     texts = {hub.CARD: card.text(facts), **(facts.results.texts if facts.results else {})}
-    if source.record:
-        texts[f"{IMAGES}/{MANIFEST}"] = as_json(hub.without_folders({"method": source.method, **source.record}))
-    title = "recovered" if source.is_recovered else "selected"
+    if source.manifest.content:
+        record = {"method": source.method, **source.manifest.content}
+        texts[f"{IMAGES}/{MANIFEST}"] = as_json(hub.without_folders(record))
+    title = "recovered" if source.manifest.is_recovered else "selected"
     shown = ImageSet.from_folder(title, source.folder, origins.updates(source.folder.root))
     sheet = partial(gallery.draw, classes=source.folder.classes, sets=[shown])
     return hub.Contents(copies, texts, {card.SHEET: sheet})

@@ -35,7 +35,7 @@ class Facts:
     @property
     def dataset(self) -> str | None:
         """The real data set, by name. Raises UserError as `hub.name_of_data` does."""
-        return hub.name_of_data(self.data, self.source.dataset, *(one.teachers.dataset for one in self.labels))
+        return hub.name_of_data(self.data, self.source.manifest.dataset, *(one.teachers.dataset for one in self.labels))
 
     @property
     def title(self) -> str:
@@ -73,14 +73,14 @@ def _front(facts: Facts) -> dict[str, Any]:
         **hub.licence_fields(facts.licence),
         "task_categories": ["image-classification"],
         "size_categories": [hub.size_category(len(facts.source.folder))],
-        "tags": ["dataset-distillation", *(["synthetic"] if facts.source.is_recovered else [])],
+        "tags": ["dataset-distillation", *(["synthetic"] if facts.source.manifest.is_recovered else [])],
         "configs": [{"config_name": "default", "data_files": files, "drop_labels": False, "features": features}],
     }
 
 
 def _head(facts: Facts) -> str:
     folder = facts.source.folder
-    kind = "synthetic images, made by dataset distillation" if facts.source.is_recovered else "images"
+    kind = "synthetic images, made by dataset distillation" if facts.source.manifest.is_recovered else "images"
     of = f" of {escaped(facts.dataset)}" if facts.dataset else ""
     return (
         f"# {escaped(facts.title)}\n\n{len(folder):,} {kind}{of} for training image classifiers: {facts.per_class}, "
@@ -111,7 +111,7 @@ def _label_flags(facts: Facts) -> str:
 
 
 def _making(source: Source) -> str:
-    record = hub.without_folders(source.record)
+    record = hub.without_folders(source.manifest.content)
     if not record:
         return ""
     rows = hub.rows_of(part(record, "settings"))
@@ -174,5 +174,5 @@ def _classes(source: Source) -> str:
 
 
 def _licence(facts: Facts) -> str:
-    made = "were made from them" if facts.source.is_recovered else "are their own, or were made from them"
+    made = "were made from them" if facts.source.manifest.is_recovered else "are their own, or were made from them"
     return f"{hub.licence_section(facts.licence, facts.dataset, 'this set')} The images {made}."

@@ -6,11 +6,11 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Sequence
 
-from utils.data import manifest
 from utils.data.class_folders import in_any_order
 from utils.data.image_folder import ImageFolder, by_number
+from utils.data.manifest import MANIFEST, Manifest, part
 from utils.nets import checkpoints
 from utils.nets.class_order import read_names
 from utils.run.errors import UserError
@@ -26,7 +26,6 @@ class Source:
     """A set on disk. `labels` of the folder are the teacher's, where anybody says these."""
 
     folder: ImageFolder
-    record: dict[str, Any]  # its manifest; empty where there is none
 
     @classmethod
     def of(cls, path: str, given: Sequence[str] | None = None, owner: str = "") -> Source:
@@ -34,23 +33,19 @@ class Source:
 
         Raises UserError where it is no finished set of unchanged images that `datasets` can load.
         """
-        record = manifest.read(path)
         folder = ImageFolder(path, "--syn-dir")
-        said = given or _classes(record)
+        said = given or _classes(folder.manifest)
         if said and len(said) != len(folder.classes):
-            raise UserError(
-                f"--syn-dir {path}: has {len(folder.classes)} classes, {owner or manifest.MANIFEST} has {len(said)}"
-            )
+            raise UserError(f"--syn-dir {path}: has {len(folder.classes)} classes, {owner or MANIFEST} has {len(said)}")
         if said:
             # Sets that are taken by position have names of their own.
             order = said if set(said) == set(folder.classes) else by_number(folder.classes)
             folder = ImageFolder(path, "--syn-dir", order)
         _check_names(folder)
-        found = cls(folder, record)
-        recorded = manifest.image_digests(path)
+        found, recorded = cls(folder), folder.manifest.digests
         if changed := [path for path, digest in found.digests.items() if recorded.get(path, digest) != digest]:
             raise UserError(
-                f"--syn-dir {path}: {changed[0]} is not what {manifest.MANIFEST} says; it was changed or damaged: run "
+                f"--syn-dir {path}: {changed[0]} is not what {MANIFEST} says; it was changed or damaged: run "
                 "the command that makes the set again"
             )
         return found
@@ -76,23 +71,16 @@ class Source:
     @property
     def method(self) -> str:
         """What the set is called: by its manifest, else by its folder."""
-        criterion = manifest.part(self.record, "settings").get("criterion")
-        found = manifest.method(self.folder.root) or criterion
-        return found if isinstance(found, str) else self.folder.root.resolve().name
+        return self.manifest.method or self.manifest.criterion or self.folder.root.resolve().name
 
     @property
-    def dataset(self) -> str | None:
-        return manifest.dataset(self.folder.root)
-
-    @property
-    def is_recovered(self) -> bool:
-        return "units" in self.record
+    def manifest(self) -> Manifest:
+        return self.folder.manifest
 
 
-def _classes(record: dict[str, Any]) -> list[str] | None:
+def _classes(manifest: Manifest) -> list[str] | None:
     """The names in the teacher's label order, as recover writes them, or in the order that ranking wrote them in."""
-    settings = manifest.part(record, "settings")
-    found = settings.get("classes") or list(manifest.part(settings, "images"))
+    found = manifest.settings.get("classes") or list(part(manifest.settings, "images"))
     return found if isinstance(found, list) and found and all(isinstance(name, str) for name in found) else None
 
 

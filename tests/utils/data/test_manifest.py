@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import few
-from utils.data import manifest
+from utils.data.manifest import Manifest, of_own_images, seconds
 from utils.run.errors import UserError
 
 DIGESTS = [hashlib.sha256(text.encode()).hexdigest() for text in "ab"]
@@ -21,33 +21,37 @@ def written(folder, content):
 
 
 def test_a_folder_without_a_manifest_says_nothing(tmp_path):
-    assert manifest.read(tmp_path) == manifest.read(tmp_path / "missing") == {}
-    assert manifest.image_digests(tmp_path) == {}
+    for folder in (tmp_path, tmp_path / "missing"):
+        found = Manifest.of(folder)
+        assert found.content == found.settings == found.arguments == found.images == found.digests == {}
+        assert found.method is found.dataset is found.criterion is found.digest is None
+        assert not found.is_finished and not found.is_recovered
 
 
 def test_what_was_written_is_read(tmp_path):
     content = {"method": "delt iterations=200", "settings": {"iterations": 200}, "finished": True}
-    assert manifest.read(written(tmp_path, content)) == content
-    assert manifest.image_digests(tmp_path) == {}
+    found = Manifest.of(written(tmp_path, content))
+    assert found.content == content and found.settings == content["settings"] and found.is_finished
+    assert found.digests == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"3", b'"text"', b"[" * 100_000])
 def test_what_is_no_manifest_is_refused(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content)
-    for function in (manifest.read, manifest.image_digests):
-        with pytest.raises(UserError, match=re.escape(str(tmp_path / "manifest.json"))):
-            function(tmp_path)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "manifest.json"))):
+        Manifest.of(tmp_path)
+    assert of_own_images(tmp_path).content == {}, "a file of this name that is none of ours"
 
 
 def test_digests_of_a_selection(tmp_path):
     images = {"ant/000_x.png": DIGESTS[0], "moth/000_y.png": DIGESTS[1]}
     content = {"settings": {"criterion": "medium", "images": {"ant": ["ant/x.png"]}}, "sha256": images}
-    assert manifest.image_digests(written(tmp_path, content)) == images
+    assert Manifest.of(written(tmp_path, content)).digests == images
 
 
 def test_digests_of_a_recovered_set(tmp_path):
     images = {path: {"round": 0, "sha256": digest} for path, digest in zip(("ant/000_x.png", "moth/0.jpg"), DIGESTS)}
-    assert manifest.image_digests(written(tmp_path, {"images": images})) == dict(zip(images, DIGESTS))
+    assert Manifest.of(written(tmp_path, {"images": images})).digests == dict(zip(images, DIGESTS))
 
 
 def test_what_is_no_digest_is_left_out(tmp_path):
@@ -60,13 +64,13 @@ def test_what_is_no_digest_is_left_out(tmp_path):
         "f": [DIGESTS[0]],
     }
     entries = {f"{name}2": {"sha256": value} for name, value in images.items()} | {"g": DIGESTS[1], "h": {}, "i": [3]}
-    found = manifest.image_digests(written(tmp_path, {"sha256": images, "images": entries}))
+    found = Manifest.of(written(tmp_path, {"sha256": images, "images": entries})).digests
     assert found == {"a": DIGESTS[0], "a2": DIGESTS[0]}
 
 
 @pytest.mark.parametrize("value, expected", [(3, 3.0), (2.5, 2.5), (0, 0.0)])
 def test_seconds_are_read(value, expected):
-    assert manifest.seconds({"seconds": value}) == expected
+    assert seconds({"seconds": value}) == expected
 
 
 VALUES = st.recursive(
@@ -80,7 +84,7 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.sampled_from(["sha256", "images", "settings"]), VALUES))
 def test_any_content_gives_digests_or_none(tmp_path_factory, content):
     folder = written(tmp_path_factory.getbasetemp(), content)
-    for path, digest in manifest.image_digests(folder).items():
+    for path, digest in Manifest.of(folder).digests.items():
         assert isinstance(path, str) and digest in DIGESTS
 
 
@@ -88,37 +92,38 @@ def test_any_content_gives_digests_or_none(tmp_path_factory, content):
 @given(st.dictionaries(st.sampled_from(["method", "dataset", "seconds", "settings", "arguments"]), VALUES))
 def test_any_content_gives_facts_or_none(tmp_path_factory, content):
     folder = written(tmp_path_factory.getbasetemp(), content)
-    for function, kind in ((manifest.method, str), (manifest.dataset, str), (manifest.kept_ipc, int)):
-        assert function(folder) is None or (type(function(folder)) is kind and function(folder))
-    assert 0 <= manifest.seconds(manifest.read(folder)) < float("inf")
+    found = Manifest.of(folder)
+    for value, kind in ((found.method, str), (found.dataset, str), (found.kept_ipc, int)):
+        assert value is None or (type(value) is kind and value)
+    assert 0 <= found.seconds < float("inf")
 
 
 @pytest.mark.parametrize("value", ["", "  ", 3, True, ["delt"], {"a": 1}, None])
 def test_what_is_no_method_is_left_out(tmp_path, value):
-    assert manifest.method(written(tmp_path, {"method": value})) is None
+    assert Manifest.of(written(tmp_path, {"method": value})).method is None
 
 
 def test_a_method_is_one_line(tmp_path):
-    assert manifest.method(written(tmp_path, {"method": " delt\n  jitter=1 "})) == "delt jitter=1"
+    assert Manifest.of(written(tmp_path, {"method": " delt\n  jitter=1 "})).method == "delt jitter=1"
 
 
 @pytest.mark.parametrize("value", [True, "3", -1, [1], None, float("inf"), float("nan"), 10**400])
 def test_what_are_no_seconds_is_0(tmp_path, value):
-    assert manifest.seconds(manifest.read(written(tmp_path, {"seconds": value}))) == 0
+    assert Manifest.of(written(tmp_path, {"seconds": value})).seconds == 0
 
 
 @pytest.mark.parametrize("value", [True, "3", -1, 0, 2.5, [1], None])
 def test_what_is_no_number_of_images_is_none(tmp_path, value):
-    assert manifest.kept_ipc(written(tmp_path, {"settings": {"short_classes": "keep", "ipc": value}})) is None
+    assert Manifest.of(written(tmp_path, {"settings": {"short_classes": "keep", "ipc": value}})).kept_ipc is None
 
 
 def test_half_a_character_is_refused(tmp_path):
     """JSON can hold it, and no file or terminal that it would be written to."""
     (tmp_path / "manifest.json").write_text('{"method": "\\ud800"}')
     with pytest.raises(UserError, match="manifest.json"):
-        manifest.method(tmp_path)
+        Manifest.of(tmp_path)
     (tmp_path / "manifest.json").write_text('{"method": "\\ud83d\\ude00"}')
-    assert manifest.method(tmp_path) == "\U0001f600"
+    assert Manifest.of(tmp_path).method == "\U0001f600"
 
 
 @pytest.mark.parametrize("stage, name", [("ranking", "selected"), ("recover", "syn")])
@@ -129,7 +134,7 @@ def test_stages_write_what_is_read(place, stage, name):
     expected = {
         path.relative_to(place / name).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in images
     }
-    assert manifest.image_digests(place / name) == expected
+    assert Manifest.of(place / name).digests == expected
 
 
 def collages(counts):
@@ -153,7 +158,7 @@ def collages(counts):
     ],
 )
 def test_tiles_along_a_side(tmp_path, content, side):
-    assert manifest.tile_side(written(tmp_path, content)) == side
+    assert Manifest.of(written(tmp_path, content)).tile_side == side
 
 
 @pytest.mark.parametrize(
@@ -169,11 +174,24 @@ def test_tiles_along_a_side(tmp_path, content, side):
 )
 def test_the_input_size_of_the_network_that_made_or_chose_the_images(tmp_path, content, size):
     images = {"images": {"ant/0.png": {"sha256": DIGESTS[0]}}}
-    assert manifest.input_size(written(tmp_path, {**content, **images})) == size
-    assert manifest.input_size(written(tmp_path, content)) is None, "it may be of something else"
+    assert Manifest.of(written(tmp_path, {**content, **images})).input_size == size
+    assert Manifest.of(written(tmp_path, content)).input_size is None, "it may be of something else"
 
 
 def test_what_is_no_manifest_says_no_input_size(tmp_path):
-    assert manifest.input_size(tmp_path) is None
+    assert of_own_images(tmp_path).input_size is None
     (tmp_path / "manifest.json").write_text("[")
-    assert manifest.input_size(tmp_path) is None
+    assert of_own_images(tmp_path).input_size is None
+
+
+@pytest.mark.parametrize(
+    "content, count",
+    [
+        ({"settings": {"ipc": 2}, "images": {"a/0.png": {}, "a/1.png": {}}}, 2),
+        ({"settings": {"images": {"a": ["a/x.png", "a/y.png"], "b": ["b/z.png"]}}}, 3),
+        ({"settings": {"images": {"a": 3}}, "images": 3}, 0),
+        ({}, 0),
+    ],
+)
+def test_images_are_counted_by_any_manifest(content, count):
+    assert Manifest(content).image_count == count

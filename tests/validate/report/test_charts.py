@@ -4,7 +4,7 @@ import hashlib
 
 from helpers import noise
 from result_files import DIGEST, write_manifest, write_result
-from utils.data import manifest
+from utils.data.manifest import Manifest
 from validate.report import charts, collect
 
 OTHER = hashlib.sha256(b"other images").hexdigest()
@@ -16,7 +16,7 @@ def made(folder, digest=DIGEST):
     for number, name in enumerate(names):
         noise(folder / name, number)
     write_manifest(folder, settings={}, sha256={name: digest for name in names}, finished=True)
-    return manifest.digest_of_images(folder)
+    return Manifest.of(folder).digest
 
 
 def write_diversity(run, *rows):

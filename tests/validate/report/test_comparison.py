@@ -10,7 +10,7 @@ from compared_run import HARD, NAMES, SOFT, images, make_run, measured, recovere
 
 from conftest import Place
 from result_files import DIGEST, write_manifest
-from utils.data import manifest
+from utils.data.manifest import Manifest
 from validate.report import collect, comparison, origins, tables
 
 
@@ -48,7 +48,7 @@ def test_without_what_a_set_started_from_nobody_knows_its_seconds(run):
 
 
 def test_of_images_that_were_made_anew_since_nothing_is_said_but_what_was_measured(run):
-    measured(run, "delt", "cda", (50.0,), set=manifest.digest_of_images(run / "delt"))
+    measured(run, "delt", "cda", (50.0,), set=Manifest.of(run / "delt").digest)
     row = table(run)["delt", "cda"]
     assert (row["iterations"], row["seconds"], row["similarity"]) == (200, 79.5, pytest.approx(0.6))
     record = json.loads((run / "delt" / "manifest.json").read_text())
@@ -64,7 +64,7 @@ def test_of_images_that_were_made_anew_since_nothing_is_said_but_what_was_measur
 def test_similarity_of_the_images_before_is_not_that_of_those_made_anew(run):
     """As many images, in the same place."""
     path = run / "diversity" / "delt" / "diversity.csv"
-    before, head = manifest.digest_of_images(run / "delt"), path.read_text().splitlines()[0]
+    before, head = Manifest.of(run / "delt").digest, path.read_text().splitlines()[0]
     rows = [f"delt,{label},2,0.5,conv3,{run / 'delt'},{before}" for label in ("ant", "moth")]
     path.write_text("\n".join([f"{head},set", *rows, ""]))
     measured(run, "delt", "delt", (50.0,), set=before)
@@ -72,7 +72,7 @@ def test_similarity_of_the_images_before_is_not_that_of_those_made_anew(run):
     record = json.loads((run / "delt" / "manifest.json").read_text())
     record["images"][NAMES[0]]["sha256"] = hashlib.sha256(b"made anew").hexdigest()
     write_manifest(run / "delt", **record)
-    measured(run, "delt", "delt", (50.0,), set=manifest.digest_of_images(run / "delt"))
+    measured(run, "delt", "delt", (50.0,), set=Manifest.of(run / "delt").digest)
     assert math.isnan(table(run)["delt", "delt"]["similarity"])
 
 

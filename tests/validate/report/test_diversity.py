@@ -15,7 +15,7 @@ from conftest import CLASSES, INPUT, MEAN, STD
 from helpers import few
 from plain_teacher import features_and_logits
 from result_files import DIGEST, write_manifest
-from utils.data import manifest
+from utils.data.manifest import Manifest
 from utils.run.errors import UserError
 from utils.run.files import sha256
 from validate.report import diversity
@@ -49,7 +49,7 @@ def test_diversity_of_several_sets(place):
     )
     assert set(table.loc[table["method"] == "medium", "images"]) == {4} and table["similarity"].between(-1, 1).all()
     assert (table["extractor"] == "conv3").all() and (table["extractor_sha256"] == sha256(place.teacher)).all()
-    assert set(table.loc[table["method"] == "medium", "set"]) == {manifest.digest_of_images(place.init)}
+    assert set(table.loc[table["method"] == "medium", "set"]) == {Manifest.of(place.init).digest}
     assert table.loc[table["method"] == "train", "set"].isna().all(), "it has no manifest"
     assert (place / "out" / "diversity.png").read_bytes().startswith(b"\x89PNG")
     mean = table.loc[table["method"] == "medium", "similarity"].mean()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from helpers import few, noise
 from result_files import write_manifest, write_result, write_run
+from utils.data.manifest import Manifest
 from validate.report import collect, origins
 
 
@@ -112,13 +113,6 @@ def saved(path, **facts):
     return {"teachers": [hashlib.sha256(path.read_bytes()).hexdigest()]}
 
 
-def test_images_are_counted_by_any_manifest():
-    recovered = {"settings": {"ipc": 2}, "images": {"a/0.png": {}, "a/1.png": {}}}
-    selected = {"settings": {"images": {"a": ["a/x.png", "a/y.png"], "b": ["b/z.png"]}}}
-    assert origins.image_count(recovered) == 2 and origins.image_count(selected) == 3
-    assert origins.image_count({}) == origins.image_count({"settings": {"images": {"a": 3}}, "images": 3}) == 0
-
-
 def test_seconds_of_the_stages(tmp_path):
     write_run(tmp_path)
     teachers = saved(tmp_path / "teacher.pth", seconds=120.0, top1=91.0)
@@ -214,4 +208,4 @@ def test_any_manifest_is_no_obstacle(tmp_path_factory, content):
     measured = collect.read([run])
     assert origins.stage_seconds(measured)["delt, IPC 10, resnet18, delt"]["validate"] == 5
     assert origins.image_sets(measured)[-1].title == "delt, IPC 10"
-    assert origins.image_count(content) >= 0
+    assert Manifest(content).image_count >= 0
