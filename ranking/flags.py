@@ -148,20 +148,7 @@ def parse() -> Job:
         # Said, and no error: scripts give one file to each of their criteria.
         print(f"ranking: {args.criterion} reads no scores: --ranking-file {args.ranking_file} is left as it is")
         args.ranking_file = None
-    job = Job(
-        train_dir=args.train_dir,
-        ranking_file=args.ranking_file,
-        output_dir=args.output_dir,
-        criterion=args.criterion,
-        ipc=args.ipc,
-        short_classes=args.short_classes,
-        seed=args.seed,
-        overwrite=args.overwrite,
-        patches=cli.group(args, PatchFlags),
-        teacher=cli.group(args, TeacherFlags),
-        geometry=cli.group(args, GeometryFlags),
-        machine=cli.group(args, MachineFlags),
-    )
+    job = cli.group(args, Job)
     _check_candidates(parser, job)
     return job
 

@@ -103,21 +103,13 @@ def parse() -> Job:
     method, settings = chosen_method(vars(args), args.dataset, args.input_size)
     if settings.init == "images" and not args.init_dir:
         parser.error("--init-dir is needed unless --init noise is given")
-    return Job(
+    return cli.group(
+        args,
+        Job,
         method=method,
         settings=settings,
-        init_dir=args.init_dir,
-        classes_by=args.classes_by,
         syn_dir=Path(args.syn_dir),
         contact_sheet=Path(sheet),
-        ipc=args.ipc,
-        seed=args.seed,
-        image_format=args.image_format,
-        save_every=args.save_every,
-        overwrite=args.overwrite,
-        teacher=cli.group(args, TeacherFlags),
-        geometry=cli.group(args, GeometryFlags),
-        machine=cli.group(args, MachineFlags),
         arguments=vars(args),
     )
 

@@ -103,17 +103,12 @@ def parse() -> Job:
     epochs = args.epochs or (dataset.squeeze_epochs if dataset else 50)
     if too_late := [epoch for epoch in args.keep_epochs if epoch > epochs]:
         parser.error(f"--keep-epochs {too_late[0]}: the training has {epochs} epochs; give 1 to {epochs}")
-    return Job(
+    return cli.group(
+        args,
+        Job,
         recipe=replace(cli.group(args, Recipe), epochs=epochs),
-        arch=args.arch,
-        train_dir=args.train_dir,
-        val_dir=args.val_dir,
         output=Path(args.output),
-        geometry=cli.group(args, GeometryFlags),
-        machine=cli.group(args, MachineFlags),
-        training=cli.group(args, TrainingFlags),
         keep_epochs=tuple(sorted(set(args.keep_epochs))),
-        overwrite=args.overwrite,
     )
 
 

@@ -67,17 +67,7 @@ def parse() -> Job:
     cli.add_teacher(parser)
     cli.add_common(parser, f"images per batch; {BATCH_SIZE} if left out")
     args = parser.parse_args()
-    return Job(
-        train_dir=args.train_dir,
-        output=args.output,
-        ipc=args.ipc,
-        learn_weights=args.learn_weights,
-        seed=args.seed,
-        overwrite=args.overwrite,
-        teacher=cli.group(args, TeacherFlags),
-        geometry=cli.group(args, GeometryFlags),
-        machine=cli.group(args, MachineFlags),
-    )
+    return cli.group(args, Job)
 
 
 def main() -> None:

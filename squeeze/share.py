@@ -51,15 +51,7 @@ def parse() -> Job:
     if not args.teacher_path:
         parser.error("--teacher-path is needed: the checkpoint to share")
     hub.require_licence(parser, args.licence, SOURCE)
-    return Job(
-        output_dir=args.output_dir,
-        licence=args.licence,
-        name=args.name,
-        source=args.source,
-        overwrite=args.overwrite,
-        teacher=cli.group(args, TeacherFlags),
-        geometry=cli.group(args, GeometryFlags),
-    )
+    return cli.group(args, Job)
 
 
 def main() -> None:

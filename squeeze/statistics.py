@@ -71,18 +71,7 @@ def parse() -> Job:
     cli.add_teacher(parser)
     cli.add_common(parser, f"images whose statistics are taken together; {BATCH_SIZE} if left out")
     args = parser.parse_args()
-    return Job(
-        train_dir=args.train_dir,
-        output=args.output,
-        patch=args.patch,
-        per_class=args.per_class,
-        seed=args.seed,
-        save_every=args.save_every,
-        overwrite=args.overwrite,
-        teacher=cli.group(args, TeacherFlags),
-        geometry=cli.group(args, GeometryFlags),
-        machine=cli.group(args, MachineFlags),
-    )
+    return cli.group(args, Job)
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Sequence, TypeVar
+from typing import Any, Callable, Sequence, TypeVar, get_type_hints
 
 from utils.data import input_size
 from utils.data.datasets import DATASETS
@@ -43,10 +43,19 @@ class Parser(boundary.Parser):
         return super().parse_args(args, namespace)
 
 
-def group(args: argparse.Namespace, kind: type[Group]) -> Group:
-    """The arguments that a dataclass has fields for, as one object; flags are given to functions in this form."""
-    values = {field.name: getattr(args, field.name) for field in fields(kind)}
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+def group(args: argparse.Namespace, kind: type[Group], **given: Any) -> Group:
+    """The arguments that a dataclass has fields for, as one object; flags are given to functions in this form.
+
+    A field of a dataclass's type holds a group itself. `given` are fields that are no flags, or not as given.
+    """
+    kinds = get_type_hints(kind)
+    for name in kinds.keys() - given.keys():
+        if is_dataclass(kinds[name]):
+            given[name] = group(args, kinds[name])
+        else:
+            value = getattr(args, name)
+            given[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**given)
 
 
 @dataclass(frozen=True)

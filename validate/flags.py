@@ -299,22 +299,14 @@ def _job(parser: cli.Parser, args: argparse.Namespace) -> Job:
     names = (Manifest.of(images).method or Path(path).resolve().name for images, path in zip(sets, args.syn_dir))
     methods = args.method or list(names)
     _check(parser, args, protocols)
-    return Job(
+    return cli.group(
+        args,
+        Job,
         sets=dict(zip(sets, map(str, methods))),
-        val_dir=args.val_dir,
-        classes_by=args.classes_by,
         output_dir=Path(args.output_dir),
         student_arch=tuple(args.student_arch or ()),
         protocols=protocols,
         seeds=range(args.seed, args.seed + args.seeds),
-        ipc=args.ipc,
-        evaluations=args.evaluations,
-        labels=cli.group(args, LabelFlags),
-        teacher=cli.group(args, TeacherFlags),
-        geometry=cli.group(args, GeometryFlags),
-        machine=cli.group(args, MachineFlags),
-        training=cli.group(args, TrainingFlags),
-        overwrite=args.overwrite,
         arguments=vars(args),
     )
 

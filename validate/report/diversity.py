@@ -119,9 +119,12 @@ class Flags:
     method: tuple[str, ...]  # one for each folder
     classes_by: str  # name or position
     output_dir: str
+    teacher: cli.TeacherFlags
+    geometry: GeometryFlags
+    machine: cli.MachineFlags
 
 
-def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
+def parse() -> Flags:
     parser = cli.Parser(
         "validate.report.diversity",
         "Mean cosine similarity of the pairs of images of each class; lower is more diverse. The extractor is the "
@@ -147,8 +150,7 @@ def parse() -> tuple[Flags, cli.TeacherFlags, GeometryFlags, cli.MachineFlags]:
     methods = tuple(Manifest.of(folder).full_name(name) for folder, name in zip(folders, methods))
     if len(set(methods)) < len(methods):
         parser.error(f"the --method names must differ ({', '.join(methods)})")
-    flags = Flags(folders, methods, args.classes_by, args.output_dir)
-    return (flags, *(cli.group(args, kind) for kind in (cli.TeacherFlags, GeometryFlags, cli.MachineFlags)))
+    return cli.group(args, Flags, method=methods)
 
 
 def _own_name(folder: str) -> str:
@@ -156,14 +158,14 @@ def _own_name(folder: str) -> str:
 
 
 def main() -> None:
-    flags, teacher_flags, geometry_flags, machine = parse()
+    flags = parse()
     folders = read_folders(flags.syn_dir, flags.classes_by)
     output = Path(flags.output_dir) / FILE
     check_output(output)
     for folder in folders:
-        folder.load(machine.workers, alone=True)
-    [teacher] = teacher_flags.load(geometry_flags, flags.syn_dir[0], "DIR", machine.workers, flags.syn_dir)
-    reader = feature_reader(teacher, machine, output)
+        folder.load(flags.machine.workers, alone=True)
+    [teacher] = flags.teacher.load(flags.geometry, flags.syn_dir[0], "DIR", flags.machine.workers, flags.syn_dir)
+    reader = feature_reader(teacher, flags.machine, output)
     with explain_out_of_memory(reader.batch_size):
         rows = [row for pair in zip(flags.method, folders) for row in measure(reader, teacher, *pair)]
     table = pd.DataFrame(rows, columns=COLUMNS)
