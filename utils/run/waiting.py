@@ -69,8 +69,8 @@ def sign() -> None:
 def meet() -> None:
     """Wait for all ranks. Raises UserError where one has neither come nor given a sign for the limit."""
     store, number = _STATE.store, next(_STATE.meetings)
-    own, missing, signs = _arrival(number, dist.get_rank()), list(range(dist.get_world_size())), None
-    store.set(own, "here")
+    missing, signs = list(range(dist.get_world_size())), None
+    store.set(_arrival(number, dist.get_rank()), "here")
     heard, pause = time.monotonic(), 0.001
     while missing := [rank for rank in missing if not store.check([_arrival(number, rank)])]:
         found = [_signs(rank) for rank in missing]
@@ -80,8 +80,9 @@ def meet() -> None:
             raise UserError(expired(f"rank {', '.join(map(str, missing))}"))
         time.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
-    dist.all_reduce(torch.zeros(1))  # nobody is looking any more: the store may end with its rank
-    store.delete_key(own)
+    if number:
+        store.delete_key(_arrival(number - 1, dist.get_rank()))  # all have come here, so nobody looks at it any more
+    dist.all_reduce(torch.zeros(1))  # nobody asks the store after it, which may end with its rank
 
 
 def expired(who: str = "another rank") -> str:

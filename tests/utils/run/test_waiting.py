@@ -51,6 +51,14 @@ HANGS = {
 }
 
 
+def test_a_rank_that_is_late_does_not_miss_the_one_that_has_ended(place):
+    """Rank 0's process holds what they meet by; it ends half a second before rank 1 is through."""
+    late = "reduce = torch.distributed.all_reduce; "
+    late += "torch.distributed.all_reduce = lambda value: (reduce(value), time.sleep(0.5 * rank))"
+    done = run_script(place, TOGETHER.replace("{what}", late), WAIT)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("what, who", HANGS.values(), ids=HANGS)
 def test_a_wait_without_a_sign_of_life_ends_in_one_line_that_says_what_to_do(place, what, who):
     started = time.monotonic()
