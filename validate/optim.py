@@ -8,7 +8,7 @@ from typing import Callable
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from utils.fit.loop import Learner
 from validate.protocols import Protocol
@@ -76,6 +76,29 @@ def learning_rate(epoch: int, protocol: Protocol) -> float:
     return LR_SCHEDULES[protocol.lr_schedule].function(epoch / protocol.epochs, protocol)
 
 
+class WeightAverage(AveragedModel):
+    """The exponential moving average of a student's weights, with the student's own BatchNorm statistics.
+
+    The update is PyTorch's own but for one thing: that one sends the number of updates to the device in each step, for
+    which the host waits.
+    """
+
+    def __init__(self, student: nn.Module, decay: float):
+        super().__init__(student)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        averages, weights = list(self.module.parameters()), list(model.parameters())
+        if self.n_averaged == 0:  # which is on the CPU
+            torch._foreach_copy_(averages, weights)
+        else:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        self.n_averaged += 1
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(buffers, list(model.buffers()))
+
+
 def learner(student: nn.Module, protocol: Protocol, steps_per_epoch: int) -> Learner:
     """The student with its optimiser and schedule, and with the average of its weights where the protocol has one.
 
@@ -89,8 +112,5 @@ def learner(student: nn.Module, protocol: Protocol, steps_per_epoch: int) -> Lea
     scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step // steps_per_epoch, protocol)
     )
-    average = None
-    if protocol.weight_average:
-        # Its BatchNorm statistics are always those of the student.
-        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(protocol.weight_average))
+    average = WeightAverage(student, protocol.weight_average) if protocol.weight_average else None
     return Learner(student, optimizer, scheduler, average)

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from helpers import CPU
 from students import MEAN, STD, noise_folder, protocol, small_student, stream
 from utils.data.loader import EvalBatches
 from utils.fit.loop import Training
 from utils.run.resume import State
-from validate.optim import learning_rate
+from validate.optim import learner, learning_rate
 from validate.targets import Teachers
 from validate.train import train
 
@@ -134,6 +136,30 @@ def test_the_average_of_the_weights_is_tested_and_the_student_trained(sets, deca
     assert_same(student, plain)
     assert_measured(result, losses, top1s[2::STEPS])
     assert top1s[2::STEPS] != own[2::STEPS], "the two are told apart"
+
+
+class Sent(TorchDispatchMode):
+    """How often a step copies from one device to another, for which the host waits."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, found)) if torch.is_tensor(leaf)]
+        self.count += len({tensor.device for tensor in tensors}) > 1
+        return found
+
+
+def test_the_average_sends_nothing_to_the_device():
+    student = small_student().to("meta")
+    average = learner(student, protocol(weight_average=0.9), 3).average
+    with Sent() as sent:
+        average.update_parameters(student)
+        average.update_parameters(student)
+    assert sent.count == 0
+    with sent:
+        torch.zeros(1).to("meta")
+    assert sent.count == 1, "it would have been seen"
 
 
 # --- learning rates ----------------------------------------------------------------------------------------------
