@@ -265,6 +265,8 @@ def _start_gpu(device: torch.device) -> None:
 
 
 def _configure_backends(device: torch.device, deterministic: bool) -> None:
+    if "OMP_NUM_THREADS" not in os.environ:  # which says it, and torchrun sets it
+        torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
     if device.type == "cuda":
         if deterministic:
             # Same command, same bytes: cuBLAS needs this set before its first call.
@@ -275,8 +277,6 @@ def _configure_backends(device: torch.device, deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = not deterministic  # it chooses by time
         _start_gpu(device)  # as `uses_gpu` is asked before anything is computed
         return
-    if "OMP_NUM_THREADS" not in os.environ:  # which says it, and torchrun sets it
-        torch.set_num_threads(min(torch.get_num_threads(), available_cpus()))
     threads.require(torch.get_num_threads())
     torch.zeros(1 << 20).add_(1)  # starts them, where they are known to be possible
     if _has_glibc():

@@ -56,6 +56,16 @@ def backends(monkeypatch):
     torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.benchmark = filled, benchmark
 
 
+def test_what_the_cpu_does_beside_a_gpu_takes_no_more_threads_than_the_job_may(backends, monkeypatch):
+    asked = []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(module, "available_cpus", lambda: 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 12)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    backends(False)
+    assert asked == [3]
+
+
 def test_same_bytes_need_no_memory_to_be_filled(backends, monkeypatch):
     backends(True)
     assert torch.are_deterministic_algorithms_enabled() and not torch.utils.deterministic.fill_uninitialized_memory
