@@ -150,7 +150,7 @@ class Training:
                 if step == 1:
                     course.total.zero_()
                 rate = learner.scheduler.get_last_lr()[0]
-                self._step(course, partial(losses, forward), number, batch)
+                self._step(course, network, partial(losses, forward), number, batch)
                 bar.update(schedule.size(number))
                 # Seldom, because reading the loss makes the host wait for the GPU.
                 if step % 25 == 0 or step == per_epoch:
@@ -164,21 +164,23 @@ class Training:
                 course.save_if_due(number + 1, lambda: self._mean_loss(course.total, epoch, step) * step)
         return course.history
 
-    def _step(self, course: _Course, losses: Callable[[Any], torch.Tensor], number: int, batch: Any) -> None:
-        """One update by step `number`'s batch; its loss is added to the epoch's."""
+    def _step(self, course: _Course, network: nn.Module, losses: Callable, number: int, batch: Any) -> None:
+        """One update of the `network` by step `number`'s batch; its loss is added to the epoch's."""
         learner, scaler, size = course.learner, course.scaler, self.schedule.size(number)
         learner.optimizer.zero_grad(set_to_none=True)
+        parts = self.parts(batch) if self.parts else [batch]
         first = 0  # of the part's images
         # Dropout and stochastic depth draw from the global generators.
         with seeded(*self.stream, "forward", number, distributed.get_rank(), device=self.runtime.device):
-            for part in self.parts(batch) if self.parts else [batch]:
-                with self.runtime.autocast():
-                    found = losses(part)
-                    loss = distributed.global_mean(found, size, first)
-                scaler.scale(loss).backward()
-                distributed.require_gradients(learner.model)
+            for left, part in zip(reversed(range(len(parts))), parts):
+                with distributed.exchanging(network, last=not left):
+                    with self.runtime.autocast():
+                        found = losses(part)
+                        loss = distributed.global_mean(found, size, first)
+                    scaler.scale(loss).backward()
                 course.total += loss.detach()
                 first += len(found)
+        distributed.require_gradients(learner.model)
         scaler.step(learner.optimizer)
         scaler.update()
         learner.scheduler.step()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any, Callable, Iterable, Iterator, Sequence, TypeVar
+from typing import Any, Callable, ContextManager, Iterable, Iterator, Sequence, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -208,7 +208,15 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     """`model`, whose gradients are averaged over all ranks. Its weights become rank 0's."""
     if get_world_size() == 1:
         return model
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    network = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    # BatchNorm reads its running statistics in tests alone, before which `broadcast_buffers` gives all ranks rank 0's.
+    network.broadcast_buffers = False
+    return network
+
+
+def exchanging(network: nn.Module, last: bool) -> ContextManager[None]:
+    """Within, one part of a step of a `data_parallel` network: the ranks exchange what all parts gave with the last."""
+    return contextlib.nullcontext() if last or get_world_size() == 1 else network.no_sync()
 
 
 def require_gradients(model: nn.Module) -> None:
@@ -228,7 +236,7 @@ def require_gradients(model: nn.Module) -> None:
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every rank the BatchNorm statistics of rank 0, as each training step does at its start."""
+    """Give every rank the BatchNorm statistics of rank 0."""
     if get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
