@@ -78,6 +78,8 @@ class _Course:
     scaler: torch.amp.GradScaler
     state: State
     total: torch.Tensor  # (), of this epoch's losses
+    ended: list[tuple[int, float, torch.Tensor]] = field(default_factory=list)  # epochs, rates and totals, not yet read
+    unread: int = 0  # steps since the losses were read
     history: History = field(default_factory=History)
 
     @property
@@ -92,8 +94,8 @@ class _Course:
         return saved
 
     def save_if_due(self, number: int, total: Callable[[], float], **more: Any) -> None:
-        """As the state's, after `number` steps; `total()` is asked where it is due."""
-        self.state.save_if_due(lambda: {**state_dicts(self.parts), "number": number, "total": total(), **more})
+        """As the state's, after `number` steps; `total()` is asked before anything else where it is due."""
+        self.state.save_if_due(lambda: {"total": total(), **state_dicts(self.parts), "number": number, **more})
 
 
 @dataclass(frozen=True)
@@ -152,16 +154,17 @@ class Training:
                 rate = learner.scheduler.get_last_lr()[0]
                 self._step(course, network, partial(losses, forward), number, batch)
                 bar.update(schedule.size(number))
+                if step == per_epoch:
+                    course.ended.append((epoch, rate, course.total.clone()))
                 # Seldom, because reading the loss makes the host wait for the GPU.
-                if step % 25 == 0 or step == per_epoch:
+                course.unread += 1
+                if course.unread == 25 or step == per_epoch and (epoch == schedule.epochs or self._is_measured(epoch)):
+                    mean = self._read(course, epoch, step)
                     top1 = f", top-1 {course.history.top1:.2f}" if course.history.top1 else ""
-                    mean = self._mean_loss(course.total, epoch, step)
                     bar.set_postfix_str(
                         f"epoch {epoch}/{schedule.epochs}, loss {mean:.4f}, lr {rate:.4f}{top1}", refresh=False
                     )
-                if step == per_epoch:
-                    self._end_epoch(course, {"epoch": epoch, "loss": mean}, rate)
-                course.save_if_due(number + 1, lambda: self._mean_loss(course.total, epoch, step) * step)
+                course.save_if_due(number + 1, lambda: self._read(course, epoch, step) * step)
         return course.history
 
     def _step(self, course: _Course, network: nn.Module, losses: Callable, number: int, batch: Any) -> None:
@@ -187,10 +190,24 @@ class Training:
         if learner.average:
             learner.average.update_parameters(learner.model)
 
+    def _read(self, course: _Course, epoch: int, step: int) -> float:
+        """The mean loss of the epoch so far. Epochs that have ended since the last reading are noted.
+
+        Raises UserError where a loss is not finite.
+        """
+        (*before, now), ended = self._mean_losses(course, epoch, step), course.ended
+        course.ended, course.unread = [], 0
+        for (number, rate, _), loss in zip(ended, before):
+            self._end_epoch(course, {"epoch": number, "loss": loss}, rate)
+        return now
+
+    def _is_measured(self, epoch: int) -> bool:
+        return epoch in evaluated_epochs(self.schedule.epochs, self.evaluations) or epoch in self.kept
+
     def _end_epoch(self, course: _Course, entry: dict, rate: float) -> None:
         """Measure the epoch and note it. Its steps are saved before, so that an interrupted test loses none."""
         epoch, history, per_epoch = entry["epoch"], course.history, self.schedule.steps_per_epoch
-        if epoch in evaluated_epochs(self.schedule.epochs, self.evaluations) or epoch in self.kept:
+        if self._is_measured(epoch):
             save_if_due = partial(
                 course.save_if_due, epoch * per_epoch, lambda: entry["loss"] * per_epoch, untested=[entry, rate]
             )
@@ -202,15 +219,19 @@ class Training:
         self.logger.add(epoch, **entry, lr=rate)
         history.epochs.append(entry)
 
-    def _mean_loss(self, total: torch.Tensor, epoch: int, steps: int) -> float:
-        """Of the epoch so far. Raises UserError if it is not finite."""
-        value = distributed.all_reduce_sum(total).item() / distributed.get_world_size() / steps
-        if not math.isfinite(value):
-            raise NotFinite(
-                f"{self.name}: loss is {value} in epoch {epoch}, step {steps}, and nothing of it was saved; try a "
-                "smaller --lr, or --precision fp32"
-            )
-        return value
+    def _mean_losses(self, course: _Course, epoch: int, step: int) -> list[float]:
+        """Of the epochs that have ended, and of this one up to this step."""
+        totals = distributed.all_reduce_sum(torch.stack([*(total for *_, total in course.ended), course.total]))
+        places = [*((number, self.schedule.steps_per_epoch) for number, *_ in course.ended), (epoch, step)]
+        found = []
+        for total, (number, steps) in zip(totals.tolist(), places):
+            found.append(total / distributed.get_world_size() / steps)
+            if not math.isfinite(found[-1]):
+                raise NotFinite(
+                    f"{self.name}: loss is {found[-1]} in epoch {number}, step {steps}, and nothing of it was saved; "
+                    "try a smaller --lr, or --precision fp32"
+                )
+        return found
 
     def _measure(self, model: nn.Module, epoch: int, history: History, after_batch: Callable[[], None]) -> None:
         self.before_test(model)

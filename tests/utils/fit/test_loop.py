@@ -9,6 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from helpers import CPU
 from utils.data.loader import BatchSchedule
 from utils.fit.loop import Learner, Training, evaluated_epochs
+from utils.run import distributed
 from utils.run.errors import UserError
 
 SCHEDULE = BatchSchedule(images=10, batch_size=4, epochs=3)  # 4, 4 and 2 images an epoch
@@ -59,6 +60,23 @@ def test_it_trains_as_a_plain_loop_does():
     assert [entry["epoch"] for entry in history.epochs] == [1, 2, 3]
     for epoch, entry in enumerate(history.epochs):
         assert entry["loss"] == pytest.approx(sum(means[3 * epoch : 3 * epoch + 3]) / 3, rel=1e-5)
+
+
+def test_epochs_of_one_step_are_noted_without_a_wait_for_each(monkeypatch):
+    """A GPU would stand still while the host reads a loss: it is read after 25 steps, and at the end."""
+    read, reduce = [], distributed.all_reduce_sum
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda values: read.append(len(values)) or reduce(values))
+    data, found, seen = next(batches()), model(), []
+
+    def remembering(forward, batch):
+        seen.append(value := losses(forward, batch))
+        return value
+
+    run = Training("a model", BatchSchedule(images=4, batch_size=4, epochs=60), CPU, geometry=None)
+    history = run.run(Learner(found, *learner(found)), lambda start: iter([data] * (60 - start)), remembering)
+    assert read == [26, 26, 11], "each with the epoch under way"
+    assert [entry["epoch"] for entry in history.epochs] == [*range(1, 61)]
+    assert [entry["loss"] for entry in history.epochs] == pytest.approx([value.mean().item() for value in seen])
 
 
 def test_an_average_follows_every_step():
