@@ -1,6 +1,7 @@
 """Students on a GPU: as CUDA graphs the same weights, with parts of a batch too; labels that outlive the next graph."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -81,32 +82,38 @@ def test_training_is_that_of_the_cpu(precision, tmp_path):
     assert found[0] == pytest.approx(expected[0], rel={"fp32": 1e-3, "bf16": 0.1, "fp16": 0.05}[precision])
 
 
-@pytest.mark.parametrize("kind", ["plain", "dsa", "stored", "weights"])
-def test_a_step_does_not_wait_for_the_gpu(kind, tmp_path):
+@pytest.mark.parametrize("kind", ["plain", "average", "dsa", "stored", "weights"])
+def test_a_step_does_not_wait_for_the_gpu(kind, tmp_path, monkeypatch):
+    """From the seventh of 24 steps to the last but one; the losses are read after the last."""
     folder = noise_folder(tmp_path / "images", 24)
+    calls = []
+
+    def watched(*given):
+        losses = student_losses(*given)
+
+        def asked(forward, batch):
+            calls.append(batch)
+            torch.cuda.set_sync_debug_mode("error" if 6 < len(calls) < 24 else "default")
+            return losses(forward, batch)
+
+        return asked
+
+    monkeypatch.setattr("validate.train.student_losses", watched)
+    changes = {"average": dict(weight_average=0.9), "dsa": dict(batch_augment="dsa")}.get(kind, {})
     with gpu("fp16") as runtime:
-        batches = stream(folder, runtime, batch_size=4, epochs=2, batch_augment="dsa" if kind == "dsa" else "none")
+        batches = stream(folder, runtime, batch_size=4, epochs=4, **changes)
         labelling = teachers(runtime, 1)
-        source = labelling.labelled(batches)
+        source = partial(labelling.labelled, batches)
         if kind == "stored":
             Writer(str(tmp_path / "labels"), labelling, 3, False).save(batches)
-            source = StoredLabels(str(tmp_path / "labels"), 0).labelled(batches)
+            source = partial(StoredLabels(str(tmp_path / "labels"), 0).labelled, batches)
         given = torch.rand(24, device=runtime.device) + 0.5 if kind == "weights" else None
-        student, losses = runtime.place(small_student()), student_losses(batches.protocol, given)
-        optimizer, scaler = torch.optim.AdamW(student.parameters(), fused=True), runtime.grad_scaler()
-        for number in range(8):
-            torch.cuda.set_sync_debug_mode("error" if number > 5 else "default")
-            try:
-                batch = next(source)
-                with runtime.autocast():
-                    loss = losses(student, batch).mean()
-                optimizer.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                scaler.step(optimizer)
-                scaler.update()
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-        assert loss.isfinite()
+        run = Training("student", batches.schedule, runtime, geometry())
+        try:
+            found = train(runtime.place(small_student()), source, batches, run, given)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(calls) == 24 and all(math.isfinite(entry["loss"]) for entry in found.curve)
 
 
 def test_a_test_waits_once(tmp_path):
