@@ -58,10 +58,17 @@ def process_group(device: torch.device, wait: float = waiting.MINUTES) -> Iterat
         )
     nccl = device.type == "cuda" and _has_own_gpu(device)
     with SIGNALS.default():  # a rank that waits for one that failed has to end when torchrun says so
+        limit = waiting.limit(wait)
+        store, *_ = next(dist.rendezvous("env://", timeout=limit))
+        store.set_timeout(limit)
+        _require_one_connection(store, "NCCL" if nccl else "Gloo")
         # Decisions about saving and stopping travel between the CPUs, so that no GPU is waited for.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if nccl else "gloo",
-            timeout=waiting.limit(wait),
+            timeout=limit,
+            store=store,
+            rank=rank,
+            world_size=world_size,
             device_id=device if nccl else None,
         )
         waiting.start(wait)
@@ -69,6 +76,19 @@ def process_group(device: torch.device, wait: float = waiting.MINUTES) -> Iterat
     # Not after an error: a rank that is gone would be waited for.
     waiting.stop()
     dist.destroy_process_group()
+
+
+def _require_one_connection(store: dist.Store, own: str) -> None:
+    """Raises UserError where ranks would be connected otherwise than this one: they would wait for each other."""
+    rank, world_size = rank_from_environment()
+    store.set(f"connection of {rank}", own)
+    for other in range(world_size):
+        if (found := store.get(f"connection of {other}").decode()) != own:
+            raise UserError(
+                f"rank {other} would be connected by {found}, rank {rank} by {own}: on one of their machines processes "
+                "outnumber the GPUs, or none can be used; give as many processes as each machine has GPUs, or "
+                "--device cpu"
+            )
 
 
 def _has_own_gpu(device: torch.device) -> bool:

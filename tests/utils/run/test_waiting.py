@@ -59,6 +59,25 @@ def test_a_rank_that_is_late_does_not_miss_the_one_that_has_ended(place):
     assert done.returncode == 0, done.stderr
 
 
+OTHERWISE = """
+import os, torch
+from utils.run import distributed, entry
+def main():
+    distributed._has_own_gpu = lambda device: os.environ["RANK"] == "0"    # as on a machine with fewer
+    with distributed.process_group(torch.device("cuda", 0), 0.1):
+        pass
+entry.run(main)
+"""
+
+
+def test_machines_that_would_connect_otherwise_are_told_so_at_once(place):
+    started = time.monotonic()
+    done = run_script(place, OTHERWISE)
+    line = the_error(done)
+    assert "would be connected by" in line and "Gloo" in line and "NCCL" in line and "--device cpu" in line
+    assert done.returncode == 2 and time.monotonic() - started < 60
+
+
 @pytest.mark.parametrize("what, who", HANGS.values(), ids=HANGS)
 def test_a_wait_without_a_sign_of_life_ends_in_one_line_that_says_what_to_do(place, what, who):
     started = time.monotonic()
