@@ -29,7 +29,8 @@ from utils.nets.teacher import unsaid_in
 from utils.run import distributed
 from utils.run.device import transfer, versions
 from utils.run.errors import UserError
-from utils.run.files import differences, read_json, sha256
+from utils.run.files import differences, read_json
+from utils.run.hashing import hashed
 from validate.augment import squared
 from validate.protocols import LATER, SQUARED, said
 from validate.stream import Stream
@@ -98,7 +99,7 @@ class StoredLabels:
 
     def __init__(self, root: str | Path, seed: int, index: Any = None):
         """`index`: what is in its file, if that was read. Raises UserError if they are not there, or not whole."""
-        self.seed, self.folder = seed, folder_of(root, seed)
+        self.seed, self.folder, self._is_whole = seed, folder_of(root, seed), False
         path = self.folder / INDEX
         self.index = _read_index(root, seed) if index is None else index
         if isinstance(self.index, dict) and self.index.get("finished") is False:
@@ -142,7 +143,7 @@ class StoredLabels:
                 raise UserError(f"{self.folder}: its {name} is {stored}, not {value}; leave out the flag")
 
     def check(self, stream: Stream) -> None:
-        """Raises UserError if the labels are not of this stream's images and views, or a shard is damaged."""
+        """Raises UserError if the labels are not of this stream's images and views."""
         later = {name: LATER[name] for name in LATER_VIEWS}
         wanted = {**later, **identity(stream)}
         found = {name: self.index["settings"].get(name, later.get(name)) for name in wanted}
@@ -153,8 +154,18 @@ class StoredLabels:
                 "flags that they were made with"
             )
         self.check_versions(stream)
-        if damaged := self.damaged():
-            raise UserError(f"{damaged[0]}: missing or damaged; run the command with --save-labels again")
+
+    def require_whole(self) -> None:
+        """Raises UserError, the same on all ranks, if a shard is missing or damaged.
+
+        Each is read once in a process, and of ranks that work together each reads a part.
+        """
+        if self._is_whole:
+            return
+        own = slice(distributed.get_rank(), None, distributed.get_world_size())
+        if damaged := sum(distributed.all_gather(self.damaged(own)), []):
+            raise UserError(f"{min(damaged)}: missing or damaged; run the command with --save-labels again")
+        self._is_whole = True
 
     def check_versions(self, stream: Stream) -> None:
         """Raises UserError if libraries of other versions drew what is not stored: they may draw it otherwise."""
@@ -174,15 +185,12 @@ class StoredLabels:
         unsaid = {"precision"} if own["teacher_statistics"] == "batch" else {"precision", "accumulate"}
         return all(own[name] == other[name] for name in own.keys() & other.keys() - unsaid)
 
-    def damaged(self) -> list[Path]:
-        """The shards that are missing or not as they were written."""
-        found = []
-        for file, _, digest in self.shards:
-            path = self.folder / file
-            if not path.is_file() or sha256(path) != digest:
-                found.append(path)
-            distributed.keep_alive()
-        return found
+    def damaged(self, own: slice = slice(None)) -> list[Path]:
+        """The shards, of all or of its `own`, that are missing or not as they were written."""
+        shards = self.shards[own]
+        there = [file for file, *_ in shards if (self.folder / file).is_file()]
+        found = dict(zip(there, hashed(self.folder, there, f"checking labels of seed {self.seed}", "shard")))
+        return [self.folder / file for file, _, digest in shards if found.get(file) != digest]
 
     def labelled(self, stream: Stream, start: int = 0) -> Labelled:
         """All batches from `start` on, shown as they were to the teachers, with the targets (B, classes), fp32.

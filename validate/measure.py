@@ -35,9 +35,12 @@ def measure(experiment: Experiment, run: Run, trial: Trial, known: Mapping[int, 
     )
     views = Views(folder, Augmentation(protocol, experiment.geometry), job.machine.workers)
     streams = [Stream(views, protocol, seed, experiment.geometry, runtime) for seed in job.seeds]
-    for stream in streams:
-        if experiment.stored:
+    if experiment.stored:
+        for stream in streams:
             experiment.stored[stream.seed].check(stream)
+        for seed in job.seeds:
+            if seed not in run.results and seed not in known:
+                experiment.stored[seed].require_whole()  # now, and not after hours of training on another seed's
     asked = job.labels.save_labels or any(seed not in run.results for seed in job.seeds)
     if asked:  # of hard labels, too: sets that such a teacher guided lie under its names
         experiment.check_class_order()

@@ -180,6 +180,49 @@ def test_stored_labels_are_the_same_whoever_stores_them(place, monkeypatch):
     assert json.loads(run.read_text())["seeds"][0]["curve"][-1]["epoch"] == 3
 
 
+NOTED = """
+import builtins, os
+from pathlib import Path
+from utils.run import entry
+from validate.__main__ import main
+plain = builtins.open
+def noted(path, *more, **options):
+    if str(path).endswith(".safetensors"):  # hashed: tensors are not read so
+        with plain(os.path.join(os.environ["NOTES"], "rank" + os.environ["RANK"]), "a") as file:
+            print(Path(path).name, file=file)
+    return plain(path, *more, **options)
+builtins.open = noted
+entry.run(main)
+"""
+
+
+def test_ranks_share_the_checking_of_stored_labels(place, monkeypatch):
+    """Three shards of two ranks; what is wrong with the part of one is the error of both."""
+    monkeypatch.setattr("validate.label_writer.SHARD_BYTES", 1)
+    place.works("validate", save_labels=place / "labels", epochs=3)
+    script = place / "script.py"
+    script.write_text(NOTED)
+    for damage, code in (("none", 0), ("of rank 1", 2)):
+        notes = place / damage
+        notes.mkdir()
+        if code:
+            (place / "labels" / "seed0" / "00001.safetensors").write_bytes(b"damaged")
+        line = dict(load_labels=place / "labels", teacher_path=None, student_arch="conv3", epochs=3)
+        done = subprocess.run(
+            [*LAUNCH, "--nproc-per-node", "2", str(script), *place.command("validate", output_dir=notes, **line)],
+            cwd=ROOT,
+            text=True,
+            capture_output=True,
+            env={**ENV, "PYTHONPATH": str(ROOT), "NOTES": str(notes)},
+            timeout=120,
+        )
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+        hashed = [sorted((notes / f"rank{rank}").read_text().split()) for rank in (0, 1)]
+        assert hashed == [["00000.safetensors", "00002.safetensors"], ["00001.safetensors"]]
+    [told] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "seed0/00001.safetensors: missing or damaged" in told and not list(notes.glob("results*"))
+
+
 # --- killed, stopped and resumed -------------------------------------------------------------------------------------
 
 LONG = dict(epochs=40, save_every=0)

@@ -33,7 +33,8 @@ from utils.data.tiles import Tile
 from utils.run import distributed
 from utils.run.cpus import available_cpus
 from utils.run.errors import UserError, listed
-from utils.run.files import digest, sha256
+from utils.run.files import digest
+from utils.run.hashing import hashed
 from utils.run.progress import progress, say_once
 
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
@@ -242,18 +243,7 @@ class ImageFolder:
 
     def hashed(self, paths: Sequence[str]) -> Iterator[str]:
         """The SHA-256 of each file, by several threads."""
-
-        def digests(start: int) -> list[str]:
-            return [sha256(self.root / path) for path in paths[start : start + HASHED]]
-
-        with (
-            ThreadPoolExecutor(available_cpus()) as pool,  # hashlib works outside of the interpreter's lock
-            progress(total=len(paths), desc=f"hashing {self.role}", unit="img", leave=False, delay=2) as bar,
-        ):
-            for found in pool.map(digests, range(0, len(paths), HASHED)):
-                yield from found
-                bar.update(len(found))
-                distributed.keep_alive()
+        return hashed(self.root, paths, f"hashing {self.role}", "img", HASHED)
 
     def load(self, workers: int | None = None, alone: bool = False) -> list[tuple[int, int]]:
         """Decode every image once, before any long work; return the (width, height) of each.
