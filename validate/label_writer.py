@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from safetensors.torch import save as serialised
@@ -23,7 +25,7 @@ from utils.run.outputs import claim, locked
 from utils.run.progress import progress
 from utils.run.shared_work import SharedWork
 from validate.labels import INDEX, StoredLabels, folder_of, identity, library_versions
-from validate.stream import Stream
+from validate.stream import Step, Stream
 from validate.targets import Teachers
 
 SHARD_BYTES = 64 << 20
@@ -84,13 +86,23 @@ class Writer:
             write_json(folder / INDEX, {"settings": stored.index["settings"], "finished": False})
 
     def _save_shards(self, folder: Path, stream: Stream, work: SharedWork, spans: list[range], kept: int) -> None:
-        label = self.teachers.labeller(stream)
+        label = _largest(self.teachers.labeller(stream), kept, stream.geometry.num_classes)
         images = sum(len(spans[number]) for number in work.missing()) * len(stream.views.folder)
         total = images // distributed.get_world_size()
-        with progress(total=total, desc=f"soft labels seed {stream.seed}", unit="img") as bar, work:
+        taken: deque[int] = deque()  # the next shard before one is done: workers read ahead
+
+        def keys() -> Iterator[tuple]:
             for number in work.take():
+                taken.append(number)
+                yield from stream.keys(spans[number])
+
+        with progress(total=total, desc=f"soft labels seed {stream.seed}", unit="img") as bar, work:
+            steps = stream.drawn(keys(), local=False)
+            for first in steps:
+                number = taken.popleft()
                 path, span = folder / f"{number:05d}.safetensors", spans[number]
-                _save_shard(path, stream, span, _largest(label, kept, stream.geometry.num_classes), bar)
+                others = islice(steps, len(span) * stream.schedule.steps_per_epoch - 1)
+                _save_shard(path, chain([first], others), label, bar)
                 work.save(number, {"file": path.name, "epochs": [span.start, span.stop], "sha256": sha256(path)})
 
     def _finish(self, folder: Path, stream: Stream, work: SharedWork, settings: dict[str, Any]) -> None:
@@ -139,9 +151,9 @@ def _largest(label: Callable, kept: int, num_classes: int) -> Callable:
     return found
 
 
-def _save_shard(path: Path, stream: Stream, epochs: range, label: Callable, bar: tqdm) -> None:
+def _save_shard(path: Path, steps: Iterable[Step], label: Callable, bar: tqdm) -> None:
     orders, views, sizes, mixes, values, classes = [], [], [], [], [], []
-    for step in stream.draw(epochs, local=False):
+    for step in steps:
         found, indices = label(step.images)
         # On the device until all are there: what is fetched is waited for.
         if indices is not None:

@@ -197,32 +197,38 @@ class StoredLabels:
 
         A rank makes the whole batch, because images were mixed with their neighbours, and takes its part of it.
         """
-        for file, epochs, _ in self.shards:
-            first, start = start, max(start - len(epochs) * stream.schedule.steps_per_epoch, 0)
-            if start:
-                continue  # all of this shard was seen
-            yield from self._labelled_shard(stream, self.folder / file, epochs, first)
-
-    def _labelled_shard(self, stream: Stream, path: Path, epochs: range, first: int) -> Labelled:
-        try:
-            tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from None
-        starts = tensors["starts"].long().tolist()
-        order, views = tensors["order"].long(), tensors["views"].long()
-        spans = [slice(*span) for span in zip(starts, starts[1:])][first:]
-
-        def keys() -> Iterator[tuple]:
-            for (name, _), span in zip(stream.keys(epochs, first), spans):
-                yield name, order[span].tolist(), views[span].tolist()
-
-        for step, span in zip(stream.replay(keys(), tensors["mix"][first:]), spans):
-            values = tensors["values"][span].float()
+        for step, (values, classes) in stream.replay(self._recorded(stream, start)):
+            values = values.float()
             if LOSSES[stream.protocol.loss].target == "probabilities":
-                classes = tensors["classes"][span].long() if "classes" in tensors else None
                 values = complete_probabilities(values, classes, stream.geometry.num_classes)
             own = distributed.local_batch(range(len(values)))
             yield step.subset(own), transfer(values[own], stream.runtime.device)
+
+    def _recorded(self, stream: Stream, start: int) -> Iterator[tuple[tuple, torch.Tensor, tuple]]:
+        """The key, the mix, and the values and classes of each batch from `start` on.
+
+        A shard is opened when the first batch of it is asked for.
+        """
+        for file, epochs, _ in self.shards:
+            steps = len(epochs) * stream.schedule.steps_per_epoch
+            if start >= steps:  # all of this shard was seen
+                start -= steps
+                continue
+            tensors = _opened(self.folder / file)
+            starts = tensors["starts"].long().tolist()
+            order, views = tensors["order"].long(), tensors["views"].long()
+            spans = [slice(*span) for span in zip(starts, starts[1:])][start:]
+            for (name, _), span, mix in zip(stream.keys(epochs, start), spans, tensors["mix"][start:]):
+                classes = tensors["classes"][span].long() if "classes" in tensors else None
+                yield (name, order[span].tolist(), views[span].tolist()), mix, (tensors["values"][span], classes)
+            start = 0
+
+
+def _opened(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def complete_probabilities(values: torch.Tensor, classes: torch.Tensor | None, num_classes: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 import torch
 
@@ -77,29 +77,37 @@ class Stream:
 
     def draw(self, epochs: range, start: int = 0, local: bool = True) -> Iterator[Step]:
         """The batches of these epochs, freshly drawn, without the first `start`; `local`: of each this rank's part."""
-        steps = self.schedule.steps_per_epoch
+        return self.drawn(self.keys(epochs, start), local)
+
+    def drawn(self, keys: Iterable[tuple[tuple, list[int]]], local: bool = True) -> Iterator[Step]:
+        """`draw` for these `keys`."""
         own = ("rank", distributed.get_rank()) if local and distributed.get_world_size() > 1 else ()
-        keys = self.keys(epochs, start)
-        batches = self.views.batches(distributed.local_batches(keys) if local else keys)
-        for number, batch in enumerate(batches, start):
+        for batch, (*_, epoch, step) in self._read(((key, key[0]) for key in keys), local):
             images = batch[0]
-            epoch, step = epochs[number // steps], number % steps
             with seeded(self.seed, "mix", epoch, step, *own):
                 mix = augment.draw_mix(self.protocol.mix, len(images), images.shape[-1])
-            yield self._step(batch, mix, (epoch, step, self.schedule.size(number)), local)
+            yield self._step(batch, mix, (epoch, step, self.schedule.size(step)), local)
 
-    def replay(self, keys: Iterable[tuple], mixes: Iterable[torch.Tensor]) -> Iterator[Step]:
-        """The batches of recorded `keys` (stream, order, views), mixed as recorded."""
-        names: deque[tuple] = deque()  # of the batches to come; workers read ahead
+    def replay(self, recorded: Iterable[tuple[tuple, torch.Tensor, Any]]) -> Iterator[tuple[Step, Any]]:
+        """Recorded batches, mixed as recorded: of each (key, mix, more) the step of the key and mix, and `more`.
 
-        def noted() -> Iterator[tuple]:
-            for key in keys:
-                names.append(key[0])
+        A key is (stream, order, views).
+        """
+        asked = ((key, (key[0], mix, more)) for key, mix, more in recorded)
+        for batch, ((*_, epoch, step), mix, more) in self._read(asked, local=False):
+            yield self._step(batch, mix, (epoch, step, len(batch[0])), local=False), more
+
+    def _read(self, asked: Iterable[tuple[tuple, Any]], local: bool) -> Iterator[tuple[tuple[torch.Tensor, ...], Any]]:
+        """The batch of each key, and what stands beside the key."""
+        beside: deque[Any] = deque()  # of the batches to come; workers read ahead
+
+        def keys() -> Iterator[tuple]:
+            for key, more in asked:
+                beside.append(more)
                 yield key
 
-        for batch, mix in zip(self.views.batches(noted()), mixes):
-            *_, epoch, step = names.popleft()
-            yield self._step(batch, mix, (epoch, step, len(batch[0])), local=False)
+        for batch in self.views.batches(distributed.local_batches(keys()) if local else keys()):
+            yield batch, beside.popleft()
 
     def _step(
         self, batch: tuple[torch.Tensor, ...], mix: torch.Tensor, where: tuple[int, int, int], local: bool

@@ -127,7 +127,7 @@ def test_from_a_step_on_and_shown_again_it_is_the_same(folder):
     rest = list(batches.draw(range(4), start=5))
     assert len(rest) == 7 and all(map(same, steps[5:], rest))
     keys = [(name, step.order.tolist(), step.views.tolist()) for (name, _), step in zip(batches.keys(range(4)), steps)]
-    again = list(batches.replay(keys[4:], [step.mix for step in steps[4:]]))
+    again = [step for step, _ in batches.replay((key, step.mix, None) for key, step in list(zip(keys, steps))[4:])]
     assert len(again) == 8 and all(map(same, steps[4:], again))
 
 

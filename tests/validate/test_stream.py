@@ -75,8 +75,8 @@ def test_what_was_drawn_can_be_shown_again(folder):
     batches = stream(folder, **LINE)
     steps = draw(batches)
     keys = [(name, step.order.tolist(), step.views.tolist()) for (name, _), step in zip(batches.keys(range(3)), steps)]
-    again = list(batches.replay(keys, [step.mix for step in steps]))
-    assert len(again) == 9 and all(map(same, steps, again))
+    again, numbers = zip(*batches.replay((key, step.mix, k) for k, (key, step) in enumerate(zip(keys, steps))))
+    assert len(again) == 9 and all(map(same, steps, again)) and numbers == tuple(range(9))
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,8 @@ def _load(source: Dataset, keys: Iterable, workers: int) -> Iterator[Any]:
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.{UserError.__name__}: ")
         ) from None
     except (RuntimeError, OSError) as error:
-        no_room = isinstance(error, OSError) and error.errno == errno.ENOSPC  # for the queues of the workers
+        # For the queues of the workers: where a disk is full, in what gives the keys, the error names a file.
+        no_room = isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None
         if not (no_room or "DataLoader worker" in str(error)):
             raise
         ended = "was killed, mostly for lack of memory or of shared memory (/dev/shm)"

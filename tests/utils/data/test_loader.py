@@ -1,5 +1,6 @@
 """Batches: the counts of a schedule, where it resumes, what each rank takes of it, and batches for tests."""
 
+import errno
 import os
 import pickle
 import signal
@@ -247,6 +248,18 @@ def test_a_batch_that_cannot_be_sent_is_not_waited_for(folder, monkeypatch):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_is_not_taken_for_full_shared_memory(folder, workers):
+    """Keys may come from work that takes pieces in a folder (validate/label_writer.py)."""
+
+    def keys():
+        yield (("x",), [0])
+        raise OSError(errno.ENOSPC, "No space left on device", "labels/.shards")
+
+    with pytest.raises(OSError, match="labels/.shards"):
+        list(AugmentedBatches(folder, lambda image: image, workers).batches(keys()))
 
 
 def test_batches_that_are_kept_hold_no_descriptors(folder):
