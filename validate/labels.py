@@ -26,11 +26,11 @@ from safetensors.torch import load_file
 from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.nets.checkpoints import check_facts
 from utils.nets.teacher import unsaid_in
-from utils.run import distributed
+from utils.run import distributed, many_files
 from utils.run.device import transfer, versions
 from utils.run.errors import UserError
-from utils.run.files import differences, read_json
-from utils.run.hashing import hashed
+from utils.run.files import differences, read_json, sha256
+from utils.run.progress import progress
 from validate.augment import squared
 from validate.protocols import LATER, SQUARED, said
 from validate.stream import Stream
@@ -189,7 +189,12 @@ class StoredLabels:
         """The shards, of all or of its `own`, that are missing or not as they were written."""
         shards = self.shards[own]
         there = [file for file, *_ in shards if (self.folder / file).is_file()]
-        found = dict(zip(there, hashed(self.folder, there, f"checking labels of seed {self.seed}", "shard")))
+        found = {}
+        title = f"checking labels of seed {self.seed}"
+        with progress(total=len(there), desc=title, unit="shard", leave=False, delay=2) as bar:
+            for name, [digest] in zip(there, many_files.each(lambda name: sha256(self.folder / name), there)):
+                found[name] = digest
+                bar.update(1)
         return [self.folder / file for file, _, digest in shards if found.get(file) != digest]
 
     def labelled(self, stream: Stream, start: int = 0) -> Labelled:

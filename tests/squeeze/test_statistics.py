@@ -245,7 +245,6 @@ class Windows(Grouped):
 @pytest.mark.parametrize("name", CLASSES)
 def test_rank_0_alone_decodes_every_image_before_the_pass(place, line, monkeypatch, name):
     monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr("utils.data.image_folder.SLICE", 7)  # a class
     damaged = place.train / name / f"{name}6.png"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     given = line(input_size=INPUT)

@@ -9,9 +9,9 @@ import re
 import shlex
 import unicodedata
 from bisect import bisect_left, bisect_right
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -30,17 +30,18 @@ from utils.data.images import probe, read_rgb, size_of
 from utils.data.manifest import Manifest, require_whole
 from utils.data.names import Names
 from utils.data.tiles import Tile
-from utils.run import distributed
-from utils.run.cpus import available_cpus
+from utils.run import distributed, many_files
+from utils.run.device import release_memory
 from utils.run.errors import UserError, listed
-from utils.run.files import digest
-from utils.run.hashing import hashed
+from utils.run.files import digest, sha256
 from utils.run.progress import progress, say_once
 
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
-SLICE = 512  # images that are decoded between two looks at what was found
 HASHED = 256  # files that a thread hashes at a time
 HASHED_BYTES = 2 << 30  # of images, see identity
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class ImageFolder:
@@ -233,17 +234,11 @@ class ImageFolder:
         return self.fingerprint() if sum(sizes) <= HASHED_BYTES else digest([list(self.paths), self.labels, sizes])
 
     def _bytes_of_files(self) -> list[int]:
-        """Asked for by several threads: a file system on a network answers many at a time."""
-
-        def sizes(start: int) -> list[int]:
-            return [os.path.getsize(self.root / path) for path in self.paths[start : start + HASHED]]
-
-        with ThreadPoolExecutor(available_cpus()) as pool:
-            return [size for found in pool.map(sizes, range(0, len(self.paths), HASHED)) for size in found]
+        return list(chain(*many_files.asked(lambda path: os.path.getsize(self.root / path), self.paths)))
 
     def hashed(self, paths: Sequence[str]) -> Iterator[str]:
         """The SHA-256 of each file, by several threads."""
-        return hashed(self.root, paths, f"hashing {self.role}", "img", HASHED)
+        return self._each(lambda path: sha256(self.root / path), paths, "hashing", at_a_time=HASHED, leave=False)
 
     def load(self, workers: int | None = None, alone: bool = False) -> list[tuple[int, int]]:
         """Decode every image once, before any long work; return the (width, height) of each.
@@ -259,17 +254,22 @@ class ImageFolder:
         decoded = 0
         rank, world_size = (0, 1) if alone else distributed.rank_from_environment()
 
-        def reader(number: int) -> Callable[[Path], Any]:
-            return read_rgb if len(kept) == len(sizes) else probe if number % world_size == rank else size_of
+        def read(index: int) -> Image.Image | tuple[int, int]:
+            path = self.root / self.paths[index]
+            if decoded < IN_MEMORY_BYTES:
+                return read_rgb(path)
+            return probe(path) if index % world_size == rank else size_of(path)
 
-        for found in self._decoded(self.paths, workers, reader):
-            if isinstance(found[0], Image.Image):
-                kept.extend(found)
-                found = [image.size for image in found]
-            sizes.extend(found)
-            decoded += sum(4 * width * height for width, height in found)  # PIL keeps four bytes for an RGB pixel
+        for found in self._each(read, range(len(self.paths)), "reading", workers):
+            if isinstance(found, Image.Image):
+                kept.append(found)
+                found = found.size
+            sizes.append(found)
+            decoded += 4 * found[0] * found[1]  # PIL keeps four bytes for an RGB pixel
             if decoded > IN_MEMORY_BYTES:
                 kept.clear()
+        if not kept:
+            release_memory()  # of as many images as were kept, for a while
         self._kept, self._sizes = kept, sizes
         return sizes
 
@@ -279,21 +279,22 @@ class ImageFolder:
         Raises UserError for the first image that is damaged.
         """
         rank, world_size = distributed.rank_from_environment()
-        for _ in self._decoded(self.paths[rank::world_size], workers, lambda number: probe):
+        for _ in self._each(lambda path: probe(self.root / path), self.paths[rank::world_size], "reading", workers):
             pass
 
-    def _decoded(
-        self, paths: Sequence[str], workers: int | None, reader: Callable[[int], Callable[[Path], Any]]
-    ) -> Iterator[list]:
-        """What `reader(number)` makes of each slice's files. An early error need not wait for all."""
-        # Threads are enough: PIL decodes outside of the interpreter's lock.
-        with (
-            ThreadPoolExecutor(workers or available_cpus()) as pool,
-            progress(total=len(paths), desc=f"reading {self.role}", unit="img", leave=False, delay=2) as bar,
-        ):
-            for number, start in enumerate(range(0, len(paths), SLICE)):
-                found = list(pool.map(reader(number), [self.root / path for path in paths[start : start + SLICE]]))
-                yield found
+    def _each(
+        self,
+        function: Callable[[Item], Found],
+        items: Sequence[Item],
+        what: str,
+        workers: int | None = None,
+        at_a_time: int = 1,
+        **options: Any,
+    ) -> Iterator[Found]:
+        """`function` of each item in their order, by threads, with a bar that says `what` is done."""
+        with progress(total=len(items), desc=f"{what} {self.role}", unit="img", delay=2, **options) as bar:
+            for found in many_files.each(function, items, workers, at_a_time):
+                yield from found
                 bar.update(len(found))
 
     @property

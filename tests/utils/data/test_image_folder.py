@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import unicodedata
 
 import pytest
 
+from conftest import ROOT
 from helpers import gray, noise
 from utils.data.image_folder import ImageFolder
 from utils.run.errors import UserError
@@ -131,10 +134,11 @@ def test_a_bad_image_is_named_before_any_work(tmp_path, monkeypatch, kept, harm)
     bad = tmp_path / "c" / "x.png"
     noise(bad, 0, 64)
     bad.write_bytes(bad.read_bytes()[:-1000] if harm == "cut" else b"I am no image")
-    if not kept:  # A set too large for memory is only checked; 512 good images come before the check.
+    for k in range(50):  # good images come before it
+        os.link(tmp_path / "c" / "fine.png", tmp_path / "c" / f"f{k:03d}.png")
+    (tmp_path / "c" / "z.png").write_bytes(b"bad too, and behind it")
+    if not kept:  # a set too large for memory is only checked
         monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 100)
-        for k in range(512):
-            os.link(tmp_path / "c" / "fine.png", tmp_path / "c" / f"f{k:03d}.png")
     for check in (lambda folder: folder.load(2), lambda folder: folder.check(2)):
         with pytest.raises(UserError) as error:
             check(ImageFolder(tmp_path, "--train-dir"))
@@ -161,7 +165,6 @@ def test_images_are_kept_while_they_fit(tmp_path, monkeypatch):
 
 def test_processes_check_a_part_each_of_a_set_too_large_for_memory_and_know_all_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr("utils.data.image_folder.SLICE", 2)
     monkeypatch.setenv("WORLD_SIZE", "3")
     for number in range(14):
         noise(tmp_path / "c" / f"{number:02d}.png", 0, 30 + number)
@@ -180,6 +183,39 @@ def test_processes_check_a_part_each_of_a_set_too_large_for_memory_and_know_all_
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(UserError, match="08.png"):
             ImageFolder(tmp_path, "--train-dir").load(2, alone=True)
+
+
+READ_LARGE_IMAGES = """
+import resource
+import sys
+
+from utils.data import image_folder
+from utils.run.device import Runtime
+
+
+def megabytes_now():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 1e6
+
+
+Runtime.create("cpu")
+image_folder.IN_MEMORY_BYTES = 100_000_000
+before = megabytes_now()
+image_folder.ImageFolder(sys.argv[1], "--train-dir").load(2)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6 - before, megabytes_now() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory of a process")
+def test_large_images_take_no_more_memory_than_may_be_kept_and_give_it_back(tmp_path):
+    gray(tmp_path / "c" / "000.png", 9, 2000)  # 16 MB once it is decoded
+    for number in range(1, 40):
+        os.link(tmp_path / "c" / "000.png", tmp_path / "c" / f"{number:03d}.png")
+    command = [sys.executable, "-c", READ_LARGE_IMAGES, tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    most, left = map(float, done.stdout.split())
+    assert most < 300, "100 are kept, and no more than a few images are in the threads' hands; all of them are 640"
+    assert left < 50
 
 
 # --- the fingerprint ----------------------------------------------------------------------------------------------

@@ -119,7 +119,6 @@ def test_a_batch_size_that_is_found_gives_the_same(place):
 def test_a_process_among_several_decodes_every_image_before_it_measures(place, monkeypatch, name):
     """They share nothing, so that nobody does a part for another."""
     monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr("utils.data.image_folder.SLICE", 4)  # a class
     monkeypatch.setattr(diversity, "measure", lambda *_: pytest.fail("begun before all images were decoded"))
     damaged = place.init / name / f"{name}3.png"
     damaged.write_bytes(damaged.read_bytes()[:-100])
