@@ -62,8 +62,8 @@ TILES, FEW_TILES, MANY_TILES = "{tiles}", 1, 2
 
 
 def needs(name: str, where: str = "") -> Needs:
-    """What a method needs. `where`: a known data set, the pixels of the input, or an ImageFolder, of whose classes one
-    image each is looked at; small images if nothing says it.
+    """What a method needs. `where`: a known data set, the pixels of the input, or an ImageFolder, some of whose images
+    are looked at; small images if nothing says it.
     """
     found, size, dataset = NEEDS.get(name, Needs()), int(where) if where.isdigit() else SMALL_SIZE, None
     if where in DATASETS:

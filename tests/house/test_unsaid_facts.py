@@ -134,12 +134,13 @@ def sizeless(path):
 
 @pytest.fixture
 def mixed(place):
-    """A train folder with one image of 40 pixels, the least likely of its class, and a selection of the likeliest."""
+    """A train folder with two images of 40 pixels, the least likely of a class, and a selection of the likeliest."""
     sizeless(place.teacher)
     line = dict(criterion="top", ipc=1)
     place.works("ranking", ranking_file=place / "before.csv", output_dir=None, input_size=40, **line)
-    last = (place / "before.csv").read_text().splitlines()[-1].split(",")[0]
-    Image.open(place.train / last).resize((40, 40)).save(place.train / last)
+    for row in (place / "before.csv").read_text().splitlines()[-2:]:
+        path = place.train / row.split(",")[0]
+        Image.open(path).resize((40, 40)).save(path)
     assert "input_size 40 (from the images)" in place.works("ranking", **line)
     assert {Image.open(path).size for path in (place / "selected").glob("*/*.png")} == {(16, 16)}
     place.lines["recover"].update(init_dir=place / "selected", iterations=2)

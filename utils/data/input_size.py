@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Iterable
+from typing import Iterable, Sequence
 
 from utils.data.image_folder import ImageFolder
 from utils.data.manifest import MANIFEST, of_own_images
-from utils.data.sizes import common_size
+from utils.data.sizes import common_size, larger
 from utils.run.errors import UserError
 
 
@@ -33,4 +33,9 @@ def of_images(folder: str, role: str, workers: int | None, others: Iterable[str]
 
     Raises UserError as `said` does, and where an image is damaged. `role` names the folder in messages.
     """
-    return said([folder, *others]) or (common_size(ImageFolder(folder, role).load(workers)), "the images")
+    return said([folder, *others]) or suited(ImageFolder(folder, role).load(workers), "the images")
+
+
+def suited(sizes: Sequence[tuple[int, int]], images: str) -> tuple[int, str]:
+    """What suits images of these (width, height), and who says it: the `images`, and how many of them are larger."""
+    return (size := common_size(sizes)), images + larger(sizes, size)

@@ -15,10 +15,11 @@ from torchvision.models import WeightsEnum
 from utils.data.datasets import IMAGENET_MEAN, IMAGENET_STD, first_known, known
 from utils.data.geometry import Geometry, GeometryFlags, plain
 from utils.data.image_folder import ImageFolder
-from utils.data.sizes import common_size
+from utils.data.sizes import common_size, larger
 from utils.nets import checkpoints, class_order, models, weights
 from utils.run.errors import UserError, first_line, listed
 from utils.run.files import sha256
+from utils.run.progress import say_once
 
 _OF_TEACHER = " of teacher "
 
@@ -126,7 +127,11 @@ def geometry_of_images(given: GeometryFlags, folder: ImageFolder, workers: int |
             f"{folder.role} {folder.root}: has {len(folder.classes)} classes, {given.dataset} has {facts.classes}; "
             "leave out --dataset for a data set of your own"
         )
-    size = given.input_size or (facts.input_size if facts else common_size(folder.load(workers)))
+    size = given.input_size or (facts.input_size if facts else None)
+    if size is None:
+        size = common_size(sizes := folder.load(workers))
+        if others := larger(sizes, size):
+            say_once(f"{folder.role} {folder.root}: inputs of {size} pixels{others}; --input-size gives another size")
     return Geometry(
         input_size=size,
         mean=tuple(given.mean or (facts.mean if facts else IMAGENET_MEAN)),

@@ -194,6 +194,10 @@ def test_sizes_are_known_with_and_without_decoding(tmp_path, suffix):
         ([(65, 65)], 224),
         ([(32, 32), (500, 375)], 224),
         ([(500, 20)], 20),  # its shorter side
+        ([(300, 300)] + 19 * [(32, 32)], 32),  # 95 % are no larger
+        ([(300, 300)] + 18 * [(32, 32)], 224),
+        (5 * [(300, 300)] + 10 * [(48, 64)] + 85 * [(32, 32)], 48),
+        (6 * [(300, 300)] + 94 * [(32, 32)], 224),
     ],
 )
 def test_the_input_size_that_suits_images(sizes, size):

@@ -3,7 +3,9 @@
 import pytest
 
 from benchmarks import estimate
+from conftest import PIXELS
 from helpers import gray
+from recover import needs
 from utils.data.image_folder import ImageFolder
 from utils.data.sizes import common_size, size_at_a_glance
 from utils.run.errors import UserError
@@ -36,6 +38,19 @@ def test_a_file_that_is_not_taken_as_an_image_tells_no_size(small):
     gray(small / "x.png", 9, size=300)
     (small / "x.png").rename(small / "a" / "0.raw")
     assert size_at_a_glance(small) == common_size(ImageFolder(small, "--train-dir").load()) == 32
+
+
+def test_a_few_larger_images_do_not_decide_for_all_and_are_said(place):
+    gray(place.train / "ant" / "0.png", 9, size=300)  # the first of its class, and one of 22
+    said = place.works("squeeze", input_size=None, epochs=1, evaluations=1)
+    assert f"(cifar stem, {PIXELS} px)" in said
+    assert f"--train-dir {place.train}: inputs of {PIXELS} pixels; 1 of 22 is larger; --input-size" in said
+    assert estimate.of_folder(place.train, None, None).size == PIXELS
+    assert "--tiles 1" in needs.needs("rded", str(place.train)).ranking, "as for small images"
+    for number in range(3):
+        gray(place.train / "ant" / f"larger{number}.png", 9, size=300)
+    assert "larger;" not in (said := place.works("squeeze", input_size=None, epochs=1, arch="resnet18", overwrite=True))
+    assert "(imagenet stem, 224 px)" in said
 
 
 def test_a_link_that_leads_back_up_ends(small):
