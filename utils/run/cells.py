@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any, Sequence
 
 from utils.data.formats import is_hidden
-from utils.run import boundary
+from utils.run import boundary, many_files
 from utils.run.cpus import job_cpus
 from utils.run.errors import UserError, listed
 from utils.run.files import digest, make_folder, read_json, sha256, write_json
 from utils.run.shared_work import SharedWork
 
 EXPECTED = (UserError, OSError)
+SILENT = 5  # seconds, after which a line says what takes so long
 OF_RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # a cell's command is no rank of anything
 
 
@@ -311,14 +312,32 @@ def content_of(path: str) -> str | None:
         return sha256(path)
     if not os.path.isdir(path):
         return None
-    found, seen = [], set()
+    paths, seen = [], set()
     for folder, folders, files in os.walk(path, followlinks=True):
         seen.add(os.path.realpath(folder))
         shown = [os.path.join(folder, name) for name in folders if not is_hidden(name)]
         folders[:] = [os.path.basename(path) for path in shown if os.path.realpath(path) not in seen]  # no circles
-        paths = [os.path.join(folder, name) for name in files if not is_hidden(name)]
-        found += [[os.path.relpath(file, path), os.path.getsize(file)] for file in paths if os.path.exists(file)]
-    return digest(sorted(found))
+        paths += [os.path.join(folder, name) for name in files if not is_hidden(name)]
+    sizes = _sizes(path, paths)
+    return digest(sorted([os.path.relpath(file, path), size] for file, size in zip(paths, sizes) if size is not None))
+
+
+def _sizes(folder: str, paths: list[str]) -> list[int | None]:
+    """The bytes of each file in `folder`; None of one that is not there. A line says it where this takes long."""
+    started, said, found = time.monotonic(), False, []
+    for sizes in many_files.asked(_size, paths):
+        found += sizes
+        if not said and time.monotonic() - started > SILENT:
+            print(f"cells: looking for changes in {folder}, {len(found):,} of {len(paths):,} files so far", flush=True)
+            said = True
+    return found
+
+
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
 
 
 def _is_told(error: BaseException | None) -> bool:

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 
 import pytest
 
 from conftest import ROOT
+from utils.run import cells, many_files
 from utils.run.cells import Cells, read
 from utils.run.cpus import job_cpus
 from utils.run.errors import UserError
@@ -113,6 +115,32 @@ def test_inputs_that_changed_are_read_again_by_what_names_them(place):
     assert ran() == everything
     later.write_text("ant")
     assert ran() == ["students"] and ran() == []
+
+
+def test_many_files_of_an_input_are_looked_at_once_by_several_threads_and_it_is_said(place, monkeypatch, capfd):
+    """A file system on a network takes its time for each."""
+    folder, stat, asked = place.root / "train", os.stat, []
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number}.png").write_text("123")
+
+    def slow(path, *args, **options):
+        if str(path).endswith(".png"):
+            time.sleep(0.01)
+            asked.append((str(path), threading.get_ident()))
+        return stat(path, *args, **options)
+
+    monkeypatch.setattr(os, "stat", slow)
+    monkeypatch.setattr(many_files, "ASKED", 5)
+    place.cell("selection", reads=[folder])
+    assert place.run(inputs=[folder]) == 0
+    assert sorted(path for path, _ in asked) == sorted(map(str, folder.iterdir()))
+    assert len({thread for _, thread in asked}) > 4
+    assert "of 60 files" not in capfd.readouterr().out
+    monkeypatch.setattr(cells, "SILENT", 0)
+    assert place.run(inputs=[folder]) == 0 and place.log == []
+    [line] = [line for line in capfd.readouterr().out.splitlines() if str(folder) in line]
+    assert "of 60 files" in line
 
 
 def test_one_that_fails_leaves_the_others_going_on(place, capfd):
