@@ -28,7 +28,7 @@ class Asked:
     @classmethod
     def of(cls, job: Job) -> Asked:
         runtime = job.machine.runtime()
-        [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", job.machine.workers)
+        [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir")
         folder = folder_for(teacher.geometry, job.train_dir, "--train-dir")
         batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)
         images = offered(job, folder, teacher.geometry.input_size)

@@ -128,5 +128,5 @@ class RankingFile:
             )
 
     def _load(self, given: GeometryFlags) -> Teacher:
-        [teacher] = self.job.teacher.load(given, self.job.train_dir, ROLE, self.job.machine.workers)
+        [teacher] = self.job.teacher.load(given, self.job.train_dir, ROLE)
         return teacher

@@ -116,10 +116,10 @@ def output_size(job: Job, folder: ImageFolder, scored: int | None) -> int:
     """
     if size := job.geometry.input_size or scored:
         return size
-    workers, facts = job.machine.workers, known(job.geometry.dataset)
+    facts = known(job.geometry.dataset)
     if job.teacher.teacher_path:
-        return job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)[0].geometry.input_size
-    return facts.input_size if facts else common_size(folder.load(workers))
+        return job.teacher.load(job.geometry, job.train_dir, "--train-dir")[0].geometry.input_size
+    return facts.input_size if facts else common_size(folder.sizes())
 
 
 def say_short_classes(job: Job, chosen: Selection) -> None:

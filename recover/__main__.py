@@ -42,8 +42,8 @@ HARDEST = "min"  # the criterion of ranking that chooses what the teacher gets w
 
 def main() -> None:
     job = parse()
-    runtime, workers = job.machine.runtime(), job.machine.workers
-    teachers = job.teacher.load(job.geometry, job.init_dir, "--init-dir", workers)
+    runtime = job.machine.runtime()
+    teachers = job.teacher.load(job.geometry, job.init_dir, "--init-dir")
     geometry = teachers[0].geometry  # of the pixels that are optimised
     job = job.of_images(dataset_of(job, teachers), geometry.input_size, len(teachers))
     settings = job.settings

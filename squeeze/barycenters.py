@@ -75,7 +75,7 @@ def main() -> None:
     pot()  # for its error, before any work
     check_output(job.output, job.train_dir)
     runtime, workers = job.machine.runtime(), job.machine.workers
-    [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)
+    [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir")
     folder = folder_for(teacher.geometry, job.train_dir, "--train-dir")
     with locked(job.output):
         batch_size = job.machine.batch_size_for(teacher, BATCH_SIZE, job.output, runtime)

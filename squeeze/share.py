@@ -56,7 +56,7 @@ def parse() -> Job:
 
 def main() -> None:
     job = parse()
-    [teacher] = job.teacher.load(job.geometry, None, "", None)  # for its errors: others will load it so
+    [teacher] = job.teacher.load(job.geometry, None, "")  # for its errors: others will load it so
     content = {name: value for name, value in checkpoints.read(job.path).items() if name != "model"}
     texts = {hub.CARD: card(job, teacher, content)}
     names = "".join(f"{name}\n" for name in teacher.geometry.classes or ())

@@ -81,7 +81,7 @@ def main() -> None:
         return
     check_output(job.output, job.train_dir)
     runtime, workers = job.machine.runtime(), job.machine.workers
-    [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir", workers)
+    [teacher] = job.teacher.load(job.geometry, job.train_dir, "--train-dir")
     if not statistics.measurable(teacher.network):
         raise UserError(f"{teacher.arch}: has neither convolutions nor BatchNorms, whose inputs could be measured")
     folder = folder_for(teacher.geometry, job.train_dir, "--train-dir")

@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass, is_dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Callable, Sequence, TypeVar, get_type_hints
 
@@ -105,14 +105,14 @@ class TeacherFlags:
     classes: str | None = None  # the file that gives the order of its classes
 
     def load(
-        self, given: GeometryFlags, images_dir: str | None, role: str, workers: int | None, others: Sequence[str] = ()
+        self, given: GeometryFlags, images_dir: str | None, role: str, others: Sequence[str] = ()
     ) -> list[Teacher]:
         """The teachers. The images in `images_dir`, or its manifest or those in `others`, tell the input size if
         nothing else does.
 
         Raises UserError where they differ in classes or input size, or one of them does not fit.
         """
-        size = partial(input_size.of_images, images_dir, role, workers, others) if images_dir else None
+        size = cache(partial(input_size.of_images, images_dir, role, others)) if images_dir else None
         teachers = []
         for path, arch in self._files():
             teachers.append(load_teacher(arch, path, given, size, self.classes))

@@ -92,7 +92,7 @@ def teachers_of(job: Job, runtime: Runtime, stored: dict[int, StoredLabels]) -> 
     workers = job.machine.workers
     if job.teacher.teacher_path or job.has_soft_labels:
         first = next(iter(job.sets))
-        return Teachers.of(job.teacher.load(job.geometry, first, "--syn-dir", workers, tuple(job.sets)), runtime)
+        return Teachers.of(job.teacher.load(job.geometry, first, "--syn-dir", tuple(job.sets)), runtime)
     return Teachers(geometry_without_teacher(job.sets, job.val_dir, job.geometry, job.classes_by, workers))
 
 

@@ -31,7 +31,7 @@ def geometry_without_teacher(
     else:
         folder = ImageFolder(val_dir, "--val-dir")
     if given.input_size is None and given.dataset is None:
-        size, source = input_size.said(sets) or input_size.suited(folder.load(workers), f"the images in {val_dir}")
+        size, source = input_size.said(sets) or input_size.suited(folder.sizes(), f"the images in {val_dir}")
         print(f"validate: no teacher says the input size; assumed {size} (from {source}); --input-size gives another")
         given = replace(given, input_size=size)
     sets_are_of = known(first_known(given.dataset, *(Manifest.of(path).dataset for path in sets)))

@@ -273,6 +273,14 @@ class ImageFolder:
         self._kept, self._sizes = kept, sizes
         return sizes
 
+    def sizes(self) -> list[tuple[int, int]]:
+        """The (width, height) of each image: by its header alone where not all are decoded by now.
+
+        Raises UserError for the first image whose header cannot be read.
+        """
+        how = "looking at", many_files.WAITING, many_files.ASKED
+        return self._sizes or list(self._each(lambda path: size_of(self.root / path), self.paths, *how))
+
     def check(self, workers: int | None = None) -> None:
         """Decode this rank's part of the images once and keep none: memory does not grow with their number.
 

@@ -28,12 +28,12 @@ def said(folders: Iterable[str]) -> tuple[int, str] | None:
     return size, f"{first}/{MANIFEST}"
 
 
-def of_images(folder: str, role: str, workers: int | None, others: Iterable[str] = ()) -> tuple[int, str]:
+def of_images(folder: str, role: str, others: Iterable[str] = ()) -> tuple[int, str]:
     """What the manifests in `folder` and `others` say, else what suits the images in `folder`; and who says it.
 
-    Raises UserError as `said` does, and where an image is damaged. `role` names the folder in messages.
+    Raises UserError as `said` does, and where an image's header cannot be read. `role` names the folder in messages.
     """
-    return said([folder, *others]) or suited(ImageFolder(folder, role).load(workers), "the images")
+    return said([folder, *others]) or suited(ImageFolder(folder, role).sizes(), "the images")
 
 
 def suited(sizes: Sequence[tuple[int, int]], images: str) -> tuple[int, str]:

@@ -164,7 +164,7 @@ def main() -> None:
     check_output(output)
     for folder in folders:
         folder.load(flags.machine.workers, alone=True)
-    [teacher] = flags.teacher.load(flags.geometry, flags.syn_dir[0], "DIR", flags.machine.workers, flags.syn_dir)
+    [teacher] = flags.teacher.load(flags.geometry, flags.syn_dir[0], "DIR", flags.syn_dir)
     reader = feature_reader(teacher, flags.machine, output)
     with explain_out_of_memory(reader.batch_size):
         rows = [row for pair in zip(flags.method, folders) for row in measure(reader, teacher, *pair)]

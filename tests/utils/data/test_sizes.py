@@ -4,8 +4,9 @@ import pytest
 
 from benchmarks import estimate
 from conftest import PIXELS
-from helpers import gray
+from helpers import gray, noise
 from recover import needs
+from utils.data import image_folder, input_size
 from utils.data.image_folder import ImageFolder
 from utils.data.sizes import common_size, size_at_a_glance
 from utils.run.errors import UserError
@@ -51,6 +52,24 @@ def test_a_few_larger_images_do_not_decide_for_all_and_are_said(place):
         gray(place.train / "ant" / f"larger{number}.png", 9, size=300)
     assert "larger;" not in (said := place.works("squeeze", input_size=None, epochs=1, arch="resnet18", overwrite=True))
     assert "(imagenet stem, 224 px)" in said
+
+
+def test_headers_tell_the_size(small):
+    cut = small / "b" / "cut.png"
+    noise(cut, 0, size=32)
+    cut.write_bytes(cut.read_bytes()[:-1000])  # which the stages find where they decode all
+    assert input_size.of_images(small, "--train-dir") == (32, "the images")
+    cut.write_bytes(b"I am no image")
+    with pytest.raises(UserError, match="b/cut.png: cannot be read"):
+        input_size.of_images(small, "--train-dir")
+
+
+def test_every_image_is_decoded_once_where_nothing_says_the_input_size(place, monkeypatch):
+    read, decoded = image_folder.read_rgb, []
+    monkeypatch.setattr(image_folder, "read_rgb", lambda path: decoded.append(path) or read(path))
+    line = dict(teacher_path=None, student_arch="conv3", protocol="hard")
+    assert f"assumed {PIXELS} (from the images in {place.val})" in place.works("validate", **line)
+    assert sorted(decoded) == sorted([*place.val.glob("*/*.png"), *place.init.glob("*/*.png")])
 
 
 def test_a_link_that_leads_back_up_ends(small):
