@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -128,8 +129,9 @@ def squeeze(job: Job, runtime: Runtime) -> None:
     for images in (folder, test_folder):
         images.require_same()
     with locked(job.output):
-        recipe = replace(job.recipe, batch_size=batch_size(job, folder, test_folder, runtime))
-        settings = settings_of(job, recipe, (folder, test_folder), runtime)
+        digests = digests_of(job, folder, test_folder)
+        recipe = replace(job.recipe, batch_size=batch_size(job, folder, test_folder, digests, runtime))
+        settings = settings_of(job, recipe, digests, runtime)
         distributed.require_same("settings of the run", settings)
         top1 = distributed.by_main(lambda: finished_top1(job, settings))
         if top1 is not None:
@@ -214,7 +216,30 @@ def state_of(job: Job, settings: dict) -> JointState:
     return JointState(beside(job.output, "state"), settings, job.training.save_every)
 
 
-def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime: Runtime) -> int:
+def digests_of(job: Job, *folders: ImageFolder) -> list[str]:
+    """What names the images of each folder in the settings.
+
+    Where the run that is on disk has another digest there, as earlier versions read all bytes of whatever size, that
+    of the bytes counts as well.
+    """
+
+    def recorded() -> list[str]:
+        found = [state_of(job, {}).recorded]
+        for path in (job.output, job.best, *map(job.kept, job.keep_epochs)):
+            with contextlib.suppress(UserError, OSError):  # said where it is looked at for what it is
+                found.append(checkpoints.read(path).get("settings"))
+        of_runs = [settings for settings in found if isinstance(settings, dict)]
+        return [settings[name] for settings in of_runs for name in ("images", "test_images") if name in settings]
+
+    known, found = distributed.by_main(recorded), []
+    for folder in folders:
+        own = folder.identity()
+        is_of_bytes = bool(known) and own not in known and folder.fingerprint() in known
+        found.append(folder.fingerprint() if is_of_bytes else own)
+    return found
+
+
+def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, digests: list[str], runtime: Runtime) -> int:
     """As asked, or the largest that fits."""
 
     def trial(images: int) -> None:
@@ -229,23 +254,20 @@ def batch_size(job: Job, folder: ImageFolder, test_folder: ImageFolder, runtime:
 
     if job.machine.finds_batch_size:
         work = {**plain(job.geometry), **runtime.kind, "arch": job.arch}
-        work["images"] = [folder.fingerprint(), test_folder.fingerprint()]
+        work["images"] = digests
         return find_batch_size(BATCH_SIZE, 2, job.output, trial, **work)
     return job.machine.batch_size or BATCH_SIZE
 
 
-def settings_of(job: Job, recipe: Recipe, folders: tuple[ImageFolder, ImageFolder], runtime: Runtime) -> dict:
-    """What identifies the run: a checkpoint of other settings is another run's.
-
-    The bytes of all images are read for it, far fewer times than the training reads them.
-    """
-    folder, test_folder = folders
+def settings_of(job: Job, recipe: Recipe, digests: list[str], runtime: Runtime) -> dict:
+    """What identifies the run: a checkpoint of other settings is another run's. `digests`: see digests_of."""
+    images, test_images = digests
     settings = {
         **asdict(recipe),
         **plain(job.geometry),
         "arch": job.arch,
-        "images": folder.fingerprint(),
-        "test_images": test_folder.fingerprint(),
+        "images": images,
+        "test_images": test_images,
         **runtime.identity,
     }
     if job.training.sync_bn:

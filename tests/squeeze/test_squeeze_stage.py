@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 
 from conftest import CLASSES, INPUT, MEAN, PIXELS, STD, Place, snapshot
-from helpers import CPU
+from helpers import CPU, Interrupted
 from plain_teacher import logits
 from refusals import refused
+from utils.data import image_folder
 from utils.data.image_folder import ImageFolder
 from utils.data.loader import EvalBatches
 from utils.fit.evaluate import accuracy
 from utils.nets.teacher import load_teacher
+from utils.run.resume import State
 from validate.report import collect, origins
 
 
@@ -161,6 +163,48 @@ def test_images_that_were_replaced_in_place_are_other_images(place, folder, name
     assert named in refused(place, "squeeze", place / "squeezed.pth", "--overwrite", epochs=1).replace("(", " ")
     place.works("squeeze", epochs=1, overwrite=True)
     assert "complete" in place.works("squeeze", epochs=1)
+
+
+@pytest.fixture
+def limited(monkeypatch):
+    """A function: from now on images are too many to read them all at each start."""
+    return lambda: monkeypatch.setattr(image_folder, "HASHED_BYTES", 1000)
+
+
+def test_many_images_are_not_read_to_see_that_a_teacher_is_complete(place, limited, monkeypatch):
+    limited()
+    place.works("squeeze", epochs=1)
+    monkeypatch.setattr(ImageFolder, "hashed", lambda *_: pytest.fail("read all images"))
+    assert "complete" in place.works("squeeze", epochs=1)
+    path = sorted(place.train.glob("*/*.png"))[0]
+    path.write_bytes(path.read_bytes() + b"more")
+    monkeypatch.undo()
+    limited()
+    refused(place, "squeeze", "(images: ", "--overwrite", epochs=1)
+
+
+def test_a_teacher_of_many_images_whose_bytes_an_earlier_version_read_is_complete(place, limited):
+    place.works("squeeze", epochs=1)
+    limited()
+    assert "complete" in place.works("squeeze", epochs=1)
+    path = sorted(place.val.glob("*/*.png"))[0]
+    path.write_bytes(path.read_bytes() + b"more")
+    refused(place, "squeeze", "test_images: ", "--overwrite", epochs=1)
+
+
+def test_an_interrupted_training_of_many_images_whose_bytes_an_earlier_version_read_goes_on(
+    place, limited, monkeypatch
+):
+    def interrupted(state, content):
+        state.save(content())
+        raise Interrupted
+
+    with monkeypatch.context() as patched:
+        patched.setattr(State, "save_if_due", interrupted)
+        with pytest.raises(Interrupted):
+            place.run("squeeze", epochs=2)
+    limited()
+    place.works("squeeze", epochs=2)
 
 
 def test_another_test_folder_is_another_run_and_a_copy_of_it_is_not(place):

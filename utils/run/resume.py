@@ -33,6 +33,12 @@ class State:
         """That the work took so far, in all processes that worked on it."""
         return self.seconds_before + time.monotonic() - self.started
 
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings of the work that was interrupted here, this or other work; empty where nothing says them."""
+        payload = self._payload()
+        return _unpacked(payload).get("settings", {}) if payload else {}
+
     def require_own(self) -> None:
         """Raises UserError where other work was interrupted here: it could not be resumed once this one is saved.
 
