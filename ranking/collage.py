@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from utils.data.images import read_rgb, save_image, to_batch
 from utils.data.tiles import Tile, cut, edges
-from utils.run.cpus import available_cpus
+from utils.run import many_files
 from utils.run.files import sha256, shortened
 from utils.run.progress import progress
 
@@ -51,12 +50,9 @@ class Collages:
                 save_image(target, self.compose(wanted[path]))
             return anew, sha256(target), tiles
 
-        with (
-            ThreadPoolExecutor(available_cpus()) as pool,
-            progress(total=len(wanted), desc="collages", unit="img", delay=2) as bar,
-        ):
+        with progress(total=len(wanted), desc="collages", unit="img", delay=2) as bar:
             written, digests, sources = 0, {}, {}
-            for path, (anew, found, tiles) in zip(wanted, pool.map(write, wanted)):
+            for path, [(anew, found, tiles)] in zip(wanted, many_files.each(write, list(wanted))):
                 written += anew
                 digests[path], sources[path] = found, tiles
                 bar.update(1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Callable
 
 import pandas as pd
@@ -16,7 +16,7 @@ from utils.data.image_folder import ImageFolder
 from utils.data.images import resize_for_test, size_of
 from utils.data.loader import Resize
 from utils.data.tiles import Box, Tile, cut
-from utils.run.cpus import available_cpus
+from utils.run import many_files
 from utils.run.seeds import generator, seeded
 
 SCALE = (0.08, 1.0)  # share of the image in a crop, as torchvision's default, which RDED's code takes
@@ -85,8 +85,7 @@ class Crops:
     def boxes(self, label: int) -> list[Box]:
         """Where each crop of a class lies in its image. Raises UserError for a file that is no image."""
         paths = self.folder.of_class(label)
-        with ThreadPoolExecutor(available_cpus()) as pool:
-            sizes = list(pool.map(size_of, [self.root / path for path in paths]))
+        sizes = chain(*many_files.each(size_of, [self.root / path for path in paths]))
         return [box for path, size in zip(paths, sizes) for box in self._draw(path, size)]
 
     def _draw(self, path: str, size: tuple[int, int]) -> list[Box]:

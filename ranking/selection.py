@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from utils.data.image_folder import ImageFolder
 from utils.data.manifest import MANIFEST, Manifest, seconds
 from utils.data.sizes import common_size
 from utils.data.tiles import Tile, is_box
-from utils.run import files
-from utils.run.cpus import available_cpus
+from utils.run import files, many_files
 from utils.run.errors import UserError, listed
 from utils.run.files import flush_folder, sha256, shortened, write_json
 from utils.run.outputs import claim
@@ -207,12 +205,9 @@ def copy(chosen: dict[str, list[str]], train_dir: Path, output_dir: Path) -> tup
     def write(path: str) -> tuple[bool, str]:
         return files.copy(sources[path], output_dir / path), sha256(output_dir / path)
 
-    with (
-        ThreadPoolExecutor(available_cpus()) as pool,  # a file system on a network answers many at a time
-        progress(total=len(sources), desc="copying", unit="img", delay=2) as bar,
-    ):
+    with progress(total=len(sources), desc="copying", unit="img", delay=2) as bar:
         copied, digests = 0, {}
-        for path, (anew, found) in zip(sources, pool.map(write, sources)):
+        for path, [(anew, found)] in zip(sources, many_files.each(write, list(sources))):
             copied += anew
             digests[path] = found
             bar.update(1)
