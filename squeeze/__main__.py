@@ -234,8 +234,9 @@ def digests_of(job: Job, *folders: ImageFolder) -> list[str]:
     known, found = distributed.by_main(recorded), []
     for folder in folders:
         own = folder.identity()
-        is_of_bytes = bool(known) and own not in known and folder.fingerprint() in known
-        found.append(folder.fingerprint() if is_of_bytes else own)
+        # All ranks read the bytes together, or none does: one that sees other files is told so by `require_same`.
+        is_other = distributed.by_main(lambda: bool(known) and own not in known)
+        found.append(folder.fingerprint() if is_other and folder.fingerprint() in known else own)
     return found
 
 
