@@ -11,6 +11,7 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from itertools import chain
 from pathlib import Path
+from threading import Lock
 from typing import Any, Callable, Iterator, Mapping, Sequence, TypeVar
 
 import numpy as np
@@ -37,6 +38,7 @@ from utils.run.files import digest, sha256
 from utils.run.progress import progress, say_once
 
 IN_MEMORY_BYTES = 2 << 30  # decoded images up to this size are kept; larger sets are read again each epoch
+READ = 4  # images that a thread reads at a time
 HASHED = 256  # files that a thread hashes at a time
 HASHED_BYTES = 2 << 30  # of images, see identity
 
@@ -251,22 +253,25 @@ class ImageFolder:
             return self._sizes
         kept: list[Image.Image] = []
         sizes: list[tuple[int, int]] = []
-        decoded = 0
+        decoded, lock = 0, Lock()  # bytes, counted by the threads: they may be some images ahead
         rank, world_size = (0, 1) if alone else distributed.rank_from_environment()
 
         def read(index: int) -> Image.Image | tuple[int, int]:
+            nonlocal decoded
             path = self.root / self.paths[index]
-            if decoded < IN_MEMORY_BYTES:
-                return read_rgb(path)
-            return probe(path) if index % world_size == rank else size_of(path)
+            if decoded >= IN_MEMORY_BYTES:
+                return probe(path) if index % world_size == rank else size_of(path)
+            image = read_rgb(path)
+            with lock:
+                decoded += 4 * image.width * image.height  # PIL keeps four bytes for an RGB pixel
+            return image
 
         for found in self._each(read, range(len(self.paths)), "reading", workers):
             if isinstance(found, Image.Image):
                 kept.append(found)
                 found = found.size
             sizes.append(found)
-            decoded += 4 * found[0] * found[1]  # PIL keeps four bytes for an RGB pixel
-            if decoded > IN_MEMORY_BYTES:
+            if decoded > IN_MEMORY_BYTES or len(kept) < len(sizes):
                 kept.clear()
         if not kept:
             release_memory()  # of as many images as were kept, for a while
@@ -296,7 +301,7 @@ class ImageFolder:
         items: Sequence[Item],
         what: str,
         workers: int | None = None,
-        at_a_time: int = 1,
+        at_a_time: int = READ,
         **options: Any,
     ) -> Iterator[Found]:
         """`function` of each item in their order, by threads, with a bar that says `what` is done."""

@@ -154,13 +154,14 @@ def test_images_are_kept_while_they_fit(tmp_path, monkeypatch):
     assert folder.read(1).size == (10, 10), "from memory"
     assert folder.load() == [(10, 10)] * 3, "and not decoded again"
 
-    monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", 2 * 4 * 100 - 1)  # less than two such images take
-    smaller = ImageFolder(tmp_path, "--train-dir")
-    smaller.load()
-    assert not smaller.in_memory
+    noise(tmp_path / "c" / "1.png", 1, 10)
+    for limit in (2 * 4 * 100, 2 * 4 * 100 - 1):  # what two such images take, and less
+        monkeypatch.setattr("utils.data.image_folder.IN_MEMORY_BYTES", limit)
+        smaller = ImageFolder(tmp_path, "--train-dir")
+        assert smaller.load(1) == [(10, 10)] * 3 and not smaller.in_memory
     (tmp_path / "c" / "2.png").unlink()
     with pytest.raises(UserError, match="2.png"):
-        smaller.read(1)
+        smaller.read(2)
 
 
 def test_processes_check_a_part_each_of_a_set_too_large_for_memory_and_know_all_sizes(tmp_path, monkeypatch):
