@@ -220,7 +220,7 @@ def test_ranks_share_the_checking_of_stored_labels(place, monkeypatch):
         hashed = [sorted((notes / f"rank{rank}").read_text().split()) for rank in (0, 1)]
         assert hashed == [["00000.safetensors", "00002.safetensors"], ["00001.safetensors"]]
     [told] = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert "seed0/00001.safetensors: missing or damaged" in told and not list(notes.glob("results*"))
+    assert "seed0/00001.safetensors: missing or damaged" in told and not list(notes.rglob("*.json"))
 
 
 # --- killed, stopped and resumed -------------------------------------------------------------------------------------
