@@ -240,7 +240,7 @@ class ImageFolder:
 
     def hashed(self, paths: Sequence[str]) -> Iterator[str]:
         """The SHA-256 of each file, by several threads."""
-        return self._each(lambda path: sha256(self.root / path), paths, "hashing", at_a_time=HASHED, leave=False)
+        return self._each(lambda path: sha256(self.root / path), paths, "hashing", at_a_time=HASHED)
 
     def load(self, workers: int | None = None, alone: bool = False) -> list[tuple[int, int]]:
         """Decode every image once, before any long work; return the (width, height) of each.
@@ -302,10 +302,9 @@ class ImageFolder:
         what: str,
         workers: int | None = None,
         at_a_time: int = READ,
-        **options: Any,
     ) -> Iterator[Found]:
         """`function` of each item in their order, by threads, with a bar that says `what` is done."""
-        with progress(total=len(items), desc=f"{what} {self.role}", unit="img", delay=2, **options) as bar:
+        with progress(total=len(items), desc=f"{what} {self.role}", unit="img", leave=False, delay=2) as bar:
             for found in many_files.each(function, items, workers, at_a_time):
                 yield from found
                 bar.update(len(found))

@@ -61,7 +61,7 @@ def process_group(device: torch.device, wait: float = waiting.MINUTES) -> Iterat
         limit = waiting.limit(wait)
         store, *_ = next(dist.rendezvous("env://", timeout=limit))
         store.set_timeout(limit)
-        _require_one_connection(store, "NCCL" if nccl else "Gloo")
+        _require_one_connection(store, rank, world_size, "NCCL" if nccl else "Gloo")
         # Decisions about saving and stopping travel between the CPUs, so that no GPU is waited for.
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if nccl else "gloo",
@@ -78,9 +78,8 @@ def process_group(device: torch.device, wait: float = waiting.MINUTES) -> Iterat
     dist.destroy_process_group()
 
 
-def _require_one_connection(store: dist.Store, own: str) -> None:
+def _require_one_connection(store: dist.Store, rank: int, world_size: int, own: str) -> None:
     """Raises UserError where ranks would be connected otherwise than this one: they would wait for each other."""
-    rank, world_size = rank_from_environment()
     store.set(f"connection of {rank}", own)
     for other in range(world_size):
         if (found := store.get(f"connection of {other}").decode()) != own:
